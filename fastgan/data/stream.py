@@ -1,0 +1,121 @@
+"""Batches of a data set that does not fit in memory, read ahead by worker processes."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import DataError
+from .items import generators_kept, seed_generators
+
+# (numbers of the images, a seed for each or None)
+Key = tuple[list[int], list[int] | None]
+
+_PREFETCH = 2
+# Seconds a worker goes on after SIGTERM
+_GRACE = 15
+
+
+class _Fetch(Dataset):
+    """Reads a whole batch for one key, so the DataLoader needs no batching of its own."""
+
+    def __init__(self, items: Any):
+        self._items = items
+
+    def __getitem__(self, key: Key) -> Tensor | str:
+        indices, seeds = key
+        try:
+            if seeds is None:
+                return torch.stack([self._items[i] for i in indices])
+            images = []
+            with generators_kept():
+                for index, seed in zip(indices, seeds, strict=True):
+                    seed_generators(seed)
+                    images.append(self._items[index])
+            return torch.stack(images)
+        except DataError as error:
+            # raised here, it would reach the user inside a worker's traceback; as text it crosses
+            # unharmed
+            return str(error)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _outlive_signals(_: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the trainer finishes its
+    # step and saves, for which it still needs batches. A worker normally ends when the loader says
+    # so or the parent is gone; after SIGTERM it also ends by itself, so that nothing waits for it
+    # in vain
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+
+
+# At exit, multiprocessing terminates workers that still run and waits for them. Exit handlers run
+# in the reverse of their order, so this one, registered after that of multiprocessing (which torch
+# imports), lets the loaders end their workers before
+_streams: weakref.WeakSet[Iterator[Tensor]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for open_stream in list(_streams):
+        open_stream.close()
+
+
+def workers_for(items: Any, batch_bytes: int) -> int:
+    """Worker processes by default: half the processors, at most 8, as /dev/shm has room."""
+    if not items.fork_safe:
+        return 0
+    count = max(1, min(8, (os.cpu_count() or 1) // 2))
+    try:
+        room = shutil.disk_usage("/dev/shm").free // 2
+    except OSError:
+        return count
+    # batches cross in shared memory, and a container's 64 MB overflow into a bus error
+    return min(count, room // max(1, (_PREFETCH + 1) * batch_bytes))
+
+
+def read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[Tensor]:
+    """The batches [b, C, H, W] for keys, in their order; DataError if an image cannot be read."""
+    batches = _read(items, keys, workers, pin)
+    _streams.add(batches)
+    return batches
+
+
+def _read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[Tensor]:
+    options: dict[str, Any] = {}
+    if workers > 0:
+        options = {"prefetch_factor": _PREFETCH, "worker_init_fn": _outlive_signals}
+        if sys.platform == "linux":
+            # the other start methods need a picklable data set and a __main__ guard in the user's
+            # script
+            options["multiprocessing_context"] = "fork"
+    loader = DataLoader(
+        _Fetch(items),
+        batch_size=None,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=pin,
+        # without one of its own, the loader would draw from torch's global generator
+        generator=torch.Generator(),
+        **options,
+    )
+    for batch in loader:
+        if isinstance(batch, str):
+            raise DataError(batch)
+        yield batch
