@@ -28,6 +28,22 @@ ARCHS = "8.0;9.0;10.0+PTX"
 if CHOICE not in CHOICES:
     sys.exit(f"FASTGAN_BUILD={CHOICE!r} is not a choice; set it to one of {', '.join(CHOICES)}")
 
+
+def find_cuda() -> None:
+    """Names the CUDA toolkit to torch, which otherwise takes the folder above any nvcc on the PATH.
+
+    That folder need not be a toolkit: the nvcc on the PATH may be a link or a wrapper.
+    """
+    nvcc = shutil.which("nvcc")
+    on_path = [Path(nvcc).resolve(), Path(nvcc)] if nvcc else []
+    homes = [*(program.parents[1] for program in on_path), Path("/usr/local/cuda")]
+    for home in homes:
+        if Path(home, "bin", "nvcc").exists() and Path(home, "include", "cuda_runtime.h").exists():
+            os.environ.setdefault("CUDA_HOME", str(home))
+            return
+
+
+find_cuda()
 try:
     import torch
     from torch.utils import cpp_extension
@@ -47,7 +63,7 @@ def why_no_cpu() -> str | None:
     compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     if not shutil.which(compiler.split()[0]):
         name = compiler.split()[0]
-        return f"no C++ compiler ({name} is not on the PATH; install g++ 11, clang 14 or newer)"
+        return f"no C++ compiler ({name} is not on the PATH; install g++ 12, clang 14 or newer)"
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.cpp")
         probe.write_text("#include <Python.h>\n#include <concepts>\nint main() { return 0; }\n")
@@ -87,6 +103,8 @@ def why_no_cuda() -> str | None:
     release = version.partition("release ")[2].partition(",")[0]
     if not release:
         return f"{nvcc} does not run"
+    if not Path(cpp_extension.CUDA_HOME, "include", "cuda_runtime.h").exists():
+        return f"{cpp_extension.CUDA_HOME} has nvcc but no headers (include/cuda_runtime.h)"
     if release.split(".")[0] != torch.version.cuda.split(".")[0]:
         return (
             f"nvcc is CUDA {release} but torch was built with CUDA {torch.version.cuda}; "

@@ -1,0 +1,190 @@
+"""Time fastgan's engines against the best programs for the same job: python benchmarks/bench.py.
+
+See benchmarks/README.md for what is compared, how, and how to read the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shlex
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Found however this file was reached: run, imported by a test, or by `fastgan bench`.
+for place in (HERE.parent, HERE):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+import harness  # noqa: E402
+import machine  # noqa: E402
+import plans  # noqa: E402
+import report  # noqa: E402
+from peers import CATALOGUE, select  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark. Returns 0, or 1 if a peer failed or its losses were not finite."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.list:
+        print(_catalogue())
+        return 0
+    try:
+        chosen = _plans(options)
+        entries = select(options.peers, grid=options.grid)
+    except ValueError as error:
+        parser.error(str(error))
+    threads = options.threads or len(machine.usable_cpus())
+    if not 1 <= threads <= len(machine.usable_cpus()):
+        parser.error(f"--threads {threads}: this process may use {len(machine.usable_cpus())} cpus")
+    if options.seconds is not None and options.seconds <= 0:
+        parser.error(f"--seconds {options.seconds}: expected a positive number")
+    if options.picture and not _only_races(options):
+        parser.error(
+            "--picture draws races; it does not go with --overhead, --contended, --profile"
+        )
+    if options.picture:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--picture needs matplotlib: pip install matplotlib")
+
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    topic = _topic(options)
+    command = shlex.join(["bench.py", *(sys.argv[1:] if argv is None else argv)])
+    record = {"schema": 1, "topic": topic, "command": command, "machine": machine.facts(threads)}
+    record["peers"] = {
+        entry.name: {"precision": entry.precision, "about": entry.about} for entry in entries
+    }
+    record["before"] = harness.surroundings()
+    with harness.Field(entries, threads, inline=options.inline, say=say) as field:
+        for number, plan in enumerate(chosen, 1):
+            say(f"{plan.title} ({number} of {len(chosen)})")
+            if _only_races(options):
+                results = field.race(plan, options.seconds or (2.0 if options.grid else 4.0))
+                _add(record, "races", plan, results)
+                record["races"][-1]["ratios"] = harness.ratios(results, entries)
+            if options.overhead:
+                _add(record, "overhead", plan, field.overhead(plan))
+            if options.contended:
+                _add(record, "contended", plan, field.contended(plan))
+            if options.profile:
+                _add(record, "profile", plan, field.profile(plan))
+    record["after"] = harness.surroundings()
+
+    print(json.dumps(record) if options.json else report.render(record), flush=True)
+    if not options.no_record:
+        say(f"recorded in {report.save(record, Path(options.out), topic)}")
+    if options.picture:
+        report.picture(record, Path(options.picture))
+        say(f"drawn in {options.picture}")
+    failed = [
+        name
+        for race in record.get("races", [])
+        for name, result in race["results"].items()
+        if "error" in result or result.get("missing", "").startswith(("failed", "its process"))
+    ]
+    return 1 if failed else 0
+
+
+def _add(record: dict, key: str, plan: plans.Plan, results: dict) -> None:
+    record.setdefault(key, []).append({"plan": plan.to_json(), "results": results})
+
+
+def _only_races(options) -> bool:
+    return not (options.overhead or options.contended or options.profile)
+
+
+def _plans(options) -> list[plans.Plan]:
+    try:
+        batches = tuple(int(word) for word in options.batch.split(","))
+    except ValueError:
+        raise ValueError(f"--batch {options.batch!r}: expected numbers like 64,256") from None
+    chosen = [plans.Plan.parse(text) for text in options.plan or []]
+    if options.grid:
+        chosen += plans.GRID
+    return chosen or plans.pair(batches)
+
+
+def _topic(options) -> str:
+    if not _only_races(options):
+        kinds = [k for k in ("overhead", "contended", "profile") if getattr(options, k)]
+        return " and ".join(kinds)
+    return "grid" if options.grid else "plans" if options.plan else "pair"
+
+
+def _catalogue() -> str:
+    rows = [[e.name, f"peers/{e.file}.py", e.precision, e.about] for e in CATALOGUE.values()]
+    listed = [[p.title, report._describe(p.to_json())] for p in plans.pair() + plans.GRID]
+    return "\n\n".join(
+        [
+            report.table(["peer", "file", "precision", "what it is"], rows, numbers=4),
+            report.table(["plan", "networks"], listed, numbers=2),
+        ]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench.py",
+        description="Time fastgan's engines and their peers in turns, and record the result.",
+    )
+    what = parser.add_argument_group("what to time")
+    what.add_argument(
+        "--batch",
+        default="64,256",
+        help="batch sizes of the reference pair (default %(default)s)",
+    )
+    what.add_argument("--grid", action="store_true", help=f"{len(plans.GRID)} other plans instead")
+    what.add_argument(
+        "--plan",
+        action="append",
+        metavar="KEY=VALUE,...",
+        help="a plan of your own (repeatable), such as "
+        "hidden=512,depth=3,image=3x32x32,batchnorm=g,dropout=0.3,latent=128,batch=128",
+    )
+    what.add_argument(
+        "--peers",
+        help="names or files of peers, comma-separated (see --list); default all, and with --grid "
+        "all that could be the best",
+    )
+    what.add_argument("--list", action="store_true", help="list peers and plans, and stop")
+    how = parser.add_argument_group("how")
+    how.add_argument("--threads", type=int, help="cores for every peer (default: all)")
+    how.add_argument(
+        "--seconds",
+        type=float,
+        help="timed seconds for each peer and plan (default 4; 2 with --grid)",
+    )
+    how.add_argument(
+        "--inline",
+        action="store_true",
+        help="all peers in this process, for debugging: their thread pools disturb each other",
+    )
+    other = parser.add_argument_group("other questions, instead of the race")
+    other.add_argument(
+        "--overhead", action="store_true", help="cost of a call: run(1) against run(1000)/1000"
+    )
+    other.add_argument(
+        "--contended", action="store_true", help="slowdown while another process burns a core"
+    )
+    other.add_argument(
+        "--profile", action="store_true", help="phases of a step, where the engine knows them"
+    )
+    where = parser.add_argument_group("where to")
+    where.add_argument(
+        "--out",
+        default=str(HERE / "records"),
+        help="folder of records (default benchmarks/records)",
+    )
+    where.add_argument("--no-record", action="store_true", help="write no record")
+    where.add_argument("--json", action="store_true", help="print the record instead of tables")
+    where.add_argument("--picture", metavar="PNG", help="draw the race as bars")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

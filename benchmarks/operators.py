@@ -1,0 +1,276 @@
+"""fastgan's operators against torch's own, on the shapes of a GAN's layers.
+
+    python benchmarks/operators.py            # the whole grid, 1 and 2 threads: about 6 minutes
+    python benchmarks/operators.py --quick    # a corner of it: does everything still run?
+
+`linear_leaky_relu`, forward and backward in eager, stands beside F.leaky_relu(F.linear(...)); the
+losses, Adam and the random draws beside what a torch program would call. Both sides run in one
+process in short turns, in alternating order, so that whatever else the machine does falls on both.
+A cell's figure is the median over the turns of the ratio of the two; below 1 fastgan is faster. A
+cell counts as slower if three quarters of its turns and the best of all its calls say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import machine
+import report
+import torch
+import torch.nn.functional as F
+
+from fastgan import ops, optim, random
+
+BATCHES = (1, 4, 16, 64, 256, 1024)
+WIDTHS = (64, 256, 1024, 4096)
+THREADS = (1, 2)
+SLOPE = 0.2
+
+Call = Callable[[], object]
+
+
+def seconds(call: Call, times: int) -> float:
+    """The time of one call, over `times` of them."""
+    begin = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - begin) / times
+
+
+def race(ours: Call, theirs: Call, turns: int, turn_seconds: float) -> dict:
+    """Both in turns of about `turn_seconds` a side, or of two calls if that is longer.
+
+    A turn runs ours, theirs, theirs, ours, the next one the other way round: a drift, and whatever
+    it costs to be first, falls on both.
+    """
+    for call in (ours, theirs):  # allocators, thread pools and caches
+        call()
+        call()
+    times = max(1, int(turn_seconds / 2 / max(seconds(theirs, 3), 1e-9)))
+    mine: list[float] = []
+    torchs: list[float] = []
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(turns):
+            first, second = (ours, theirs) if turn % 2 else (theirs, ours)
+            a1, b1 = seconds(first, times), seconds(second, times)
+            b2, a2 = seconds(second, times), seconds(first, times)
+            outer, inner = (a1, a2), (b1, b2)
+            mine.append(outer if turn % 2 else inner)
+            torchs.append(inner if turn % 2 else outer)
+    finally:
+        gc.enable()
+    ratios = [sum(a) / sum(b) for a, b in zip(mine, torchs, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    best = [min(min(pair) for pair in side) for side in (mine, torchs)]
+    return {
+        "ours_us": round(statistics.median(sum(a) / 2 for a in mine) * 1e6, 2),
+        "torch_us": round(statistics.median(sum(b) / 2 for b in torchs) * 1e6, 2),
+        "ratio": round(middle, 4),
+        "ratio_quartiles": [round(low, 4), round(high, 4)],
+        "ratio_of_best": round(best[0] / best[1], 4),
+        "turns": turns,
+        "calls_a_turn": 2 * times,
+    }
+
+
+def forward_and_backward(layer, x, weight, bias, grad) -> Call:
+    def call():
+        return torch.autograd.grad(layer(x, weight, bias), (x, weight, bias), grad)
+
+    return call
+
+
+def linear_cell(batch: int, features: int, out: int, dtype: torch.dtype, pace: dict) -> dict:
+    torch.manual_seed(0)
+    x, weight, bias = (
+        torch.randn(size, dtype=dtype, requires_grad=True)
+        for size in ((batch, features), (out, features), (out,))
+    )
+    grad = torch.randn(batch, out, dtype=dtype)
+
+    def ours(x, weight, bias):
+        return ops.linear_leaky_relu(x, weight, bias, SLOPE)
+
+    def theirs(x, weight, bias):
+        return F.leaky_relu(F.linear(x, weight, bias), SLOPE)
+
+    sides = [forward_and_backward(layer, x, weight, bias, grad) for layer in (ours, theirs)]
+    return race(*sides, **pace)
+
+
+def other_cells() -> dict[str, tuple[Call, Call]]:
+    """The operators that are not products, beside what a torch program would call."""
+    torch.manual_seed(0)
+    real, fake = (torch.randn(64, 1, requires_grad=True) for _ in range(2))
+    ones, zeros = torch.ones(64, 1), torch.zeros(64, 1)
+    bce = F.binary_cross_entropy_with_logits
+
+    def our_loss():
+        return torch.autograd.grad(ops.discriminator_loss(real, fake), (real, fake))
+
+    def their_loss():
+        return torch.autograd.grad(bce(real, ones) + bce(fake, zeros), (real, fake))
+
+    def our_generator_loss():
+        return torch.autograd.grad(ops.generator_loss(fake), fake)
+
+    def their_generator_loss():
+        return torch.autograd.grad(bce(fake, ones), fake)
+
+    def adam(cls, **options):
+        # The discriminator of the reference pair.
+        shapes = [(256, 784), (256,), (1, 256), (1,)]
+        parameters = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        for p in parameters:
+            p.grad = torch.randn_like(p)
+        return cls(parameters, lr=2e-4, betas=(0.5, 0.999), **options).step
+
+    return {
+        "discriminator_loss, batch 64": (our_loss, their_loss),
+        "generator_loss, batch 64": (our_generator_loss, their_generator_loss),
+        "Adam, 201k parameters; torch's default": (adam(optim.Adam), adam(torch.optim.Adam)),
+        "Adam, 201k parameters; torch's fused": (
+            adam(optim.Adam),
+            adam(torch.optim.Adam, fused=True),
+        ),
+        "normal, 64 x 100": (
+            lambda: random.normal(0, 0, 0, (64, 100)),
+            lambda: torch.randn(64, 100),
+        ),
+        "normal, 1M": (lambda: random.normal(0, 0, 0, 1 << 20), lambda: torch.randn(1 << 20)),
+        "dropout mask, 64 x 256": (
+            lambda: random.keep_mask(0, 64, 0, (64, 256), 0.3),
+            lambda: torch.rand(64, 256) >= 0.3,
+        ),
+    }
+
+
+def is_slower(cell: dict) -> bool:
+    """Both figures must say so: one alone is decided by what else the machine was doing."""
+    return cell["ratio_quartiles"][0] > 1.0 and cell["ratio_of_best"] > 1.0
+
+
+def grid_table(cells: list[dict], threads: int) -> str:
+    """A row for every batch and input width, a column for every output width."""
+    mine = {(c["batch"], c["in"], c["out"]): c["ratio"] for c in cells if c["threads"] == threads}
+    outs = sorted({out for _, _, out in mine})
+    lines = ["| batch | in | " + " | ".join(f"out {out}" for out in outs) + " |"]
+    lines.append("|" + "---|" * (len(outs) + 2))
+    for batch, features in sorted({key[:2] for key in mine}):
+        row = [mine.get((batch, features, out)) for out in outs]
+        shown = " | ".join("" if r is None else f"{r:.3f}" for r in row)
+        lines.append(f"| {batch} | {features} | {shown} |")
+    return "\n".join(lines)
+
+
+def show(record: dict) -> str:
+    facts = record["machine"]
+    parts = [
+        f"{facts['cpu']}, {facts['usable_cores']} cores, instruction set {record['isa']}, core "
+        f"round trip {facts['roundtrip_ns']} ns, load {facts['load']}, "
+        f"torch {facts['versions']['torch']}, git {facts['git']}",
+        f"linear_leaky_relu, forward and backward, {record['dtype']}: time over torch's",
+    ]
+    cells = record["linear_leaky_relu"]
+    for threads in record["threads"]:
+        mine = [c for c in cells if c["threads"] == threads]
+        worst = max(mine, key=lambda c: c["ratio"])
+        ratios = [c["ratio"] for c in mine]
+        parts.append(f"{threads} thread{'s' * (threads > 1)}\n\n{grid_table(cells, threads)}")
+        parts.append(
+            f"geometric mean {statistics.geometric_mean(ratios):.3f}, best {min(ratios):.3f}, "
+            f"worst {worst['ratio']:.3f} (batch {worst['batch']}, {worst['in']} to {worst['out']},"
+            f" quartiles {worst['ratio_quartiles'][0]:.3f} to {worst['ratio_quartiles'][1]:.3f})"
+        )
+    lines = ["| operator | threads | ours, us | torch, us | ratio |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {c['name']} | {c['threads']} | {c['ours_us']} | {c['torch_us']} | {c['ratio']:.3f} |"
+        for c in record["others"]
+    ]
+    parts.append("\n".join(lines))
+    slower = record["slower"]
+    parts.append(
+        "No cell is slower than torch." if not slower else "Slower than torch: " + "; ".join(slower)
+    )
+    return "\n\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    dtype = getattr(torch, options.dtype)
+    pace = {"turns": 5, "turn_seconds": 1e-3} if options.quick else {}
+    pace = {"turns": options.turns, "turn_seconds": options.turn_seconds, **pace}
+    batches, widths = ((1, 64), (64, 256)) if options.quick else (BATCHES, WIDTHS)
+    record = {
+        "topic": "operators",
+        "machine": machine.facts(max(options.threads), native=not options.quick),
+        "isa": ops.isa(),
+        "libraries": ops.library_status(),
+        "dtype": options.dtype,
+        "threads": options.threads,
+        "negative_slope": SLOPE,
+        "linear_leaky_relu": [],
+        "others": [],
+        "slower": [],
+    }
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for batch in batches:
+            for features in widths:
+                for out in widths:
+                    cell = linear_cell(batch, features, out, dtype, pace)
+                    if is_slower(cell):  # a neighbour's burst must not decide: once more, longer
+                        again = {**pace, "turns": 2 * pace["turns"]}
+                        cell = linear_cell(batch, features, out, dtype, again)
+                    where = {"batch": batch, "in": features, "out": out, "threads": threads}
+                    record["linear_leaky_relu"].append({**where, **cell})
+                    if is_slower(cell):
+                        record["slower"].append(f"batch {batch}, {features} to {out}, {threads}t")
+                    _progress(f"{threads}t batch {batch} {features}->{out}: {cell['ratio']:.3f}")
+        for name, sides in other_cells().items():
+            cell = race(*sides, **pace)
+            record["others"].append({"name": name, "threads": threads, **cell})
+            _progress(f"{threads}t {name}: {cell['ratio']:.3f}")
+    record["load_after"] = machine.load()
+    _progress("")
+    print(json.dumps(record) if options.json else show(record))
+    if not options.no_record:
+        path = report.save(record, Path(options.out), "operators")
+        path.with_suffix(".md").write_text(show(record) + "\n")
+        print(f"\nrecorded as {path}", file=sys.stderr)
+    return 1 if record["slower"] else 0
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a corner of the grid, short turns")
+    parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS), metavar="N")
+    parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
+    parser.add_argument("--turns", type=int, default=21, help="turns a cell (default 21)")
+    parser.add_argument(
+        "--turn-seconds", type=float, default=4e-3, help="length of a turn (default 0.004)"
+    )
+    parser.add_argument("--no-record", action="store_true", help="leave records/ alone")
+    parser.add_argument(
+        "--out", default=str(Path(__file__).resolve().parent / "records"), help="record's folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print the record, not the tables")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""torch.compile at its best: the whole alternating step in one graph.
+
+Forward, backward, both Adam updates, the batch gather and the noise are traced together (Dynamo
+follows torch.autograd.grad when ``trace_autograd_ops`` is set), so Inductor fuses across all of it
+and one call of Python drives a step. Compiling the two losses alone and keeping eager Adam was
+slower than not compiling at all (see the README's dated notes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+from peers import Peer, eager, networks
+
+
+class Compiled(Peer):
+    """One compiled call a step. Option ``mode``: as in torch.compile."""
+
+    autocast = staticmethod(contextlib.nullcontext)
+
+    @classmethod
+    def available(cls):
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            return f"torch {torch.__version__} cannot trace autograd.grad inside torch.compile"
+        from torch._inductor import cpp_builder
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except Exception:
+            return "torch.compile needs a C++ compiler, and none was found"
+        return None
+
+    def setup(self, plan, threads):
+        torch.set_num_threads(threads)
+        torch._dynamo.config.trace_autograd_ops = True
+        torch._dynamo.reset()
+        self.generator, self.discriminator = networks.build(plan)
+        self.data = networks.images(plan).float().mul_(2 / 255).sub_(1)
+        self.order = networks.Order(plan)
+        g_adam = Adam(self.generator.parameters(), plan)
+        d_adam = Adam(self.discriminator.parameters(), plan)
+        d_loss_of, g_loss_of = eager.losses_of(
+            plan, self.generator, self.discriminator, self.autocast
+        )
+
+        def step(data, index):
+            d_loss = d_loss_of(data.index_select(0, index))
+            d_adam.update(torch.autograd.grad(d_loss, d_adam.params))
+            g_loss = g_loss_of()
+            g_adam.update(torch.autograd.grad(g_loss, g_adam.params))
+            return d_loss.detach(), g_loss.detach()
+
+        self.step = torch.compile(
+            step, fullgraph=True, dynamic=False, mode=self.options.get("mode")
+        )
+        with _quiet():
+            for _ in range(3):
+                self.run(1)
+
+    def run(self, n):
+        for _ in range(n):
+            self.latest = self.step(self.data, self.order.next())
+
+    def losses(self):
+        return tuple(loss.item() for loss in self.latest)
+
+
+class Adam:
+    """Adam in plain tensor operations, for the compiler to fuse; the step count is a tensor so that
+    it does not recompile."""
+
+    def __init__(self, params, plan):
+        self.params = list(params)
+        self.plan = plan
+        self.m = [torch.zeros_like(p) for p in self.params]
+        self.v = [torch.zeros_like(p) for p in self.params]
+        self.t = torch.zeros(())
+
+    @torch.no_grad()
+    def update(self, grads):
+        beta1, beta2 = self.plan.betas
+        self.t.add_(1)
+        rate = self.plan.lr / (1 - beta1**self.t)
+        correction = (1 - beta2**self.t).rsqrt()
+        for p, g, m, v in zip(self.params, grads, self.m, self.v, strict=True):
+            m.lerp_(g, 1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            p.sub_(rate * m / (v.sqrt() * correction + self.plan.eps))
+
+
+@contextlib.contextmanager
+def _quiet():
+    # max-autotune prints its candidates straight to stderr.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield

@@ -1,0 +1,57 @@
+"""The plan's two networks as PyTorch modules, shared by the PyTorch peers and fastgan's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def build(plan, *, sigmoid: bool = False) -> tuple[nn.Module, nn.Module]:
+    """(G, D) with PyTorch's default initialisation: [b, latent] -> [b, C, H, W] -> [b, 1]."""
+    torch.manual_seed(plan.seed)
+    generator = _stack(plan.g_widths, plan, batchnorm=plan.has_batchnorm("g"), dropout=0.0)
+    generator += [nn.Tanh(), nn.Unflatten(1, plan.image)]
+    discriminator = [nn.Flatten()]
+    discriminator += _stack(
+        plan.d_widths, plan, batchnorm=plan.has_batchnorm("d"), dropout=plan.dropout
+    )
+    if sigmoid:
+        discriminator.append(nn.Sigmoid())
+    return nn.Sequential(*generator), nn.Sequential(*discriminator)
+
+
+def _stack(widths, plan, *, batchnorm: bool, dropout: float) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers.append(nn.Linear(before, after))
+        if i == len(widths) - 2:
+            break
+        if batchnorm:
+            layers.append(nn.BatchNorm1d(after))
+        layers.append(nn.LeakyReLU(plan.slope))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return layers
+
+
+def images(plan, pixels: np.ndarray | None = None) -> torch.Tensor:
+    """The data set in memory: uint8 [n, C, H, W]."""
+    pixels = plan.pixels() if pixels is None else pixels
+    return torch.from_numpy(pixels).view(-1, *plan.image)
+
+
+class Order:
+    """Which images come next: a fresh permutation every epoch, whole batches."""
+
+    def __init__(self, plan):
+        self.size, self.batch, self.steps = plan.data_size, plan.batch, plan.steps_per_epoch
+        self.position = self.steps
+
+    def next(self) -> torch.Tensor:
+        """Indices of the next batch, int64 [batch]."""
+        if self.position == self.steps:
+            self.rows = torch.randperm(self.size).view(-1, self.batch)
+            self.position = 0
+        self.position += 1
+        return self.rows[self.position - 1]

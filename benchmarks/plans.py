@@ -1,0 +1,188 @@
+"""What is timed: pairs of MLPs, their data, and how many floating-point operations a step takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+# As many bytes of images as Fashion-MNIST has: larger than any core's own cache.
+DATA_BYTES = 60_000 * 784
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One pair of networks and the batch it is trained with.
+
+    G: Linear [BatchNorm] LeakyReLU(0.2) ... Linear Tanh.
+    D: Linear [BatchNorm] LeakyReLU(0.2) Dropout ... Linear, and a Sigmoid where the peer needs one.
+    Adam with lr 2e-4, betas (0.5, 0.999); the non-saturating loss.
+
+    Attributes:
+        depth: Linear layers in each of the two networks.
+        batchnorm: "none", "g" (after G's hidden layers) or "both".
+        images: size of the data set; 0 takes what DATA_BYTES allows. Rounded down to whole batches,
+            so that no peer gains by dropping or loses by keeping a ragged last one.
+    """
+
+    name: str = "reference pair"
+    latent: int = 100
+    hidden: int = 256
+    depth: int = 2
+    image: tuple[int, int, int] = (1, 28, 28)
+    batchnorm: str = "none"
+    dropout: float = 0.3
+    batch: int = 64
+    images: int = 0
+
+    lr = 2e-4
+    betas = (0.5, 0.999)
+    eps = 1e-8
+    slope = 0.2
+    seed = 0
+
+    def __post_init__(self):
+        if self.batchnorm not in ("none", "g", "both"):
+            raise ValueError(f"batchnorm must be none, g or both, not {self.batchnorm!r}")
+        for name in ("latent", "hidden", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.depth < 2:
+            raise ValueError(
+                f"depth counts the Linear layers of a network: at least 2, not {self.depth}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, batch {self.batch}"
+
+    @property
+    def features(self) -> int:
+        return math.prod(self.image)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, (self.images or min(60_000, DATA_BYTES // self.features)) // self.batch)
+
+    @property
+    def data_size(self) -> int:
+        return self.steps_per_epoch * self.batch
+
+    @property
+    def g_widths(self) -> list[int]:
+        return [self.latent, *[self.hidden] * (self.depth - 1), self.features]
+
+    @property
+    def d_widths(self) -> list[int]:
+        return [self.features, *[self.hidden] * (self.depth - 1), 1]
+
+    def has_batchnorm(self, network: str) -> bool:
+        return self.batchnorm == "both" or self.batchnorm == network
+
+    @property
+    def flops(self) -> int:
+        """Operations of the matrix products of one step, counting only those that a GAN step needs.
+
+        D's step: G forward; D forward on real and fake; D's weight gradients, and the gradients
+        between its layers. G's step: G forward; D forward; the gradient through D down to the
+        image; G's weight gradients, and the gradients between its layers.
+        """
+
+        def products(widths):
+            return [a * b for a, b in zip(widths, widths[1:], strict=False)]
+
+        g, d = products(self.g_widths), products(self.d_widths)
+        d_step = sum(g) + 2 * (sum(d) + sum(d) + sum(d[1:]))
+        g_step = sum(g) + sum(d) + sum(d) + sum(g) + sum(g[1:])
+        return 2 * self.batch * (d_step + g_step)
+
+    @property
+    def chunk(self) -> int:
+        """Steps that a peer compiling a loop of fixed length should put in one call.
+
+        Long enough that the call itself costs nothing, short enough to take turns with the others.
+        """
+        return int(min(max(16e9 / self.flops, 4), 256, self.steps_per_epoch))
+
+    def pixels(self) -> np.ndarray:
+        """The data set: uint8 ``[data_size, features]``, the same for every peer.
+
+        Smooth random images: noise would let D win at once, and vanishing gradients end in
+        denormal numbers, whose slowness is not what is to be measured.
+        """
+        rng = np.random.default_rng(self.seed)
+        channels, height, width = self.image
+        rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
+        components = []
+        for _ in range(12):
+            r, c, size = rng.uniform(-0.7, 0.7), rng.uniform(-0.7, 0.7), rng.uniform(0.15, 0.5)
+            blob = np.exp(-((rows[:, None] - r) ** 2 + (columns - c) ** 2) / size**2)
+            components.append(rng.normal(size=(channels, 1, 1)) * blob)
+        basis = np.asarray(components, np.float32).reshape(12, -1)
+        out = np.empty((self.data_size, self.features), np.uint8)
+        for start in range(0, self.data_size, 4096):
+            rows_here = out[start : start + 4096]
+            weights = rng.standard_normal((len(rows_here), 12), np.float32)
+            rows_here[:] = 127.5 + 127 * np.tanh(1.5 * weights @ basis - 0.5)
+        return out
+
+    def to_fields(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> dict:
+        return self.to_fields() | {"flops": self.flops, "data_size": self.data_size}
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """``"hidden=512,depth=3,image=3x32x32,batchnorm=g,batch=128"``; omitted keys as in Plan."""
+        values: dict = {"name": text}
+        fields = {f.name: f.type for f in dataclasses.fields(cls)}
+        for part in filter(None, text.split(",")):
+            key, _, value = part.partition("=")
+            key = key.strip()
+            if key not in fields or not value:
+                raise ValueError(
+                    f"plan: {part!r} is not one of {', '.join(fields)} followed by =value"
+                )
+            try:
+                if key == "image":
+                    values[key] = tuple(int(n) for n in value.split("x"))
+                    if len(values[key]) != 3:
+                        raise ValueError
+                else:
+                    values[key] = {"int": int, "float": float, "str": str}[fields[key]](value)
+            except ValueError:
+                raise ValueError(
+                    f"plan: {value!r} is no value for {key}"
+                    + (" (channels x height x width, like 3x32x32)" if key == "image" else "")
+                ) from None
+        return cls(**values)
+
+
+def pair(batches: tuple[int, ...] = (64, 256)) -> list[Plan]:
+    """The reference pair: latent 100, one hidden layer of 256, 28x28 images."""
+    return [Plan(batch=batch) for batch in batches]
+
+
+RGB = (3, 32, 32)
+
+GRID = [
+    Plan("narrow", hidden=64, batch=16),
+    Plan("narrow, large batch", hidden=64, batch=1024),
+    Plan("wide", hidden=1024, batch=64),
+    Plan("three layers", hidden=512, depth=3, batch=128),
+    Plan("BatchNorm in G", hidden=256, depth=3, batchnorm="g", batch=64),
+    Plan("BatchNorm in both", hidden=256, depth=3, batchnorm="both", batch=128),
+    Plan("four layers, no dropout", hidden=256, depth=4, dropout=0.0, batch=64),
+    Plan("five layers", latent=64, hidden=512, depth=5, batch=256),
+    Plan("RGB", latent=128, hidden=512, depth=3, image=RGB, batch=64),
+    Plan(
+        "RGB, BatchNorm in G", latent=128, hidden=1024, depth=4, image=RGB, batchnorm="g", batch=128
+    ),
+    Plan("widest", hidden=2048, depth=3, batch=256),
+    Plan("small batch, wide", hidden=2048, depth=2, batch=16),
+    Plan("reference pair", batch=1024),
+]

@@ -1,0 +1,47 @@
+// Activations and their derivatives. Derivatives are written in terms of the output, which is what
+// a backward pass still has at hand.
+#pragma once
+
+#include "common/math.h"
+
+namespace fastgan {
+
+template <class T>
+FASTGAN_HD T leaky_relu(T x, T negative_slope) {
+  return x > T(0) ? x : x * negative_slope;
+}
+// `sign` has the sign of the input; the output will do where negative_slope >= 0.
+template <class T>
+FASTGAN_HD T leaky_relu_grad(T grad, T sign, T negative_slope) {
+  return sign > T(0) ? grad : grad * negative_slope;
+}
+
+// Exact in both tails: nothing is subtracted from 1.
+template <class T>
+FASTGAN_HD T sigmoid(T x) {
+  const T e = math::exp(-math::abs(x));
+  return (x >= T(0) ? T(1) : e) / (T(1) + e);
+}
+template <class T>
+FASTGAN_HD T sigmoid_grad(T grad, T y) {
+  return grad * (y * (T(1) - y));
+}
+
+template <class T>
+FASTGAN_HD T tanh_grad(T grad, T y) {
+  return grad * (T(1) - y * y);
+}
+
+// D.-A. Clevert, T. Unterthiner, S. Hochreiter, "Fast and Accurate Deep Network Learning by
+// Exponential Linear Units", ICLR 2016.
+template <class T>
+FASTGAN_HD T elu(T x, T alpha) {
+  return x > T(0) ? x : alpha * (math::exp(x > T(0) ? T(0) : x) - T(1));
+}
+// Holds for alpha >= 0: the output of a negative input is then not positive.
+template <class T>
+FASTGAN_HD T elu_grad(T grad, T y, T alpha) {
+  return y > T(0) ? grad : grad * (y + alpha);
+}
+
+}  // namespace fastgan

@@ -1,0 +1,96 @@
+// The table of CPU kernels, one per instruction set. No torch here: pointers and sizes only.
+//
+// Kernels work on a range or a tile and never create threads; the caller divides the work. Every
+// reduction has an order fixed by the sizes alone, so the division does not show in the bits.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/adam.h"
+#include "common/bf16.h"
+#include "common/philox.h"
+#include "cpu/isa.h"
+
+namespace fastgan::cpu {
+
+// The columns of a product are computed in panels of this width or a divisor of it.
+constexpr int64_t kPanelWidth = 32;
+
+// Scratch memory of one thread for the products, aligned to a cache line.
+constexpr int64_t kScratchBytes = 1 << 20;
+
+// One layer: y [batch, out] from x [batch, in].
+struct LinearShape {
+  int64_t batch, in, out;
+};
+
+// The products, in float or double. bfloat16 tensors are widened by the caller.
+template <class T>
+struct LinearKernels {
+  // y = leaky_relu(x weight^T + bias) for the outputs [out_begin, out_end). x [batch, in], weight
+  // [out, in], y [batch, out], row-major; bias may be null. `scratch`: kScratchBytes.
+  void (*linear_leaky_relu)(const LinearShape& shape, const T* x, const T* weight, const T* bias,
+                            double negative_slope, int64_t out_begin, int64_t out_end, T* scratch,
+                            T* y);
+
+  // Columns [out_begin, out_end) of grad_pre = leaky_relu'(sign) * grad [batch, out], and of its
+  // column sum grad_bias [out]; grad_bias may be null.
+  void (*leaky_relu_backward)(const LinearShape& shape, const T* grad, const T* sign,
+                              double negative_slope, int64_t out_begin, int64_t out_end,
+                              T* grad_pre, T* grad_bias);
+
+  // Columns [in_begin, in_end) of grad_x [batch, in] = grad_pre [batch, out] weight [out, in].
+  // `scratch`: kScratchBytes.
+  void (*linear_grad_x)(const LinearShape& shape, const T* grad_pre, const T* weight,
+                        int64_t in_begin, int64_t in_end, T* scratch, T* grad_x);
+
+  // Columns [in_begin, in_end) of grad_weight [out, in] = grad_pre^T x. `scratch`: kScratchBytes.
+  void (*linear_grad_weight)(const LinearShape& shape, const T* grad_pre, const T* x,
+                             int64_t in_begin, int64_t in_end, T* scratch, T* grad_weight);
+};
+
+struct Kernels {
+  Isa isa;
+
+  // Elements [begin, begin + n) of a stream; see fastgan/random.py. philox_normal needs an even
+  // begin, philox_keep_mask too.
+  void (*philox_words)(const Philox& g, int64_t begin, int64_t n, int64_t* out);
+  void (*philox_uniform)(const Philox& g, int64_t begin, int64_t n, float* out);
+  void (*philox_normal)(const Philox& g, int64_t begin, int64_t n, float* out);
+  void (*philox_keep_mask)(const Philox& g, int64_t begin, int64_t n, uint32_t threshold,
+                           uint8_t* out);
+
+  // One update of n elements in place.
+  void (*adam_f32)(const Adam<float>& a, int64_t n, const float* grad, float* weight,
+                   float* exp_avg, float* exp_avg_sq);
+  void (*adam_f64)(const Adam<double>& a, int64_t n, const double* grad, double* weight,
+                   double* exp_avg, double* exp_avg_sq);
+
+  // grad[i] = scale * d bce(logits[i], label); returns the sum of the n losses, unscaled.
+  double (*bce_f32)(const float* logits, int64_t n, double label, double scale, float* grad);
+  double (*bce_f64)(const double* logits, int64_t n, double label, double scale, double* grad);
+  double (*bce_bf16)(const bf16* logits, int64_t n, double label, double scale, bf16* grad);
+
+  LinearKernels<float> linear_f32;
+  LinearKernels<double> linear_f64;
+};
+
+// The table of one instruction set, or nullptr if this processor or this build lacks it.
+const Kernels* kernels_for(Isa isa);
+
+// The table of isa().
+const Kernels& kernels();
+
+namespace baseline {
+extern const Kernels table;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+}  // namespace fastgan::cpu

@@ -1,0 +1,35 @@
+// The kernels for any processor of this architecture (SSE2 on x86-64, NEON on arm64), and the
+// choice among the tables.
+#include "cpu/kernels.h"
+
+#define FASTGAN_VARIANT baseline
+#define FASTGAN_VECTOR_BYTES 16
+#if defined(__aarch64__)
+#  define FASTGAN_VECTOR_REGISTERS 32
+#else
+#  define FASTGAN_VECTOR_REGISTERS 16
+#endif
+#include "cpu/kernels_impl.h"
+
+namespace fastgan::cpu {
+
+const Kernels* kernels_for(Isa isa) {
+  if (!has_isa(isa)) return nullptr;
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return &avx512::table;
+    case Isa::avx2:
+      return &avx2::table;
+#endif
+    default:
+      return &baseline::table;
+  }
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = *kernels_for(isa());
+  return chosen;
+}
+
+}  // namespace fastgan::cpu

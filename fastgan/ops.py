@@ -1,0 +1,394 @@
+"""The Python face of the compiled operators: loading, fakes, derivatives, the choice of road.
+
+An operator travels from a module of :mod:`fastgan.nn` through a function here to
+``torch.ops.fastgan.*``, whose schemas stand in csrc/schema.cpp. Where no compiled library serves
+the device, the same function of :mod:`fastgan.reference` runs; the values agree to rounding.
+Derivatives are torch.autograd.Functions around the operators. When a backward pass is itself
+recorded (create_graph=True), it is expressed in differentiable torch operations, so derivatives of
+any order exist.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import reference
+
+__all__ = [
+    "adam_",
+    "discriminator_loss",
+    "generator_loss",
+    "has_kernels",
+    "isa",
+    "library_status",
+    "linear_leaky_relu",
+]
+
+# --- Loading --------------------------------------------------------------------------------------
+
+
+def _load(name: str) -> str:
+    """Import one compiled library; "loaded" or the reason why not."""
+    try:
+        importlib.import_module(f"fastgan.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"fastgan.{name}":
+            return f"failed to load: {error}"
+        return "not built: fastgan was installed without it"
+    except ImportError as error:
+        return f"failed to load: {error}"
+    return "loaded"
+
+
+_status = {"cpu": _load("_C")}
+if torch.version.cuda is None:
+    _status["cuda"] = "not loaded: this torch was built without CUDA"
+elif _status["cpu"] != "loaded":
+    _status["cuda"] = "not loaded: it needs the CPU library, which defines the operators"
+else:
+    _status["cuda"] = _load("_C_cuda")
+_kernels = frozenset(kind for kind, status in _status.items() if status == "loaded")
+
+
+def library_status() -> dict[str, str]:
+    """{"cpu": ..., "cuda": ...}: "loaded", or the reason why that compiled library is absent."""
+    return dict(_status)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether a compiled library serves tensors on `device`."""
+    return device.type in _kernels
+
+
+def isa() -> str | None:
+    """The instruction set of the CPU kernels: "avx512", "avx2" or "baseline"; None without them.
+
+    Raises RuntimeError if FASTGAN_ISA asks for one that this processor or this build lacks.
+    """
+    return torch.ops.fastgan.isa() if "cpu" in _kernels else None
+
+
+if "cpu" in _kernels:
+
+    @torch.library.register_fake("fastgan::linear_leaky_relu")
+    def _(x, weight, bias, negative_slope):
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    @torch.library.register_fake("fastgan::linear_leaky_relu_backward")
+    def _(grad, x, weight, sign, negative_slope, need_x, need_weight, need_bias):
+        return (
+            x.new_empty(x.shape if need_x else (0,)),
+            weight.new_empty(weight.shape if need_weight else (0,)),
+            weight.new_empty(weight.shape[0] if need_bias else (0,)),
+        )
+
+    def _loss_like(logits):
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return logits.new_empty((), dtype=wide)
+
+    @torch.library.register_fake("fastgan::discriminator_loss")
+    def _(real_logits, fake_logits, real_label, fake_label):
+        return (
+            _loss_like(real_logits),
+            real_logits.new_empty(real_logits.shape),
+            fake_logits.new_empty(fake_logits.shape),
+        )
+
+    @torch.library.register_fake("fastgan::generator_loss")
+    def _(fake_logits, saturating):
+        return _loss_like(fake_logits), fake_logits.new_empty(fake_logits.shape)
+
+    for _name in ("adam_", "philox_words", "philox_uniform", "philox_normal", "philox_keep_mask"):
+        torch.library.register_fake(f"fastgan::{_name}", lambda *args: None)
+
+
+# --- Linear layer with a leaky rectifier ----------------------------------------------------------
+
+
+class _LinearLeakyReLU(torch.autograd.Function):
+    """The operator with its derivative, for negative_slope >= 0.
+
+    The sign of the result is then that of the pre-activation, and nothing else need be kept.
+    """
+
+    # The context is taken by forward: a separate setup_context costs 20 us a call.
+    @staticmethod
+    def forward(ctx, x, weight, bias, negative_slope):
+        out = torch.ops.fastgan.linear_leaky_relu(x, weight, bias, negative_slope)
+        ctx.negative_slope = negative_slope
+        ctx.save_for_backward(x, weight, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, out = ctx.saved_tensors
+        need, slope = ctx.needs_input_grad, ctx.negative_slope
+        if torch.compiler.is_compiling():
+            gx, gw, gb = torch.ops.fastgan.linear_leaky_relu_backward(
+                grad, x, weight, out, slope, need[0], need[1], need[2]
+            )
+        elif torch.is_grad_enabled():
+            # `out` carries the sign only: the rectifier has no curvature, so nothing is
+            # differentiated through it.
+            gx, gw, gb = reference.linear_leaky_relu_backward(grad, x, weight, out.detach(), slope)
+        else:
+            # torch's products: on the shapes this road is taken for, they are the faster ones.
+            pre = torch.ops.aten.leaky_relu_backward(grad, out, slope, True)
+            batch = x.shape[:-1].numel()
+            rows = pre.reshape(batch, weight.shape[0])
+            gx = pre @ weight if need[0] else None
+            gw = rows.t() @ x.reshape(batch, weight.shape[1]) if need[1] else None
+            gb = rows.sum(0) if need[2] else None
+        return gx if need[0] else None, gw if need[1] else None, gb if need[2] else None, None
+
+
+def _linear_leaky_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    """The operator, differentiable; negative_slope >= 0."""
+    if x is weight:
+        weight = weight.view_as(weight)  # torch.compile takes no tensor twice
+    return _LinearLeakyReLU.apply(x, weight, bias, negative_slope)
+
+
+def linear_leaky_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2
+) -> Tensor:
+    """leaky_relu(x @ weight.T + bias), one layer of a multi-layer perceptron.
+
+    Args:
+        x: [..., in]; float32, float64 or bfloat16; any strides; empty and size-1 dimensions are
+            fine.
+        weight: [out, in], same dtype as x.
+        bias: [out] or None.
+        negative_slope: the factor of negative values; any finite number, 0 and negative ones
+            included.
+
+    Returns:
+        [..., out] in the dtype of x, or in autocast's dtype where that is on.
+
+    The road is chosen by shape, dtype and instruction set alone, never by timing, so equal calls
+    give equal bits. Rectifier: A. Maas, A. Hannun, A. Ng, "Rectifier Nonlinearities Improve Neural
+    Network Acoustic Models", 2013.
+    """
+    if weight.numel() >= _WIDE and _few_rows(x, weight, bias, negative_slope):
+        if not torch.is_grad_enabled():
+            return torch.ops.fastgan.linear_leaky_relu(x, weight, bias, negative_slope)
+        if weight.numel() >= _WIDE_ENOUGH_TO_RECORD:
+            return _linear_leaky_relu(x, weight, bias, negative_slope)
+    y = _linear(x, weight, bias)
+    # A negative slope maps both signs to positive values: the result no longer tells the sign that
+    # the derivative needs, so torch keeps the pre-activation.
+    if negative_slope < 0 or y.numel() < _IN_PLACE_FROM:
+        return _leaky_relu(y, negative_slope)
+    # The product is fresh memory, so the rectifier may overwrite it: one allocation and one pass
+    # over new pages fewer than torch.
+    return _leaky_relu_(y, negative_slope)
+
+
+# torch's own built-ins, without the Python function that F.leaky_relu puts before them.
+_linear, _leaky_relu, _leaky_relu_ = F.linear, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_
+
+# Below this many elements the bookkeeping of an in-place operation costs more than it saves.
+_IN_PLACE_FROM = 16384
+
+# Where the operator is faster (benchmarks/operators.py): a few rows against a wide weight, with
+# AVX-512. Its vectors run along the features of both, so the weight is read once, as it lies; MKL
+# takes about twice the time. On all other shapes torch's product is as fast or faster.
+_FEW_ROWS = range(4, 17)
+_WIDE, _LONG = 1 << 20, 1024
+# Recording it for autograd in Python costs about 25 us, which a product of this size repays.
+_WIDE_ENOUGH_TO_RECORD = 1 << 22
+
+
+@functools.cache
+def _few_rows_isa() -> bool:
+    return "cpu" in _kernels and isa() == "avx512"
+
+
+def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> bool:
+    """Whether the operator takes this layer: a rule of shapes and dtypes, never of timings."""
+    features = weight.shape[-1]
+    return (
+        features >= _LONG
+        and x.numel() // features in _FEW_ROWS
+        and negative_slope >= 0
+        and type(x) is Tensor
+        and type(weight) in _PLAIN
+        and (bias is None or type(bias) in _PLAIN)
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and x.is_contiguous()
+        and weight.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and _few_rows_isa()
+    )
+
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+# --- Minimax losses -------------------------------------------------------------------------------
+
+
+def _bce_grad(logits: Tensor, label: float, upstream: Tensor) -> Tensor:
+    return (upstream * reference.bce_grad(logits, label)).to(logits.dtype)
+
+
+class _DiscriminatorLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, real_logits, fake_logits, real_label, fake_label):
+        loss, grad_real, grad_fake = torch.ops.fastgan.discriminator_loss(
+            real_logits, fake_logits, real_label, fake_label
+        )
+        ctx.labels = real_label, fake_label
+        ctx.save_for_backward(real_logits, fake_logits, grad_real, grad_fake)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        real_logits, fake_logits, grad_real, grad_fake = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grad_real = _bce_grad(real_logits, ctx.labels[0], upstream)
+            grad_fake = _bce_grad(fake_logits, ctx.labels[1], upstream)
+        else:
+            grad_real = (upstream * grad_real).to(real_logits.dtype)
+            grad_fake = (upstream * grad_fake).to(fake_logits.dtype)
+        need = ctx.needs_input_grad
+        return grad_real if need[0] else None, grad_fake if need[1] else None, None, None
+
+
+class _GeneratorLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, fake_logits, saturating):
+        loss, grad = torch.ops.fastgan.generator_loss(fake_logits, saturating)
+        ctx.saturating = saturating
+        ctx.save_for_backward(fake_logits, grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        fake_logits, grad = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            if ctx.saturating:
+                grad = _bce_grad(fake_logits, 0.0, -upstream)
+            else:
+                grad = _bce_grad(fake_logits, 1.0, upstream)
+        else:
+            grad = (upstream * grad).to(fake_logits.dtype)
+        return grad, None
+
+
+_LOSS_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16))
+
+
+def _served(logits: Tensor) -> bool:
+    """Whether the operators take these logits."""
+    if logits.device.type not in _kernels or logits.dtype not in _LOSS_DTYPES:
+        return False
+    # torch.func's transforms differentiate the plain operations instead.
+    return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+
+
+def discriminator_loss(
+    real_logits: Tensor,
+    fake_logits: Tensor,
+    *,
+    real_label: float = 1.0,
+    fake_label: float = 0.0,
+) -> Tensor:
+    """mean BCE(real_logits, real_label) + mean BCE(fake_logits, fake_label), gradient included.
+
+    Logits may have any shapes (the two need not agree). The loss is a float32 scalar (float64 for
+    float64 logits), finite for every finite logit. One-sided label smoothing is real_label = 1 - s.
+
+    I. Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014; labels: T. Salimans et al.,
+    NeurIPS 2016.
+    """
+    if _served(real_logits) and _served(fake_logits) and real_logits.dtype == fake_logits.dtype:
+        if real_logits is fake_logits:
+            fake_logits = fake_logits.view_as(fake_logits)  # torch.compile takes no tensor twice
+        return _DiscriminatorLoss.apply(
+            real_logits, fake_logits, float(real_label), float(fake_label)
+        )
+    return reference.discriminator_loss(real_logits, fake_logits, real_label, fake_label)
+
+
+def generator_loss(fake_logits: Tensor, *, saturating: bool = False) -> Tensor:
+    """The generator's minimax loss, with its gradient in the same pass.
+
+    Saturating: mean log(1 - sigmoid(l)), the game's own value. Non-saturating (the default): mean
+    -log sigmoid(l). Shapes and dtypes as in :func:`discriminator_loss`; same source.
+    """
+    if _served(fake_logits):
+        return _GeneratorLoss.apply(fake_logits, bool(saturating))
+    return reference.generator_loss(fake_logits, saturating)
+
+
+# --- Adam -----------------------------------------------------------------------------------------
+
+
+def adam_(
+    params: Tensor | Sequence[Tensor],
+    grads: Tensor | Sequence[Tensor],
+    exp_avgs: Tensor | Sequence[Tensor],
+    exp_avg_sqs: Tensor | Sequence[Tensor],
+    *,
+    step: int,
+    lr: float,
+    beta1: float = 0.5,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> None:
+    """One Adam update in place, of a list of tensors or of one flat buffer; torch's arithmetic.
+
+    Args:
+        params, grads, exp_avgs, exp_avg_sqs: tensors, or lists of tensors that match one another in
+            number, shape and dtype (float32 or float64 in the kernel; the reference takes any
+            floating dtype).
+        step: the number of this update, counted from 1.
+        weight_decay: added to the gradient (Adam), or, if `decoupled`, taken from the weight
+            (AdamW).
+
+    D. Kingma and J. Ba, "Adam", ICLR 2015; I. Loshchilov and F. Hutter, "Decoupled Weight Decay",
+    ICLR 2019.
+    """
+    lists = [
+        [t] if isinstance(t, Tensor) else list(t) for t in (params, grads, exp_avgs, exp_avg_sqs)
+    ]
+    if step < 1:
+        raise ValueError(f"step is {step}; updates are counted from 1")
+    if len({len(tensors) for tensors in lists}) != 1:
+        raise ValueError(
+            "params, grads, exp_avgs and exp_avg_sqs must be equally many tensors; they are "
+            + ", ".join(str(len(tensors)) for tensors in lists)
+        )
+    if not lists[0]:
+        return
+    with torch.no_grad():
+        if all(
+            t.device.type in _kernels and t.dtype in _ADAM_DTYPES and t.is_contiguous()
+            for ts in lists
+            for t in ts
+        ):
+            torch.ops.fastgan.adam_(*lists, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+            # The stable ABI leaves this to us: a backward pass over an overwritten weight must
+            # fail, not go wrong.
+            torch.autograd.graph.increment_version([*lists[0], *lists[2], *lists[3]])
+        else:
+            reference.adam_(*lists, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+
+
+_ADAM_DTYPES = frozenset((torch.float32, torch.float64))

@@ -1,0 +1,181 @@
+"""Adam and AdamW whose step is one fused operator; torch's values and state dicts.
+
+D. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015.
+I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+__all__ = ["Adam", "AdamW"]
+
+_told: set[str] = set()
+
+
+def _tell_once(reason: str) -> None:
+    if reason not in _told:
+        _told.add(reason)
+        warnings.warn(f"fastgan.optim: {reason}; torch.optim's own step is used", stacklevel=4)
+
+
+class _FusedStep:
+    """The step shared by Adam and AdamW, which differ in one flag of the operator."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update. Returns the closure's loss if a closure is given.
+
+        Groups with amsgrad, maximize, capturable, differentiable, a forced foreach or fused, or a
+        tensor as learning rate take torch's own step; so do parameters the kernel does not serve
+        (other dtypes, other devices, sparse gradients). The values are the same.
+        """
+        reason = self._not_fused()
+        if reason is not None:
+            if reason:
+                _tell_once(reason)
+            return self._torch_step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            if self._not_fused() is not None:  # the gradients are new
+                self._torch_step()
+                return loss
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _torch_step(self, closure=None):
+        step = self._torch_class.step
+        if getattr(step, "hooked", False):
+            # torch wraps the step of every class it has constructed to run the hooks; ours has run
+            # them already.
+            step = step.__wrapped__
+        return step(self, closure) if closure is not None else step(self)
+
+    def _not_fused(self) -> str | None:
+        """None: fuse. "": torch's step, as expected. Otherwise the reason the user is told."""
+        if torch.compiler.is_compiling():
+            return ""
+        for group in self.param_groups:
+            for option in (
+                "amsgrad",
+                "maximize",
+                "capturable",
+                "differentiable",
+                "foreach",
+                "fused",
+            ):
+                if group.get(option):
+                    return f"{option}=True has no fused form"
+            if isinstance(group["lr"], Tensor) or any(
+                isinstance(b, Tensor) for b in group["betas"]
+            ):
+                return "a tensor as lr or betas has no fused form"
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    return ""  # torch raises its own error
+                if not (
+                    ops.has_kernels(p.device)
+                    and p.dtype in ops._ADAM_DTYPES
+                    and _dense(p)
+                    and type(p.data) is Tensor
+                ):
+                    return ""
+        return None
+
+    def _step_group(self, group: dict) -> None:
+        buckets: dict[tuple, tuple[list[Tensor], ...]] = {}
+        steps: list[Tensor] = []
+        found: list[tuple[Tensor, dict]] = []
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            steps.append(state["step"])
+            found.append((p, state))
+        if not found:
+            return
+        torch._foreach_add_(steps, 1.0)
+        for p, state in found:
+            lists = buckets.setdefault((p.device, p.dtype, state["step"].item()), ([], [], [], []))
+            # The update is elementwise: any layout will do as long as the four tensors share it.
+            for tensors, t in zip(
+                lists, (p, p.grad, state["exp_avg"], state["exp_avg_sq"]), strict=True
+            ):
+                tensors.append(t)
+        beta1, beta2 = group["betas"]
+        for (_, _, step), lists in buckets.items():
+            ops.adam_(
+                *lists,
+                step=int(step),
+                lr=group["lr"],
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled=self._decoupled,
+            )
+
+
+def _dense(p: Tensor) -> bool:
+    return p.is_contiguous() and p.grad.is_contiguous() and p.grad.dtype == p.dtype
+
+
+class Adam(_FusedStep, torch.optim.Adam):
+    """torch.optim.Adam with a fused step and a GAN's defaults: lr 2e-4, betas (0.5, 0.999).
+
+    Args:
+        params: tensors or parameter groups.
+        weight_decay: L2, added to the gradient.
+        **options: torch.optim.Adam's other arguments. amsgrad, maximize, capturable,
+            differentiable, foreach and fused are honoured by torch's own step, which a warning says
+            once.
+    """
+
+    _torch_class = torch.optim.Adam
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options,
+    ):
+        """See the class."""
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+class AdamW(_FusedStep, torch.optim.AdamW):
+    """torch.optim.AdamW with a fused step: as :class:`Adam`, but with decoupled decay."""
+
+    _torch_class = torch.optim.AdamW
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options,
+    ):
+        """See the class."""
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)

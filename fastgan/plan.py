@@ -1,0 +1,377 @@
+"""Reads a pair of modules into the layer plan of the fused engine, or says why it cannot.
+
+A network fits when its forward, traced by torch.fx, is a chain of layers
+
+    Linear -> [BatchNorm1d] -> [activation] -> [Dropout]
+
+with any number of changes of shape that keep the batch in front. What the network's classes are
+called does not matter; what they compute does.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from fastgan.nn import LinearLeakyReLU
+
+ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
+"""The activations by their numbers in csrc/cpu/step.h."""
+
+_BATCH = 7  # of the tensors without data that follow the shapes; a size no layer has by accident
+
+
+class NoPlan(ValueError):
+    """The reason, in a user's words, why a network has no plan."""
+
+
+@dataclass
+class Layer:
+    """One Linear with what follows it."""
+
+    name: str
+    linear: nn.Linear | LinearLeakyReLU
+    activation: str = "none"
+    slope: float = 0.0
+    """LeakyReLU's negative slope, or ELU's alpha."""
+    norm: nn.BatchNorm1d | None = None
+    dropout: nn.Dropout | None = None
+    dropout_index: int = 0
+    """Which of the network's nn.Dropout modules it is, in the order of modules()."""
+    stage: int = 0
+    """How far along linear, norm, activation, dropout the layer has come."""
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Weight, bias, and BatchNorm's weight and bias; None for what is missing."""
+        norm = self.norm
+        return (
+            self.linear.weight,
+            self.linear.bias,
+            None if norm is None else norm.weight,
+            None if norm is None else norm.bias,
+        )
+
+
+@dataclass
+class Chain:
+    """A network as a chain of layers."""
+
+    layers: list[Layer]
+    watched: list[tuple[object, str, object]] = field(default_factory=list)
+    """(object, attribute, value): if one of them changes, the plan is out of date."""
+
+    def current(self) -> bool:
+        """Whether the modules still are as they were read."""
+        return all(getattr(owner, name) is value for owner, name, value in self.watched)
+
+
+def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
+    """The chain of layers that a module's forward is.
+
+    Args:
+        module: takes one tensor [batch, *input_shape].
+        name: what messages call the module: "generator" or "discriminator".
+        input_shape: of one sample.
+
+    Raises:
+        NoPlan: the module is no such chain; the message says where and why.
+    """
+    _check_module(module, name)
+    try:
+        with torch.no_grad():
+            graph = _Tracer().trace(module)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NoPlan(f"{name}: torch.fx cannot trace its forward ({first})") from error
+    chain = _Walk(module, name, input_shape).run(graph)
+    if not chain.layers:
+        raise NoPlan(f"{name} has no Linear layer")
+    _check_parameters(module, name, chain)
+    for part in module.modules():
+        chain.watched.append((part, "training", part.training))
+    return chain
+
+
+def absorb_sigmoid(chain: Chain) -> bool:
+    """Take a final Sigmoid off the last layer, for losses computed from logits; whether there was one."""
+    last = chain.layers[-1]
+    if last.activation != "sigmoid" or last.dropout is not None:
+        return False
+    last.activation = "none"
+    return True
+
+
+def flops(chain: Chain) -> int:
+    """Floating-point operations of one pass of one sample through the chain's products."""
+    return sum(2 * layer.linear.weight.numel() for layer in chain.layers)
+
+
+class _Tracer(fx.Tracer):
+    """Goes into every module but torch's own and fastgan's fused layer."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return isinstance(module, LinearLeakyReLU) or super().is_leaf_module(module, qualified_name)
+
+
+_SHAPE_METHODS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"}
+_QUESTIONS = {"size", "dim", "numel", "ndimension", "nelement"}
+_ARITHMETIC = {
+    operator.getitem,
+    operator.mul,
+    operator.add,
+    operator.sub,
+    operator.floordiv,
+    operator.neg,
+    math.prod,
+    getattr,
+}
+_SHAPE_FUNCTIONS = {
+    torch.flatten,
+    torch.reshape,
+    torch.squeeze,
+    torch.unsqueeze,
+    torch.unflatten,
+}
+_FUNCTIONS: dict[Callable, tuple[str, Callable[..., float]]] = {
+    F.leaky_relu: ("leaky_relu", lambda negative_slope=0.01, inplace=False: negative_slope),
+    F.elu: ("elu", lambda alpha=1.0, inplace=False: alpha),
+    F.relu: ("leaky_relu", lambda inplace=False: 0.0),
+    torch.relu: ("leaky_relu", lambda: 0.0),
+    torch.tanh: ("tanh", lambda: 0.0),
+    F.tanh: ("tanh", lambda: 0.0),
+    torch.sigmoid: ("sigmoid", lambda: 0.0),
+    F.sigmoid: ("sigmoid", lambda: 0.0),
+}
+_METHODS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+class _Walk:
+    """Follows the one tensor of a traced forward from the input to the output.
+
+    Its shape is carried along by a tensor without data, so that arithmetic on sizes and every kind of
+    view get torch's own answers.
+    """
+
+    def __init__(self, module: nn.Module, name: str, input_shape: tuple[int, ...]):
+        self.module = module
+        self.name = name
+        self.shape = (_BATCH, *input_shape)
+        self.layers: list[Layer] = []
+        self.watched: list[tuple[object, str, object]] = []
+        self.dropouts = [m for m in module.modules() if type(m) is nn.Dropout]
+        self.used: Counter[nn.Module] = Counter()
+        self.current: fx.Node | None = None
+        self.values: dict[fx.Node, object] = {}
+
+    def run(self, graph: fx.Graph) -> Chain:
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.start(node)
+            elif node.op == "get_attr":
+                raise NoPlan(f"{self.name} uses its tensor {node.target} in a way with no fused form")
+            elif node.op == "call_module":
+                self.call_module(node)
+            elif node.op == "output":
+                if node.args[0] is not self.current:
+                    raise NoPlan(f"{self.name} does not return the end of one chain of layers")
+            else:
+                self.call(node)
+        return Chain(self.layers, self.watched)
+
+    def start(self, node: fx.Node) -> None:
+        if self.current is not None:
+            if node.args:  # an argument with a default
+                self.values[node] = node.args[0]
+                return
+            raise NoPlan(f"{self.name} takes more than one input")
+        self.current = node
+        self.values[node] = torch.empty(self.shape, device="meta")
+
+    def where(self, node: fx.Node) -> str:
+        """What a message calls the place: the innermost module that makes the call."""
+        stack = node.meta.get("nn_module_stack") or {}
+        path = [entry[0] if isinstance(entry, tuple) else entry for entry in stack.values()]
+        return f"{self.name}.{path[-1]}" if path and path[-1] else self.name
+
+    def follow(self, node: fx.Node, where: str, what: str) -> Tensor:
+        """The tensor that comes in, which must be the one that the chain has come to."""
+        if not node.args or node.args[0] is not self.current:
+            raise NoPlan(f"{where}: {what} is not applied to the layer before it alone")
+        return self.values[self.current]
+
+    def advance(self, node: fx.Node, tensor: Tensor, where: str) -> None:
+        if tensor.dim() < 1 or tensor.shape[0] != _BATCH:
+            raise NoPlan(f"{where}: a change of shape mixes the samples of a batch")
+        self.current = node
+        self.values[node] = tensor
+
+    def call_module(self, node: fx.Node) -> None:
+        m = self.module.get_submodule(node.target)
+        where = f"{self.name}.{node.target}"
+        kind = type(m).__name__
+        self.used[m] += 1
+        if parametrize.is_parametrized(m):
+            raise NoPlan(f"{where}: a parametrized {kind} has no fused form")
+        x = self.follow(node, where, kind)
+        if type(m) in (nn.Flatten, nn.Unflatten):
+            self.advance(node, m(x), where)
+            return
+        if isinstance(m, nn.Identity):
+            self.advance(node, x, where)
+            return
+        if type(m) in (nn.Linear, LinearLeakyReLU):
+            self.linear(m, x, where)
+            x = x.new_empty(_BATCH, m.out_features)
+        elif type(m) is nn.BatchNorm1d:
+            self.norm(m, x, where)
+        elif type(m) is nn.Dropout:
+            self.dropout(m, where)
+        elif type(m) is nn.LeakyReLU:
+            self.watch(m, "negative_slope")
+            self.activation("leaky_relu", m.negative_slope, where, kind)
+        elif type(m) is nn.ELU:
+            self.watch(m, "alpha")
+            self.activation("elu", m.alpha, where, kind)
+        elif type(m) in (nn.ReLU, nn.Tanh, nn.Sigmoid):
+            name = {nn.ReLU: "leaky_relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}[type(m)]
+            self.activation(name, 0.0, where, kind)
+        else:
+            raise NoPlan(f"{where}: {kind} has no fused form")
+        self.advance(node, x, where)
+
+    def call(self, node: fx.Node) -> None:
+        """A function or a method: arithmetic on sizes, a change of shape or an activation."""
+        target = node.target
+        where = self.where(node)
+        what = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values.get(n))
+        if target in _QUESTIONS and node.op == "call_method":
+            self.values[node] = getattr(args[0], target)(*args[1:], **kwargs)
+            return
+        moved = any(n is self.current for n in node.all_input_nodes)
+        if target in _ARITHMETIC and (not moved or target is getattr and args[1] == "shape"):
+            self.values[node] = target(*args, **kwargs)
+            return
+        if target in _SHAPE_METHODS and node.op == "call_method":
+            x = self.follow(node, where, what)
+            self.advance(node, getattr(x, target)(*args[1:], **kwargs), where)
+            return
+        if target in _SHAPE_FUNCTIONS:
+            x = self.follow(node, where, what)
+            self.advance(node, target(x, *args[1:], **kwargs), where)
+            return
+        function = _METHODS.get(target) if node.op == "call_method" else target
+        if function in _FUNCTIONS:
+            x = self.follow(node, where, what)
+            name, slope = _FUNCTIONS[function]
+            self.activation(name, float(slope(*args[1:], **kwargs)), where, what)
+            self.advance(node, x, where)
+            return
+        hint = "; use nn.Dropout" if target is F.dropout else ""
+        raise NoPlan(f"{where}: {what} has no fused form{hint}")
+
+    def watch(self, owner: object, attribute: str) -> None:
+        self.watched.append((owner, attribute, getattr(owner, attribute)))
+
+    def last(self, where: str, what: str, stage: int, after: str) -> Layer:
+        """The layer that takes one more part, if the part comes in the order that is fused."""
+        if not self.layers:
+            raise NoPlan(f"{where}: {what} before the first Linear has no fused form")
+        layer = self.layers[-1]
+        if layer.stage >= stage:
+            raise NoPlan(f"{where}: {what} is fused only after {after}")
+        layer.stage = stage
+        return layer
+
+    def linear(self, m: nn.Linear | LinearLeakyReLU, x: Tensor, where: str) -> None:
+        if self.used[m] > 1:
+            raise NoPlan(f"{where}: a Linear that is used twice has no fused form")
+        if x.dim() != 2:
+            raise NoPlan(
+                f"{where}: a Linear on a tensor of shape {['batch', *x.shape[1:]]} has no fused "
+                "form; flatten it first"
+            )
+        if x.shape[1] != m.in_features:
+            raise NoPlan(f"{where}: takes {m.in_features} features, but gets {x.shape[1]}")
+        self.layers.append(Layer(where, m))
+        self.watch(m, "weight")
+        self.watch(m, "bias")
+        if isinstance(m, LinearLeakyReLU):
+            self.watch(m, "negative_slope")
+            self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")
+
+    def norm(self, m: nn.BatchNorm1d, x: Tensor, where: str) -> None:
+        if self.used[m] > 1:
+            raise NoPlan(f"{where}: a BatchNorm1d that is used twice has no fused form")
+        if x.dim() != 2:
+            raise NoPlan(f"{where}: BatchNorm1d is fused on [batch, features] only")
+        if not m.training:
+            raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
+        self.last(where, "BatchNorm1d", 1, "a Linear, before its activation").norm = m
+        for attribute in ("eps", "momentum", "weight", "bias", "running_mean"):
+            self.watch(m, attribute)
+
+    def activation(self, kind: str, slope: float, where: str, what: str) -> None:
+        layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
+        if not (math.isfinite(slope) and slope >= 0):
+            raise NoPlan(f"{where}: {what} is fused with a slope of at least 0; this one has {slope}")
+        layer.activation, layer.slope = kind, float(slope)
+
+    def dropout(self, m: nn.Dropout, where: str) -> None:
+        self.watch(m, "p")
+        if not m.training or m.p == 0:
+            return
+        if self.used[m] > 1:
+            raise NoPlan(f"{where}: a Dropout that is used twice has no fused form")
+        layer = self.last(where, "Dropout", 3, "a Linear or its activation")
+        layer.dropout = m
+        layer.dropout_index = next(i for i, d in enumerate(self.dropouts) if d is m)
+
+
+def _check_module(module: nn.Module, name: str) -> None:
+    for path, m in module.named_modules():
+        where = f"{name}.{path}" if path else name
+        if "forward" in m.__dict__:
+            raise NoPlan(f"{where}: its forward was replaced on the instance")
+        for hooks in (
+            m._forward_hooks,
+            m._forward_pre_hooks,
+            m._backward_hooks,
+            m._backward_pre_hooks,
+        ):
+            if hooks:
+                raise NoPlan(f"{where}: hooks would not be called")
+
+
+def _check_parameters(module: nn.Module, name: str, chain: Chain) -> None:
+    used = Counter(id(p) for layer in chain.layers for p in layer.parameters if p is not None)
+    for path, p in module.named_parameters():
+        where = f"{name}.{path}"
+        if used[id(p)] > 1:
+            raise NoPlan(f"{where}: a parameter that two layers share has no fused form")
+        if not used[id(p)]:
+            raise NoPlan(f"{where}: no layer of the traced forward uses it")
+        if not p.requires_grad:
+            raise NoPlan(f"{where}: requires_grad is False, and the fused engine trains every weight")
+        if p.dtype != torch.float32:
+            raise NoPlan(f"{where}: is {str(p.dtype).removeprefix('torch.')}; float32 is fused")
+        if p.device.type != "cpu":
+            raise NoPlan(f"{where}: is on {p.device}; the fused engine runs on the CPU")
+        if not p.is_contiguous():
+            raise NoPlan(f"{where}: is not contiguous")
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise NoPlan(f"{where}: gradient hooks would not be called")
+        if type(p.data) is not Tensor:
+            raise NoPlan(f"{where}: is a {type(p.data).__name__}")
+        chain.watched.append((p, "requires_grad", True))
+    if math.prod(chain.layers[-1].linear.weight.shape) == 0:
+        raise NoPlan(f"{name} has a layer without features")

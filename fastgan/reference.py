@@ -1,0 +1,192 @@
+"""Every operation of fastgan in plain PyTorch.
+
+This file is three things at once: the fallback when the compiled libraries are absent, the oracle
+the tests compare the kernels with, and the baseline of the benchmarks. It is written to be read; a
+kernel elsewhere is an optimisation of a line here. The names are those of :mod:`fastgan.ops` and
+:mod:`fastgan.random`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --- Counter-based randomness ---------------------------------------------------------------------
+# Philox4x32-10: J. K. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+PHILOX_ROUNDS = 10
+_MASK = 0xFFFFFFFF
+MAX_ELEMENTS = 1 << 34  # 2**32 blocks of four words
+
+
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Four words from four counter words. Words are int64 tensors holding values in [0, 2**32)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(PHILOX_ROUNDS):
+        # The product of two 32-bit values wraps in int64; its 64 bits are still right, so both
+        # halves are.
+        p0, p1 = c0 * PHILOX_M0, c2 * PHILOX_M1
+        hi0, lo0 = (p0 >> 32) & _MASK, p0 & _MASK
+        hi1, lo1 = (p1 >> 32) & _MASK, p1 & _MASK
+        c0, c1, c2, c3 = hi1 ^ c1 ^ k0, lo1, hi0 ^ c3 ^ k1, lo0
+        k0, k1 = (k0 + PHILOX_W0) & _MASK, (k1 + PHILOX_W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def philox_words(
+    seed: int, stream: int, step: int, start: int, n: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Words start .. start + n - 1 of a stream: int64 [n], values in [0, 2**32)."""
+    first, last = start >> 2, (start + n + 3) >> 2
+    block = torch.arange(first, last, dtype=torch.int64, device=device)
+    constant = [torch.full_like(block, v) for v in (stream, step & _MASK, (step >> 32) & _MASK)]
+    words = philox4x32((block, *constant), (seed & _MASK, (seed >> 32) & _MASK))
+    skip = start - (first << 2)
+    return torch.stack(words, dim=1).reshape(-1)[skip : skip + n].clone()
+
+
+def philox_uniform(
+    seed: int, stream: int, step: int, n: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """float32 [n] in [0, 1): the top 24 bits of each word, exact."""
+    return (philox_words(seed, stream, step, 0, n, device) >> 8).float() * 2.0**-24
+
+
+def philox_normal(
+    seed: int, stream: int, step: int, n: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """float32 [n], standard normal by Box and Muller (1958); computed in float64 and rounded once.
+
+    Words 2j and 2j + 1 give elements 2j (cosine) and 2j + 1 (sine); an odd n drops the last sine.
+    """
+    words = philox_words(seed, stream, step, 0, n + (n & 1), device).view(-1, 2)
+    u1 = ((words[:, 0] >> 8) + 1).double() * 2.0**-24  # (0, 1]: the logarithm is finite
+    angle = (2 * math.pi) * ((words[:, 1] >> 8).double() * 2.0**-24)
+    radius = torch.sqrt(-2 * torch.log(u1))
+    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=1)
+    return pairs.reshape(-1)[:n].float()
+
+
+def keep_threshold(p: float) -> int:
+    """A 16-bit half below this value is kept: round((1 - p) * 65536), ties to even."""
+    return round((1.0 - p) * 65536)
+
+
+def keep_scale(p: float) -> float:
+    """The inverse of the exact probability of keeping: what is kept times this is unbiased."""
+    threshold = keep_threshold(p)
+    return 65536 / threshold if threshold else 0.0
+
+
+def philox_keep_mask(
+    seed: int, stream: int, step: int, n: int, threshold: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """bool [n]; element e reads the 16-bit half e of the stream (low half of a word first)."""
+    words = philox_words(seed, stream, step, 0, (n + 1) >> 1, device)
+    halves = torch.stack((words & 0xFFFF, words >> 16), dim=1).reshape(-1)[:n]
+    return halves < threshold
+
+
+# --- Linear layer with a leaky rectifier ----------------------------------------------------------
+
+
+def linear_leaky_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2
+) -> Tensor:
+    """leaky_relu(x @ weight.T + bias): x [..., in], weight [out, in], bias [out] -> [..., out]."""
+    return F.leaky_relu(F.linear(x, weight, bias), negative_slope)
+
+
+def leaky_relu_backward(grad: Tensor, sign: Tensor, negative_slope: float) -> Tensor:
+    """grad * (1 if sign > 0, else negative_slope); sign has the sign of the pre-activation."""
+    return torch.where(sign > 0, grad, grad * negative_slope)
+
+
+def linear_leaky_relu_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, sign: Tensor, negative_slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias, in differentiable operations: its own double backward."""
+    grad_pre = leaky_relu_backward(grad, sign, negative_slope)
+    batch = x.shape[:-1].numel()  # said, not inferred: a feature dimension may be empty
+    rows = grad_pre.reshape(batch, weight.shape[0])
+    return grad_pre @ weight, rows.t() @ x.reshape(batch, weight.shape[1]), rows.sum(0)
+
+
+# --- Minimax losses from logits -------------------------------------------------------------------
+# I. Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014; with labels smoothed as in T.
+# Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016. Every loss is a mean over
+# all elements, in float32 at least.
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def bce(logits: Tensor, label: float) -> Tensor:
+    """mean of softplus(l) - label * l: the cross-entropy of sigmoid(l) against label.
+
+    Finite for every finite logit.
+    """
+    logits = _wide(logits)
+    # softplus(l) is -logsigmoid(-l), and softplus(l) - label * l is this mixture, in which nothing
+    # large cancels.
+    return -((1 - label) * F.logsigmoid(-logits) + label * F.logsigmoid(logits)).mean()
+
+
+def bce_grad(logits: Tensor, label: float) -> Tensor:
+    """d bce / d logits, in float32 at least: (sigmoid(l) - label) / n."""
+    logits = _wide(logits)
+    grad = (1 - label) * torch.sigmoid(logits) - label * torch.sigmoid(-logits)
+    return grad / max(logits.numel(), 1)
+
+
+def discriminator_loss(
+    real_logits: Tensor, fake_logits: Tensor, real_label: float = 1.0, fake_label: float = 0.0
+) -> Tensor:
+    """bce(real_logits, real_label) + bce(fake_logits, fake_label): a scalar."""
+    return bce(real_logits, real_label) + bce(fake_logits, fake_label)
+
+
+def generator_loss(fake_logits: Tensor, saturating: bool = False) -> Tensor:
+    """Saturating: mean log(1 - sigmoid(l)). Non-saturating: mean -log sigmoid(l)."""
+    return -bce(fake_logits, 0.0) if saturating else bce(fake_logits, 1.0)
+
+
+# --- Adam -----------------------------------------------------------------------------------------
+# D. P. Kingma and J. Ba, "Adam", ICLR 2015; decoupled decay: I. Loshchilov and F. Hutter, ICLR
+# 2019.
+
+
+@torch.no_grad()
+def adam_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> None:
+    """One update in place with torch.optim.Adam's arithmetic; `step`, its number, counts from 1."""
+    step_size = lr / (1 - beta1**step)
+    root_correction = math.sqrt(1 - beta2**step)
+    for w, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        if weight_decay and decoupled:
+            w.mul_(1 - lr * weight_decay)
+        elif weight_decay:
+            g = g.add(w, alpha=weight_decay)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        w.addcdiv_(m, (v.sqrt() / root_correction).add_(eps), value=-step_size)

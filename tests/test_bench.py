@@ -1,0 +1,423 @@
+"""The benchmark harness: its arithmetic, its records, and short real runs."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+if not (BENCHMARKS / "bench.py").exists():
+    pytest.skip("benchmarks are part of a checkout only", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+import bench  # noqa: E402
+import harness  # noqa: E402
+import machine  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+import worker  # noqa: E402
+from plans import GRID, Plan, pair  # noqa: E402
+
+TINY = "hidden=16,depth=2,image=1x8x8,latent=8,batch=8,images=100"
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def tiny(**changes) -> Plan:
+    return Plan(
+        **{
+            "hidden": 16,
+            "depth": 3,
+            "image": (1, 8, 8),
+            "latent": 8,
+            "batch": 8,
+            "images": 100,
+            **changes,
+        }
+    )
+
+
+# Machine
+
+
+def test_facts_are_plain_data_and_name_what_is_absent():
+    facts = machine.facts(1, native=False)
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["threads"] == 1 and len(facts["cpus"]) == 1
+    assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert facts["cpu"] and facts["usable_cores"] >= 1
+
+
+@pytest.mark.skipif(machine.compiler() is None, reason="no C++ compiler")
+def test_native_programs_measure_something():
+    facts = machine.facts()
+    rates = [isa["all"] for isa in facts["peak"]["fp32"].values()]
+    assert rates and all(0.1 < rate < 10_000 for rate in rates)
+    assert facts["peak_fp32_gflops"] == max(rates)
+    if facts["usable_cores"] > 1:
+        assert 1 < facts["roundtrip_ns"] < 1e6
+
+
+def test_without_a_compiler_the_reason_is_recorded(monkeypatch):
+    monkeypatch.setattr(machine, "compiler", lambda: None)
+    facts = machine.facts()
+    assert facts["roundtrip_ns"] is None and facts["peak_fp32_gflops"] is None
+    assert all("no C++ compiler" in reason for reason in facts["missing"].values())
+    assert "peak" in facts["missing"]
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no cross compiler")
+@pytest.mark.parametrize("name", ["core_roundtrip", "fma_peak"])
+def test_native_programs_compile_for_arm64(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "aarch64-linux-gnu-g++ -Wall -Wextra -Werror -static")
+    monkeypatch.setattr(machine, "_build_dir", lambda: tmp_path)
+    program = machine.native(name)
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    cpus = machine.pick_cpus(2)
+    if name == "core_roundtrip" and emulator and len(cpus) == 2:
+        command = [emulator, program, *map(str, cpus)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(done.stdout)["best"] > 0
+
+
+def test_one_cpu_of_every_core_comes_first():
+    usable = machine.usable_cpus()
+    assert sorted(machine.pick_cpus(len(usable))) == usable
+    assert machine.pick_cpus(1) == machine.pick_cpus(len(usable))[:1]
+
+
+# Plans
+
+
+def test_operations_of_the_reference_pair():
+    # G 100-256-784 forward three times' worth, D 784-256-1 six, and the gradients between layers.
+    g, d = 100 * 256 + 256 * 784, 784 * 256 + 256
+    assert Plan(batch=64).flops == 2 * 64 * (3 * g + 6 * d + 2 * 256 + 256 * 784)
+
+
+@pytest.mark.parametrize("plan", [*pair(), *GRID], ids=lambda plan: plan.title)
+def test_operations_match_what_autograd_does(plan):
+    """Counts the products that a step of clean eager really performs."""
+    from peers import eager, networks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    generator, discriminator = networks.build(plan)
+    d_loss_of, g_loss_of = eager.losses_of(plan, generator, discriminator)
+    real = torch.zeros(plan.batch, *plan.image)
+    with FlopCounterMode(display=False) as counted:
+        torch.autograd.grad(d_loss_of(real), list(discriminator.parameters()))
+        torch.autograd.grad(g_loss_of(), list(generator.parameters()))
+    assert counted.get_total_flops() == plan.flops
+
+
+def test_the_grid_covers_what_it_should():
+    assert len(GRID) >= 8
+    assert {2, 3, 4, 5} <= {p.depth for p in GRID}
+    assert min(p.hidden for p in GRID) == 64 and max(p.hidden for p in GRID) == 2048
+    assert min(p.batch for p in GRID) == 16 and max(p.batch for p in GRID) == 1024
+    assert any(p.image == (3, 32, 32) for p in GRID)
+    assert {"none", "g", "both"} == {p.batchnorm for p in GRID}
+    assert all(p.steps_per_epoch >= p.chunk >= 1 for p in GRID)
+
+
+def test_pixels_are_whole_batches_and_the_same_for_every_peer():
+    plan = tiny()
+    pixels = plan.pixels()
+    assert pixels.dtype == np.uint8 and pixels.shape == (96, 64)
+    assert (pixels == plan.pixels()).all()
+    assert pixels.min() < 64 and pixels.max() > 192 and pixels.std(0).min() > 1
+
+
+def test_parse_reads_and_refuses():
+    plan = Plan.parse("hidden=512,depth=3,image=3x32x32,batchnorm=g,dropout=0.1,batch=128")
+    assert (plan.hidden, plan.depth, plan.image, plan.batch) == (512, 3, (3, 32, 32), 128)
+    assert plan.batchnorm == "g" and plan.dropout == 0.1
+    for text, said in [
+        ("width=3", "width=3"),
+        ("hidden=x", "'x'"),
+        ("image=28x28", "channels"),
+        ("depth=1", "depth"),
+        ("batchnorm=yes", "batchnorm"),
+        ("dropout=1", "dropout"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            Plan.parse(text)
+
+
+# Peers
+
+
+def test_every_entry_names_a_file_and_selection_finds_it():
+    for entry in peers.CATALOGUE.values():
+        assert (BENCHMARKS / "peers" / f"{entry.file}.py").exists()
+        assert entry in peers.select(entry.name)
+    assert {e.name for e in peers.select("jax")} >= {"jax-scan", "jax-jit"}
+    assert [e.name for e in peers.select("eager")] == ["eager"]
+    with pytest.raises(ValueError, match="nobody"):
+        peers.select("eager,nobody")
+
+
+def test_merged_and_separate_passes_give_the_same_loss():
+    from peers import eager, networks
+
+    plan = tiny(dropout=0.0)
+    generator, discriminator = networks.build(plan)
+    real = torch.rand(plan.batch, *plan.image) * 2 - 1
+    torch.manual_seed(1)
+    merged = eager.losses_of(plan, generator, discriminator)[0](real)
+    torch.manual_seed(1)
+    fake = generator(torch.randn(plan.batch, plan.latent))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    ones = torch.ones(plan.batch, 1)
+    separate = bce(discriminator(real), ones) + bce(discriminator(fake), 0 * ones)
+    torch.testing.assert_close(merged, separate)
+
+
+def test_adam_for_the_compiler_is_adam():
+    from peers.compile import Adam
+
+    torch.manual_seed(0)
+    plan = tiny()
+    mine = torch.randn(7, 5).requires_grad_()
+    theirs = mine.detach().clone().requires_grad_()
+    ours = Adam([mine], plan)
+    adam = torch.optim.Adam([theirs], lr=plan.lr, betas=plan.betas, eps=plan.eps)
+    for _ in range(5):
+        grad = torch.randn(7, 5)
+        ours.update([grad])
+        theirs.grad = grad
+        adam.step()
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_order_visits_everything_once_an_epoch():
+    from peers import networks
+
+    order = networks.Order(tiny())
+    for _ in range(2):
+        seen = torch.cat([order.next() for _ in range(12)])
+        assert sorted(seen.tolist()) == list(range(96))
+
+
+@pytest.mark.parametrize("name", ["reference", "eager", "amp", "fastgan-eager"])
+@pytest.mark.parametrize("batchnorm", ["none", "both"])
+def test_twenty_steps(name, batchnorm):
+    threads = torch.get_num_threads()
+    host = worker.Host(name)
+    try:
+        answer = host.setup(tiny(batchnorm=batchnorm).to_fields(), 1)
+        assert "missing" not in answer, answer
+        before = [p.detach().clone() for p in _parameters(host.peer)]
+        times, cpu = host.blocks(10, 2)
+        assert len(times) == 2 and min(times) > 0 and cpu > 0
+        after = _parameters(host.peer)
+        assert all((a != b).any() for a, b in zip(after, before, strict=True))
+        said = host.check()
+        # Both losses start near 2 ln 2 and ln 2; twenty steps leave them in this neighbourhood.
+        assert 0.8 < said["d_loss"] < 2.5 and 0.2 < said["g_loss"] < 1.5
+    finally:
+        host.close()
+        torch.set_num_threads(threads)
+
+
+def _parameters(peer) -> list[torch.Tensor]:
+    if hasattr(peer, "engine"):
+        generator, discriminator = peer.engine.problem.generator, peer.engine.problem.discriminator
+    else:
+        generator, discriminator = peer.generator, peer.discriminator
+    # A bias before BatchNorm has no gradient but rounding.
+    return [p for m in (generator, discriminator) for p in m.parameters() if p.ndim == 2]
+
+
+def test_losses_that_are_not_finite_are_an_error():
+    class Broken(peers.Peer):
+        def losses(self):
+            return 1.0, float("nan")
+
+    with pytest.raises(FloatingPointError, match="nan"):
+        Broken().check()
+
+
+# Runs
+
+
+def run(capfd, *arguments) -> tuple[int, dict]:
+    code = bench.main(["--threads", "1", "--json", *arguments])
+    return code, json.loads(capfd.readouterr().out)
+
+
+def test_a_race_of_two_in_their_own_processes(tmp_path, capfd):
+    code, record = run(
+        capfd,
+        *("--plan", TINY, "--peers", "eager,jax-scan", "--seconds", "0.1"),
+        *("--out", str(tmp_path), "--picture", str(tmp_path / "race.png")),
+    )
+    assert code == 0
+    results = record["races"][0]["results"]
+    assert list(results) == ["eager", "jax-scan"]
+    have_jax = all(importlib.util.find_spec(name) for name in ("jax", "optax"))
+    for name in ["eager"] + ["jax-scan"] * have_jax:
+        r = results[name]
+        assert 0 < r["best"] <= r["q1"] <= r["median"] <= r["q3"]
+        assert r["blocks"] >= 3 and r["steps"] >= 20 and r["cores_used"] > 0
+        assert 0.1 < r["d_loss"] < 3
+    if not have_jax:
+        assert "jax" in results["jax-scan"]["missing"] or "optax" in results["jax-scan"]["missing"]
+    for when in ("before", "after"):
+        assert "roundtrip_ns" in record[when] or "roundtrip_missing" in record[when]
+    (saved,) = tmp_path.glob("*.json")
+    assert json.loads(saved.read_text()) == record
+    assert saved.name.startswith(record["machine"]["date"][:10]) and "-1t-" in saved.name
+    assert (tmp_path / "race.png").stat().st_size > 1000
+
+
+def test_a_missing_peer_is_named_with_its_reason(monkeypatch, tmp_path, capfd):
+    absent = peers.Entry("absent", "absent:Absent", "fp32", "a peer whose package is missing")
+    monkeypatch.setitem(peers.CATALOGUE, "absent", absent)
+    arguments = ["--plan", TINY, "--peers", "eager,absent", "--seconds", "0.1", "--inline"]
+    assert bench.main([*arguments, "--threads", "1", "--out", str(tmp_path)]) == 0
+    printed = capfd.readouterr().out
+    assert "- missing: absent: No module named 'peers.absent'" in printed
+    (saved,) = tmp_path.glob("*.json")
+    results = json.loads(saved.read_text())["races"][0]["results"]
+    assert "median" in results["eager"] and "missing" in results["absent"]
+
+
+def test_overhead_contended_and_profile(monkeypatch, capfd):
+    monkeypatch.setattr(harness, "ROUNDS", 2)
+    monkeypatch.setattr(harness, "CALLS", 100)
+    code, record = run(
+        capfd,
+        *("--plan", TINY, "--peers", "eager", "--no-record", "--inline", "--seconds", "0.1"),
+        *("--overhead", "--contended", "--profile"),
+    )
+    assert code == 0 and "races" not in record
+    assert record["overhead"][0]["results"]["eager"]["single_ms"] > 0
+    assert record["contended"][0]["results"]["eager"]["slowdown"] > 0
+    assert "no profile" in record["profile"][0]["results"]["eager"]["missing"]
+    text = report.render(record)
+    assert "What one call costs" in text and "burning a core" in text
+    assert "- missing: eager: this peer has no profile" in text
+
+
+@LINUX
+def test_only_the_peer_whose_turn_it_is_runs_and_a_dead_one_is_named():
+    entries = peers.select("eager,amp")
+    with harness.Field(entries, 1, say=lambda *_, **__: None) as field:
+        first, second = field.peers.values()
+        with first.turn():
+            assert first.ask("close") is None
+            assert _state(first) in "RSD" and _state(second) == "T"
+        assert _state(first) == "T"
+        second.process.kill()
+        second.process.wait()
+        results = field.race(tiny(), 0.05)
+        assert "median" in results["eager"]
+        assert "SIGKILL" in results["amp"]["missing"]
+
+
+def _state(peer) -> str:
+    # A signal takes effect a moment after it was sent.
+    for _ in range(100):
+        state = Path(f"/proc/{peer.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "T":
+            break
+        os.sched_yield()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--peers", "nobody"], "nobody"),
+        (["--batch", "many"], "--batch"),
+        (["--plan", "depth=0"], "depth"),
+        (["--threads", "100000"], "--threads"),
+        (["--seconds", "0"], "--seconds"),
+        (["--overhead", "--picture", "x.png"], "--picture"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_reason(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_list_has_every_peer_and_plan(capsys):
+    assert bench.main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in peers.CATALOGUE)
+    assert all(plan.title in text for plan in GRID)
+
+
+# Reports
+
+
+def test_records_are_never_overwritten(tmp_path):
+    facts = machine.facts(1, native=False)
+    paths = {report.save({"machine": facts, "n": n}, tmp_path, "a topic") for n in range(3)}
+    assert len(paths) == 3
+    assert sorted(json.loads(p.read_text())["n"] for p in paths) == [0, 1, 2]
+
+
+def test_table_columns_line_up():
+    lines = report.table(["name", "ms"], [["a", "1.25"], ["longer name", "10"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].endswith(":|") and lines[2].endswith(" 1.25 |")
+
+
+def test_profile_is_read_against_the_peak():
+    facts = machine.facts(2 if len(machine.usable_cpus()) > 1 else 1, native=False)
+    facts["peak"] = {"fp32": {"avx2": {"one": 100.0, "all": 100.0}}, "bf16": {}}
+    flops = 50e9 * facts["threads"]
+    phases = [("products", flops, 1.0, 0.5), ("the rest", 0.0, 0.5, 0.0)]
+    item = {
+        "plan": Plan().to_json(),
+        "results": {"fused": {"phases": phases, "seconds": 2.1, "steps": 10}},
+    }
+    lines = report._profile(item, facts).splitlines()
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in lines
+        if line.startswith("| ")
+    }
+    assert cells["products"] == [
+        "1000000.0",
+        "500000.0",
+        "75.0%",
+        f"{flops / 1e6:.1f}",
+        "50",
+        "50%",
+    ]
+    assert cells["the step"][4:] == ["25", "25%"] and cells["the rest"][3:] == ["-", "-", "-"]
+
+
+def test_ratios_are_peer_over_engine():
+    entries = peers.select("eager,fused")
+    results = {"eager": {"best": 2.0, "median": 6.0}, "fused": {"best": 1.0, "median": 2.0}}
+    assert harness.ratios(results, entries) == {
+        "fused": {"eager": {"best": 2, "median": 3}, "fused": {"best": 1, "median": 1}}
+    }
+
+
+def test_turns_beside_other_processes_are_set_aside_unless_too_few_are_calm():
+    def result(*turns):
+        return harness.summary(
+            {"turns": list(turns), "steps": 10, "cpu": 1.0, "wall": 1.0, "seconds": 1.0}
+        )
+
+    calm, disturbed = ([1.0, 1.2, 1.1], 0.0), ([9.0, 8.0, 9.5], 1.0)
+    mixed = result(calm, disturbed, calm, disturbed, calm)
+    assert mixed["median"] == 1.1 and (mixed["turns"], mixed["turns_kept"]) == (5, 3)
+    mostly = result(calm, disturbed, disturbed, disturbed)
+    assert mostly["median"] > 8 and mostly["best"] == 1.0
+    assert (mostly["turns_kept"], mostly["turns_calm"]) == (4, 1)
+    unknown = result(([1.0, 1.0], None), ([2.0, 2.0], None))
+    assert unknown["turns_kept"] == 2 and unknown["others"] is None

@@ -1,0 +1,53 @@
+"""The words for a training that has broken down."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastgan import breakdown, data
+from fastgan.problem import make_problem
+
+
+def make(**options):
+    g = nn.Sequential(nn.Linear(5, 16), nn.Unflatten(1, (1, 4, 4)))
+    d = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    source = torch.linspace(-1, 1, 320).view(20, 1, 4, 4)
+    options = {"batch_size": 8, "latent_dim": 5, "device": "cpu", **options}
+    return make_problem(g, d, data.open(source), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "causes"),
+    [
+        ({"lr": 0.25}, ["learning rate that is too high (lr is 0.25;"]),
+        ({"lr": (0.5, 0.25)}, ["lr is 0.25 and 0.5;"]),
+        ({"precision": "bf16"}, ["bfloat16 (try precision='fp32')", ", or a learning rate"]),
+        ({"loss": "wasserstein"}, ["Wasserstein critic that nothing keeps Lipschitz", "lr is"]),
+    ],
+)
+def test_likely_causes(options, causes):
+    told = breakdown.likely_cause(make(**options), 1)
+    assert all(cause in told for cause in causes)
+    assert ("bfloat16" in told) == ("precision" in options)
+    assert ("Lipschitz" in told) == ("loss" in options)
+
+
+def test_bad_images_are_the_cause_at_the_step_that_saw_them():
+    problem = make()
+    # Opened images are finite; a data set that is read as needed may still hold others.
+    problem.data.pixels[13, 0, 2, 2] = float("nan")
+    # Three batches make an epoch, and each image is in one of them.
+    told = [breakdown.likely_cause(problem, step) for step in (1, 2, 3)]
+    assert sum("real images of that step" in cause for cause in told) == 1
+    assert sum("learning rate" in cause for cause in told) == 2
+
+
+def test_bad_weights_are_found():
+    problem = make()
+    assert breakdown.bad_weights(problem) is None
+    with torch.no_grad():
+        problem.discriminator[1].bias.fill_(float("inf"))
+    assert breakdown.bad_weights(problem) == "discriminator"
+    with torch.no_grad():
+        problem.generator[0].weight[2, 3] = float("nan")
+    assert breakdown.bad_weights(problem) == "generator"

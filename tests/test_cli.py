@@ -1,0 +1,330 @@
+"""The command line: what it prints, writes and returns; wrong input; signals."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import fastgan
+from fastgan import checkpoint
+from fastgan.cli import _parser, main
+
+QUICK = ["--engine", "eager", "--device", "cpu", "--batch-size", "16", "--latent-dim", "8"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Runs go to a temporary directory, and --threads does not outlive a test."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run(*arguments):
+    return main([str(a) for a in arguments])
+
+
+def test_train_sample_resume(here, capsys):
+    assert run("train", "--steps", 40, "--log-every", 20, "--ema", 0.9, *QUICK) == 0
+    out, err = capsys.readouterr()
+    assert not err and "digits" in out and "engine eager" in out and "runs/digits" in out
+    names = {p.name for p in (here / "runs/digits").iterdir()}
+    assert names == {
+        "samples.png", "loss.png", "log.jsonl", "timing.jsonl", "config.json", "checkpoint.pt",
+        "checkpoint-40.pt", "generator.pth", "discriminator.pth",
+    }  # fmt: skip
+
+    assert run("sample", "runs/digits", "--n", 6, "--columns", 3) == 0
+    assert capsys.readouterr().out.strip() == "runs/digits/grid.png"
+    assert Image.open("runs/digits/grid.png").size == (3 * 58 + 2, 2 * 58 + 2)
+    assert run("sample", "runs/digits/checkpoint-40.pt", "--n", 6, "--out", "a.png") == 0
+    assert run("sample", "runs/digits", "--n", 6, "--seed", 1, "--out", "b.png") == 0
+    names = ("runs/digits/grid.png", "a.png", "b.png")
+    grid, same, other = ((here / name).read_bytes() for name in names)
+    assert grid == same != other
+
+    capsys.readouterr()
+    assert run("train", "--resume", "runs/digits") == 0
+    assert "nothing left to do: give --steps above 40" in capsys.readouterr().out
+    assert run("train", "--resume", "runs/digits", "--steps", 60) == 0
+    assert checkpoint.load("runs/digits")["step"] == 60
+    assert len((here / "runs/digits/log.jsonl").read_text().splitlines()) == 3
+
+    assert run("train", "--steps", 1, *QUICK) == 0
+    assert (here / "runs/digits-2/checkpoint.pt").exists(), "a run is never overwritten"
+
+
+def test_json_is_one_line_on_stdout(here, capsys):
+    arguments = ("--steps", 25, "--out", "deep/run", "--d-steps", 2, "--threads", 1)
+    assert run("train", "--json", *arguments, *QUICK) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and "digits" in err
+    summary = json.loads(out)
+    names = "steps seconds ms_per_step engine device precision d_loss g_loss out"
+    assert list(summary) == names.split()
+    assert summary["steps"] == 25 and summary["engine"] == "eager" and summary["device"] == "cpu"
+    assert summary["out"] == "deep/run" and summary["ms_per_step"] > 0 < summary["g_loss"]
+    assert checkpoint.load("deep/run")["threads"] == 1
+
+
+def test_quiet_says_nothing(capsys):
+    assert run("train", "--quiet", "--steps", 3, *QUICK) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_setting_arrives(here):
+    assert run(
+        "train", "--epochs", 1, "--name", "x", "--batch-size", 500, "--latent-dim", 7, "--loss",
+        "minimax", "--d-steps", 2, "--lr", 1e-3, 3e-3, "--betas", 0.1, 0.9, "--precision", "bf16",
+        "--engine", "eager", "--device", "cpu", "--seed", 9, "--ema", 0, "--label-smoothing", 0.1,
+        "--optimizer", "adamw", "--weight-decay", 0.01, "--eps", 1e-7,
+        "--log-every", 3, "--image-size", 14, "--checkpoint-every", 4, "--keep", 1, "--quiet",
+    ) == 0  # fmt: skip
+    config = json.loads((here / "runs/x/config.json").read_text())
+    expected = {
+        "batch_size": 500, "latent_dim": 7, "loss": "minimax", "d_steps": 2, "lr": [1e-3, 3e-3],
+        "betas": [0.1, 0.9], "precision": "bf16", "engine": "eager", "device": "cpu", "seed": 9,
+        "ema": None, "label_smoothing": 0.1, "log_every": 3, "image_shape": [1, 14, 14],
+        "optimizer": "adamw", "weight_decay": 0.01, "eps": 1e-7,
+        "checkpoint_every": 4, "keep": 1, "data": {"source": "digits", "image_size": 14},
+    }  # fmt: skip
+    assert {name: config[name] for name in expected} == expected
+    assert checkpoint.load("runs/x")["step"] == 5  # 10 batches, two to a step
+    assert run("train", "--resume", "runs/x", "--epochs", 2, "--quiet") == 0
+    assert checkpoint.load("runs/x")["step"] == 10
+    group = checkpoint.load("runs/x")["optimizer_d"]["param_groups"][0]
+    assert (group["weight_decay"], group["eps"]) == (0.01, 1e-7)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "least-squares", "wasserstein"])
+def test_games_on_raw_scores_get_a_discriminator_without_sigmoid(loss):
+    assert run("train", "--loss", loss, "--steps", 4, "--quiet", *QUICK) == 0
+    assert run("train", "--resume", "runs/digits", "--steps", 6, "--quiet") == 0
+    assert run("sample", "runs/digits") == 0
+
+
+def test_a_folder_of_images(here):
+    (here / "my pictures").mkdir()
+    for i in range(5):
+        Image.new("RGB", (9, 7), (i * 40, 0, 0)).save(here / "my pictures" / f"{i}.png")
+    arguments = ("--data", "my pictures", "--image-size", 8, "--steps", 2, "--quiet")
+    assert run("train", *arguments, *QUICK) == 0
+    assert Image.open("runs/my pictures/samples.png").mode == "RGB"
+    assert run("train", "--resume", "runs/my pictures", "--steps", 3, "--quiet") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--data", "nothing"], "nothing"),
+        (["train", "--steps", "0"], "steps is 0"),
+        (["train", "--epochs", "-1"], "epochs is -1"),
+        (["train", "--batch-size", "0"], "batch_size is 0"),
+        (["train", "--lr", "1", "2", "3"], "--lr takes one number, or two"),
+        (["train", "--threads", "0"], "--threads is 0"),
+        (["train", "--eps", "0"], "eps is 0.0"),
+        (["train", "--weight-decay", "-1"], "weight_decay is -1.0"),
+        (["train", "--device", "warp"], "device 'warp'"),
+        (["train", "--loss", "hinge", "--label-smoothing", "0.1"], "label_smoothing"),
+        (["train", "--name", "a", "--out", "b"], "give one of them"),
+        (["train", "--name", "taken"], "already holds a run"),
+        (["train", "--resume", "nowhere"], "there is no checkpoint"),
+        (["train", "--resume", "nowhere", "--lr", "1"], "--lr cannot be changed by --resume"),
+        (["train", "--resume", "nowhere", "--weight-decay", "1"], "--weight-decay cannot be"),
+        (["train", "--resume", "damaged"], "damaged or not a checkpoint"),
+        (["sample", "nowhere"], "there is no checkpoint"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(here, capsys, arguments, words):
+    (here / "runs/taken").mkdir(parents=True)
+    (here / "runs/taken/log.jsonl").touch()
+    (here / "damaged").mkdir()
+    (here / "damaged/checkpoint.pt").write_bytes(b"PK\3\4")
+    quick = QUICK[:4] if arguments[0] == "train" and "--resume" not in arguments else []
+    if "--device" in arguments:
+        quick = []
+    assert run(*arguments, *quick) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("fastgan: ") and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--loss", "nice"], ["train", "--optimizer", "sgd"], ["dance"], []]
+)
+def test_options_that_do_not_exist(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert "usage: fastgan" in capsys.readouterr().err
+
+
+def test_losses_that_break_down_are_status_1(capsys):
+    arguments = ("--lr", 1e30, "--steps", 50, "--log-every", 5, *QUICK)
+    assert run("train", *arguments) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "training stopped: at step" in err and "lr is 1e+30" in err
+
+
+def test_every_option_is_explained():
+    commands = next(a for a in _parser()._actions if a.choices).choices
+    assert set(commands) == {"train", "sample", "info", "bench"}
+    for command in commands.values():
+        assert all(action.help for action in command._actions)
+        command.format_help()
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    assert "fastgan" in capsys.readouterr().out
+    assert run("info", "--json") == 0
+    assert "engine" in json.loads(capsys.readouterr().out)
+
+
+BENCH = """
+import argparse
+import dataclasses
+
+@dataclasses.dataclass
+class Seen:
+    arguments: list
+
+def main(argv):
+    parser = argparse.ArgumentParser(prog="stand-in")
+    parser.add_argument("--plan", action="append", help="what the stand-in times")
+    options, rest = parser.parse_known_args(argv)
+    print(Seen(argv), options.plan)
+    return 5
+"""
+
+
+@pytest.fixture
+def checkout(here, monkeypatch):
+    """A checkout in the current directory, whose benchmark tells what reached it."""
+    (here / "benchmarks").mkdir()
+    (here / "benchmarks/bench.py").write_text(BENCH)
+    monkeypatch.setitem(sys.modules, "bench", None)
+    return here
+
+
+def test_bench_hands_every_argument_on(checkout, capsys):
+    arguments = ["--plan", "hidden=8", "--json", "word", "--version", "-x=1"]
+    assert run("bench", *arguments) == 5
+    assert capsys.readouterr().out == f"Seen(arguments={arguments}) ['hidden=8']\n"
+    assert run("bench") == 5
+    assert capsys.readouterr().out == "Seen(arguments=[]) None\n"
+    with pytest.raises(SystemExit) as caught:
+        run("bench", "--help")
+    assert caught.value.code == 0 and "what the stand-in times" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("--help")
+    assert "bench" in capsys.readouterr().out
+
+
+def test_bench_is_found_beside_the_package(checkout, capsys, monkeypatch):
+    (checkout / "elsewhere").mkdir()
+    monkeypatch.chdir(checkout / "elsewhere")
+    monkeypatch.setattr(fastgan, "__file__", str(checkout / "fastgan/__init__.py"))
+    assert run("bench", "--list") == 5
+    assert "--list" in capsys.readouterr().out
+
+
+def test_bench_outside_a_checkout_is_one_line_and_status_2(here, capsys, monkeypatch):
+    monkeypatch.setattr(fastgan, "__file__", str(here / "site-packages/fastgan/__init__.py"))
+    assert run("bench", "--list") == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(
+        "fastgan: bench runs benchmarks/bench.py of a source checkout"
+    )
+    assert err.count("\n") == 1 and str(here) in err
+    monkeypatch.setitem(sys.modules, "bench", None)
+    (here / "benchmarks").mkdir()
+    (here / "benchmarks/bench.py").write_text("print")
+    assert run("bench") == 2
+    assert "bench.py is not fastgan's benchmark: it has no main()" in capsys.readouterr().err
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-m", "fastgan", *map(str, arguments)]
+    # The same fastgan as here, also from another working directory.
+    paths = [str(Path(fastgan.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(command, env=env, text=True, **pipes)
+
+
+def wait_for(path, lines, process):
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(path.read_text().splitlines()) < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+STEPS = ("--steps", 400, "--log-every", 7, "--threads", 1, *QUICK)
+
+
+def test_a_run_stopped_by_signals_ends_like_one_that_was_not(here):
+    stopped = start("train", *STEPS, "--out", "stopped")
+    wait_for(here / "stopped/log.jsonl", 10, stopped)
+    began = time.monotonic()
+    stopped.send_signal(signal.SIGTERM)
+    _, err = stopped.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert stopped.returncode == 143
+    assert "stopped by SIGTERM" in err and "fastgan train --resume stopped" in err
+    assert "Traceback" not in err
+
+    resumed = start("train", "--resume", "stopped")
+    wait_for(here / "stopped/log.jsonl", 30, resumed)
+    resumed.send_signal(signal.SIGINT)
+    _, err = resumed.communicate(timeout=60)
+    assert resumed.returncode == 130
+    assert "stopped by Ctrl-C" in err and "Traceback" not in err
+
+    last = start("train", "--resume", "stopped", "--json")
+    out, err = last.communicate(timeout=120)
+    assert last.returncode == 0, err
+    assert json.loads(out)["steps"] == 400
+    assert run("train", *STEPS, "--out", "whole", "--quiet") == 0
+
+    a, b = checkpoint.load("whole"), checkpoint.load("stopped")
+    for name in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(a[name][key], b[name][key]) for key in a[name])
+    for name in ("optimizer_g", "optimizer_d"):
+        for key, state in a[name]["state"].items():
+            for part in ("exp_avg", "exp_avg_sq", "step"):
+                assert torch.equal(state[part], b[name]["state"][key][part])
+    assert (here / "whole/log.jsonl").read_bytes() == (here / "stopped/log.jsonl").read_bytes()
+    assert (here / "whole/samples.png").read_bytes() == (here / "stopped/samples.png").read_bytes()
+
+
+def test_a_bar_on_a_terminal():
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    process = start("train", "--steps", 30, *QUICK, stdout=subprocess.DEVNULL, stderr=child)
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(parent)
+    assert process.wait() == 0
+    assert b"30/30" in seen and b"step/s" in seen

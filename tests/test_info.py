@@ -1,0 +1,75 @@
+"""What an installation says about itself."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import fastgan
+from fastgan import engines
+from fastgan.info import report
+
+
+def test_facts_are_plain_values_and_name_an_engine():
+    facts = fastgan.info()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == torch.__version__ and facts["fastgan"] == fastgan.__version__
+    assert set(facts["engines"]) == set(engines.ORDER)
+    # The engine named is the first that gives no reason against itself.
+    assert facts["engine"] == next(n for n in engines.ORDER if facts["engines"][n] is None)
+
+
+def test_a_convolutional_pair_is_told_why_not_the_fused_engine():
+    generator = nn.Sequential(nn.Linear(16, 64), nn.Unflatten(1, (1, 8, 8)), nn.Tanh())
+    discriminator = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten(), nn.Linear(4, 1))
+    before = {k: v.clone() for k, v in discriminator.state_dict().items()}
+    facts = fastgan.info(generator, discriminator, latent_dim=16, device="cpu")
+    assert facts["engine"] == "eager"
+    reason = facts["engines"]["fused"]
+    if fastgan.ops.library_status()["cpu"] == "loaded":
+        assert "Conv2d" in reason and "discriminator" in reason
+    assert reason in report(facts)
+    assert all(torch.equal(v, before[k]) for k, v in discriminator.state_dict().items())
+
+
+def test_the_memory_of_the_engine_is_stated_where_it_is_known():
+    facts = fastgan.info(device="cpu")
+    if facts["engine"] == "fused":
+        smaller = fastgan.info(device="cpu", batch_size=8)
+        assert facts["engine_memory_bytes"] > smaller["engine_memory_bytes"] > 0
+    facts["engine_memory_bytes"] = 3 * 2**20
+    assert "\nengine memory 3.0 MB of workspace\n" in report(facts) + "\n"
+    facts["engine_memory_bytes"] = None
+    assert "engine memory" not in report(facts)
+    generator = nn.Sequential(nn.Linear(4, 9), nn.Unflatten(1, (1, 3, 3)))
+    discriminator = nn.Sequential(nn.Conv2d(1, 9, 3), nn.Flatten(), nn.Linear(9, 1))
+    state = torch.get_rng_state()
+    facts = fastgan.info(generator, discriminator, latent_dim=4, device="cpu")
+    assert facts["engine"] == "eager" and facts["engine_memory_bytes"] is None
+    fastgan.info(device="cpu")
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_one_network_alone_is_refused():
+    with pytest.raises(ValueError, match="both networks or none"):
+        fastgan.info(nn.Linear(1, 1))
+
+
+def test_a_missing_library_says_why_and_what_it_costs():
+    facts = fastgan.info()
+    facts["libraries"] = {"cpu": "not built", "cuda": "not built"}
+    facts["built"] = {
+        "choice": "auto", "torch": "2.15.0", "cuda": None, "archs": None,
+        "skipped": {"cpu": "no C++ compiler", "cuda": "no nvcc"},
+    }  # fmt: skip
+    text = report(facts)
+    assert "no C++ compiler" in text and "what that costs: plain PyTorch" in text
+
+
+def test_the_command_prints_the_same_facts():
+    command = [sys.executable, "-m", "fastgan", "info", "--json"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert set(json.loads(out)) == set(fastgan.info())

@@ -1,0 +1,708 @@
+"""The operators and their Python face: values, derivatives, compiler, autocast, errors."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from fastgan import ops, reference
+
+needs_library = pytest.mark.skipif(
+    ops.library_status()["cpu"] != "loaded", reason=f"CPU library {ops.library_status()['cpu']}"
+)
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(
+            not torch.cuda.is_available() or "cuda" not in ops._kernels,
+            reason=f"no CUDA device, or CUDA library {ops.library_status()['cuda']}",
+        ),
+    ),
+]
+devices = pytest.mark.parametrize("device", DEVICES)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# What one rounding of the result, and float32 sums over the widths drawn here, can cost.
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 8e-3}
+slopes = st.sampled_from([0.2, 0.0, 1.0, -0.3, 1.7])
+
+
+def close(found, expected, dtype, scale=None):
+    """Within the tolerance of `dtype`, relative to the largest value that was summed."""
+    assert found.dtype == dtype and found.shape == expected.shape
+    if found.numel():
+        scale = max(scale or 0.0, expected.abs().max().item(), 1e-30)
+        error = (found.double() - expected.double()).abs().max().item()
+        assert error <= TOLERANCE[dtype] * scale, f"error {error}, scale {scale}"
+
+
+def scales(x, weight, bias, grad):
+    """What rounding is relative to, of y and of the gradients: the sums without cancellation."""
+    x, weight, grad = (t.detach().double().abs() for t in (x, weight, grad))
+    y = F.linear(x, weight, None if bias is None else bias.detach().double().abs())
+    sums = (y, *reference.linear_leaky_relu_backward(grad, x, weight, y, 1.0))
+    return [t.max().item() if t.numel() else 0.0 for t in sums]
+
+
+def layer(shape, out, bias, dtype=torch.float64, device="cpu", seed=0, grad=True):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size):
+        t = torch.randn(*size, dtype=torch.float64, generator=generator).to(dtype).to(device)
+        return t.requires_grad_(grad)
+
+    return draw(*shape), draw(out, shape[-1]), draw(out) if bias else None
+
+
+def with_grads(y, inputs, grad):
+    inputs = [t for t in inputs if t is not None]
+    return torch.autograd.grad(y, inputs, grad)
+
+
+# --- linear_leaky_relu: the function that chooses a road, and the operator itself ---
+
+
+def through_function(x, weight, bias, slope):
+    return ops.linear_leaky_relu(x, weight, bias, slope)
+
+
+def through_operator(x, weight, bias, slope):
+    return ops._linear_leaky_relu(x, weight, bias, slope)
+
+
+roads = pytest.mark.parametrize(
+    "road", [through_function, pytest.param(through_operator, marks=needs_library)]
+)
+
+
+@devices
+@dtypes
+@roads
+@settings(max_examples=30)
+@given(
+    lead=st.lists(st.integers(0, 9), max_size=3),
+    features=st.integers(0, 70),
+    out=st.integers(0, 70),
+    bias=st.booleans(),
+    slope=slopes,
+)
+def test_linear_leaky_relu(road, dtype, device, lead, features, out, bias, slope):
+    if road is through_operator and slope < 0:
+        slope = -slope  # the sign of the output must tell the sign of the pre-activation
+    tensors = layer((*lead, features), out, bias, dtype, device)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    y, expected = road(*tensors, slope), reference.linear_leaky_relu(*exact, slope)
+    # Gradients are compared away from the kink, where rounding decides the branch.
+    grad = torch.randn(y.shape, dtype=torch.float64).to(y)
+    near = F.linear(*exact).abs() < 2e-2
+    grad = grad.masked_fill(near, 0)
+    found = with_grads(y, tensors, grad)
+    wanted = with_grads(expected, exact, grad.double())
+    sizes = scales(*exact, grad)
+    close(y, expected, dtype, sizes[0])
+    for a, b, scale in zip(found, wanted, sizes[1:] if bias else sizes[1:3], strict=True):
+        close(a, b, dtype, scale)
+
+
+@needs_library
+@dtypes
+@pytest.mark.parametrize("batch", [1, 4, 5, 14, 15, 64, 100])
+@pytest.mark.parametrize(("features", "out"), [(100, 256), (784, 31), (1, 1), (33, 65)])
+def test_operator_on_the_shapes_of_a_gan(batch, features, out, dtype):
+    x, weight, bias = layer((batch, features), out, True, dtype, grad=False)
+    for slope in (0.2, -0.4):
+        y = torch.ops.fastgan.linear_leaky_relu(x, weight, bias, slope)
+        pre = F.linear(x.double(), weight.double(), bias.double())
+        grad = torch.randn_like(y)
+        sizes = scales(x, weight, bias, grad)
+        close(y, F.leaky_relu(pre, slope), dtype, sizes[0])
+        # For a negative slope the caller passes what has the right sign.
+        found = torch.ops.fastgan.linear_leaky_relu_backward(
+            grad, x, weight, pre.to(dtype), slope, True, True, True
+        )
+        wanted = reference.linear_leaky_relu_backward(
+            grad.double(), x.double(), weight.double(), pre.to(dtype).double(), slope
+        )
+        for a, b, scale in zip(found, wanted, sizes[1:], strict=True):
+            close(a, b, dtype, scale)
+
+
+@roads
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "expanded"])
+def test_non_contiguous_inputs(road, kind):
+    x, weight, bias = layer((12, 8), 8, True, torch.float32, grad=False)
+    if kind == "transposed":
+        x, weight = x.t()[:, :8], weight.t()
+    elif kind == "sliced":
+        x, weight, bias = x[::2, ::2], weight[::2, ::2], bias[::2]
+    else:
+        x = x[:1].expand(12, 8)
+    x, weight, bias = (t.detach().requires_grad_() for t in (x, weight, bias))
+    y, expected = road(x, weight, bias, 0.2), F.leaky_relu(F.linear(x, weight, bias), 0.2)
+    torch.testing.assert_close(y, expected)
+    grad = torch.randn(y.shape[::-1]).t()
+    for a, b in zip(
+        with_grads(y, (x, weight, bias), grad),
+        with_grads(expected, (x, weight, bias), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@needs_library
+def test_operator_does_not_depend_on_the_number_of_threads():
+    x, weight, bias = layer((65, 300), 130, True, torch.float32, grad=False)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y = torch.ops.fastgan.linear_leaky_relu(x, weight, bias, 0.2)
+            g = torch.ops.fastgan.linear_leaky_relu_backward(y, x, weight, y, 0.2, True, True, True)
+            results.append((y, *g))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@roads
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("slope", [0.2, 0.0])
+def test_derivatives_of_linear_leaky_relu(road, bias, slope):
+    tensors = [t for t in layer((3, 4), 5, bias) if t is not None]
+
+    def f(*t):
+        return road(t[0], t[1], t[2] if bias else None, slope)
+
+    assert gradcheck(f, tensors)
+    assert gradgradcheck(f, tensors)
+
+
+def test_derivatives_with_a_negative_slope():
+    tensors = layer((3, 4), 5, True)
+    assert gradcheck(lambda *t: ops.linear_leaky_relu(*t, -0.5), tensors)
+    assert gradgradcheck(lambda *t: ops.linear_leaky_relu(*t, -0.5), tensors)
+
+
+@roads
+def test_only_the_gradients_asked_for(road):
+    for wanted in range(1, 8):
+        tensors = layer((3, 4), 5, True)
+        for i, t in enumerate(tensors):
+            t.requires_grad_(bool(wanted >> i & 1))
+        road(*tensors, 0.2).sum().backward()
+        assert [t.grad is not None for t in tensors] == [bool(wanted >> i & 1) for i in range(3)]
+
+
+@roads
+def test_gradient_penalty_trains(road):
+    # The double backward that R1 and WGAN-GP take: a gradient inside a loss.
+    x, weight, bias = layer((6, 4), 3, True)
+
+    def penalty(f):
+        (g,) = torch.autograd.grad(f(x, weight, bias, 0.2).sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), weight)[0]
+
+    torch.testing.assert_close(
+        penalty(road), penalty(lambda x, w, b, s: F.leaky_relu(F.linear(x, w, b), s))
+    )
+
+
+@pytest.fixture
+def few_rows_road(monkeypatch):
+    """The road for few rows and wide weights, opened for small weights on every processor."""
+    monkeypatch.setattr(ops, "_WIDE", 1)
+    monkeypatch.setattr(ops, "_WIDE_ENOUGH_TO_RECORD", 1)
+    monkeypatch.setattr(ops, "_LONG", 1)
+    monkeypatch.setattr(ops, "_few_rows_isa", lambda: True)
+
+
+@needs_library
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(4, 40), (16, 33), (2, 3, 7), (5, 128)])
+def test_few_rows(few_rows_road, shape, bias):
+    x, weight, b = layer(shape, 21, bias, torch.float32)
+    assert ops._few_rows(x, weight, b, 0.2)
+    y, expected = ops.linear_leaky_relu(x, weight, b), reference.linear_leaky_relu(x, weight, b)
+    assert "LinearLeakyReLU" in y.grad_fn.name()
+    torch.testing.assert_close(y, expected)
+    with torch.no_grad():
+        assert torch.equal(ops.linear_leaky_relu(x, weight, b), y)
+    grad = torch.randn_like(y)
+    tensors = [t for t in (x, weight, b) if t is not None]
+    for a, c in zip(
+        torch.autograd.grad(y, tensors, grad, create_graph=True),
+        torch.autograd.grad(expected, tensors, grad, create_graph=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, c)
+        if a.grad_fn is not None and c.requires_grad:
+            for d, e in zip(
+                torch.autograd.grad(
+                    a.square().sum(), tensors, allow_unused=True, retain_graph=True
+                ),
+                torch.autograd.grad(
+                    c.square().sum(), tensors, allow_unused=True, retain_graph=True
+                ),
+                strict=True,
+            ):
+                if d is not None and e is not None:
+                    torch.testing.assert_close(d, e, rtol=1e-4, atol=1e-4)
+    for a, c in zip(
+        torch.autograd.grad(ops.linear_leaky_relu(x, weight, b), tensors, grad),
+        torch.autograd.grad(reference.linear_leaky_relu(x, weight, b), tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, c)
+
+
+@needs_library
+def test_few_rows_leaves_the_rest_to_torch(few_rows_road):
+    x, weight, bias = layer((5, 40), 21, True, torch.float32)
+    assert ops._few_rows(x, weight, bias, 0.2)
+    wide = layer((5, 40), 21, True, torch.float64)
+    assert not ops._few_rows(*wide, 0.2)
+    assert not ops._few_rows(x[:3], weight, bias, 0.2)
+    assert not ops._few_rows(x.repeat(4, 1), weight, bias, 0.2)
+    assert not ops._few_rows(x, weight, bias, -0.2)
+    assert not ops._few_rows(x.t().contiguous().t(), weight, bias, 0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not ops._few_rows(x, weight, bias, 0.2)
+        assert ops.linear_leaky_relu(x, weight, bias).dtype == torch.bfloat16
+    with torch.autograd.forward_ad.dual_level():
+        assert not ops._few_rows(x, weight, bias, 0.2)
+    torch.func.grad(lambda x: ops.linear_leaky_relu(x, weight, bias).sum())(x.detach())
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(5)}, "weight has shape"),
+        ({"weight": torch.zeros(5, 3)}, r"x has shape \[2, 4\]; expected \[..., 3\]"),
+        ({"x": torch.zeros(())}, "x has no dimensions"),
+        ({"bias": torch.zeros(4)}, r"bias has shape \[4\]; expected \[5\]"),
+        ({"bias": torch.zeros(5).double()}, "bias and x have different dtypes"),
+        ({"weight": torch.zeros(5, 4).double()}, "weight and x have different dtypes"),
+        ({"negative_slope": float("nan")}, "negative_slope"),
+        (
+            {"x": torch.zeros(2, 4).int(), "weight": torch.zeros(5, 4).int(), "bias": None},
+            "x must be",
+        ),
+    ],
+    ids=str,
+)
+def test_errors_of_the_operator(change, message):
+    arguments = {
+        "x": torch.zeros(2, 4),
+        "weight": torch.zeros(5, 4),
+        "bias": torch.zeros(5),
+        "negative_slope": 0.2,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastgan.linear_leaky_relu(**{**arguments, **change})
+
+
+def test_autocast_of_linear_leaky_relu():
+    x, weight, bias = layer((3, 4), 5, True, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.linear_leaky_relu(x, weight, bias)
+        expected = F.leaky_relu(F.linear(x, weight, bias), 0.2)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_tensor_subclasses_are_respected():
+    class Tagged(torch.Tensor):
+        pass
+
+    x, weight, bias = layer((3, 4), 5, True, torch.float32, grad=False)
+    assert type(ops.linear_leaky_relu(x.as_subclass(Tagged), weight, bias)) is Tagged
+
+
+# --- losses ---
+
+
+@devices
+@dtypes
+@settings(max_examples=30)
+@given(
+    n=st.integers(1, 600),
+    m=st.integers(1, 600),
+    label=st.sampled_from([1.0, 0.9]),
+    fake_label=st.sampled_from([0.0, 0.1]),
+    spread=st.sampled_from([1.0, 30.0]),
+)
+def test_losses_equal_the_reference(dtype, device, n, m, label, fake_label, spread):
+    torch.manual_seed(n)
+    real = (torch.randn(n, 1) * spread).to(device, dtype).requires_grad_()
+    fake = (torch.randn(m) * spread).to(device, dtype).requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (real, fake)]
+    result = torch.float64 if dtype == torch.float64 else torch.float32
+    pairs = [
+        (
+            ops.discriminator_loss(real, fake, real_label=label, fake_label=fake_label),
+            reference.discriminator_loss(*exact, label, fake_label),
+        )
+    ]
+    for saturating in (False, True):
+        pairs.append(
+            (
+                ops.generator_loss(fake, saturating=saturating),
+                reference.generator_loss(exact[1], saturating),
+            )
+        )
+    for found, expected in pairs:
+        close(found, expected, result)
+        found = torch.autograd.grad(found * 3, (real, fake), allow_unused=True)
+        expected = torch.autograd.grad(expected * 3, exact, allow_unused=True)
+        for a, b in zip(found, expected, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                close(a, b, dtype)
+
+
+@devices
+@dtypes
+@pytest.mark.parametrize("logit", [-1e4, -88.0, 0.0, 88.0, 1e4])
+def test_losses_are_stable_at_extreme_logits(logit, dtype, device):
+    real = torch.full((5,), logit, dtype=dtype, device=device, requires_grad=True)
+    fake = torch.full((3,), -logit, dtype=dtype, device=device, requires_grad=True)
+    wide = [t.detach().double().requires_grad_() for t in (real, fake)]
+    for f, g in [
+        (ops.discriminator_loss, reference.discriminator_loss),
+        (
+            lambda r, f: ops.discriminator_loss(r, f, real_label=0.9),
+            lambda r, f: reference.discriminator_loss(r, f, 0.9),
+        ),
+        (lambda r, f: ops.generator_loss(f), lambda r, f: reference.generator_loss(f)),
+        (
+            lambda r, f: ops.generator_loss(f, saturating=True),
+            lambda r, f: reference.generator_loss(f, True),
+        ),
+    ]:
+        loss, expected = f(real, fake), g(*wide)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-7)
+        found = torch.autograd.grad(loss, (real, fake), allow_unused=True)
+        wanted = torch.autograd.grad(expected, wide, allow_unused=True)
+        for a, b in zip(found, wanted, strict=True):
+            if b is not None:
+                assert a.isfinite().all()
+                torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-7)
+
+
+def test_derivatives_of_losses():
+    real = torch.linspace(-3, 3, 6, dtype=torch.float64).view(3, 2).requires_grad_()
+    fake = torch.linspace(-2, 4, 5, dtype=torch.float64).requires_grad_()
+    for f, inputs in [
+        (lambda r, f: ops.discriminator_loss(r, f, real_label=0.9), (real, fake)),
+        (lambda f: ops.generator_loss(f), (fake,)),
+        (lambda f: ops.generator_loss(f, saturating=True), (fake,)),
+    ]:
+        assert gradcheck(f, inputs)
+        assert gradgradcheck(f, inputs)
+
+
+def test_one_tensor_as_both_logits():
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(ops.discriminator_loss(logits, logits), logits)
+    (expected,) = torch.autograd.grad(reference.discriminator_loss(logits, logits), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_losses_of_no_logits_are_nan_as_torchs():
+    empty = torch.zeros(0, 1, requires_grad=True)
+    loss = ops.generator_loss(empty)
+    assert loss.isnan()
+    loss.backward()
+    assert empty.grad.shape == (0, 1)
+
+
+def test_losses_under_autocast_are_float32():
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = F.linear(torch.randn(4, 8), torch.randn(1, 8))
+        assert logits.dtype == torch.bfloat16
+        assert ops.discriminator_loss(logits, logits).dtype == torch.float32
+
+
+@needs_library
+def test_large_losses_do_not_depend_on_the_number_of_threads():
+    logits = torch.randn(50001)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(ops.generator_loss(logits).item())
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+def test_functional_transforms_see_the_losses():
+    logits = torch.randn(6, dtype=torch.float64)
+    found = torch.func.grad(lambda x: ops.generator_loss(x))(logits)
+    torch.testing.assert_close(found, reference.bce_grad(logits, 1.0))
+
+
+# --- Adam ---
+
+
+@devices
+@settings(max_examples=30)
+@given(
+    sizes=st.lists(st.integers(0, 10000), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    step=st.integers(1, 1000),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    decoupled=st.booleans(),
+)
+def test_adam_equals_the_reference(device, sizes, dtype, step, weight_decay, decoupled):
+    torch.manual_seed(0)
+    lists = [[torch.randn(n, dtype=torch.float64) for n in sizes] for _ in range(4)]
+    lists[3] = [v.square() for v in lists[3]]
+    found = [[t.to(device, dtype) for t in ts] for ts in lists]
+    options = {
+        "step": step,
+        "lr": 1e-2,
+        "beta1": 0.5,
+        "beta2": 0.999,
+        "weight_decay": weight_decay,
+        "decoupled": decoupled,
+    }
+    ops.adam_(*found, **options)
+    exact = [[t.to(dtype).double() for t in ts] for ts in lists]
+    reference.adam_(*exact, eps=1e-8, **options)
+    for name in (0, 2, 3):
+        for a, b in zip(found[name], exact[name], strict=True):
+            torch.testing.assert_close(
+                a.cpu().double(), b, rtol=3e-6 if dtype == torch.float32 else 1e-12, atol=1e-6
+            )
+
+
+def test_adam_on_one_flat_buffer_is_adam_on_its_parts():
+    torch.manual_seed(0)
+    flat = [torch.randn(5000) for _ in range(3)] + [torch.rand(5000)]
+    parts = [[t.clone()[:1234], t.clone()[1234:]] for t in flat]
+    ops.adam_(*flat, step=3, lr=1e-2)
+    ops.adam_(*parts, step=3, lr=1e-2)
+    for whole, pieces in zip(flat, parts, strict=True):
+        assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_errors_of_adam():
+    t = torch.zeros(3)
+    with pytest.raises(ValueError, match="step is 0"):
+        ops.adam_(t, t, t, t, step=0, lr=1.0)
+    with pytest.raises(ValueError, match="equally many tensors; they are 1, 1, 2, 1"):
+        ops.adam_(t, t, [t, t], t, step=1, lr=1.0)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("grad", "message"),
+    [
+        (torch.zeros(4), "each of grads has shape"),
+        (torch.zeros(3).double(), "different dtypes"),
+        (torch.zeros(6)[::2], "not contiguous"),
+    ],
+)
+def test_errors_of_the_adam_operator(grad, message):
+    tensors = [[torch.zeros(3)], [grad], [torch.zeros(3)], [torch.zeros(3)]]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastgan.adam_(*tensors, 1, 1e-3, 0.5, 0.9, 1e-8, 0.0, False)
+
+
+# --- every operator with torch's compiler and torch's own checks ---
+
+
+def samples(device="cpu"):
+    x, weight, bias = layer((5, 7), 6, True, torch.float32, device)
+    y = torch.ops.fastgan.linear_leaky_relu(x.detach(), weight.detach(), bias.detach(), 0.2)
+    logits = torch.randn(4, 1, device=device)
+    adam = [[torch.rand(9, device=device), torch.rand(2, device=device)] for _ in range(4)]
+    made = {
+        "linear_leaky_relu": [
+            (x, weight, bias, 0.2),
+            (x.detach()[0], weight, None, 0.0),
+            (x.detach()[:0], weight.detach().t().contiguous().t(), bias, 0.2),
+        ],
+        "linear_leaky_relu_backward": [
+            (torch.randn_like(y), x, weight, y, 0.2, True, True, True),
+            (torch.randn_like(y), x, weight, y, 0.2, False, True, False),
+            (torch.randn_like(y), x, weight, y, 0.2, True, False, True),
+        ],
+        "discriminator_loss": [
+            (logits, torch.randn(3, device=device), 0.9, 0.0),
+            (logits.bfloat16(), logits.bfloat16(), 1.0, 0.0),
+        ],
+        "generator_loss": [(logits, False), (logits.double(), True), (logits.t(), True)],
+        "adam_": [(*adam, 3, 1e-3, 0.5, 0.999, 1e-8, 0.0, False)],
+        "philox_words": [(torch.empty(9, dtype=torch.int64, device=device), 1, 2, 3, 4)],
+        "philox_uniform": [(torch.empty(9, device=device), -1, 2, 3)],
+        "philox_normal": [(torch.empty(3, 3, device=device), 1, 2, 3)],
+        "philox_keep_mask": [(torch.empty(9, dtype=torch.bool, device=device), 1, 2, 3, 4000)],
+    }
+    return made
+
+
+NAMES = [
+    "linear_leaky_relu",
+    "linear_leaky_relu_backward",
+    "discriminator_loss",
+    "generator_loss",
+    "adam_",
+    "philox_words",
+    "philox_uniform",
+    "philox_normal",
+    "philox_keep_mask",
+]
+
+
+@needs_library
+@devices
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name, device):
+    operator = getattr(torch.ops.fastgan, name).default
+    for arguments in samples(device)[name]:
+        detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+        torch.library.opcheck(operator, tuple(detached))
+
+
+@needs_library
+def test_every_operator_is_checked():
+    # A schema added without a sample above would slip through opcheck.
+    registered = {
+        name.split("::")[1]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastgan::")
+    }
+    own = {n for n in registered if not n.startswith("step")}
+    assert set(NAMES) <= own
+    assert "isa" in own
+
+
+def compiled_and_eager(f, *tensors):
+    torch.compiler.reset()
+    results = []
+    for g in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
+        inputs = [t.detach().clone().requires_grad_() for t in tensors]
+        y = g(*inputs)
+        grads = torch.autograd.grad(y, inputs, torch.ones_like(y))
+        results.append((y, *grads))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@roads
+def test_compiled_linear_leaky_relu(road):
+    x, weight, bias = layer((6, 6), 6, True, grad=False)
+    compiled_and_eager(lambda x, w, b: road(x, w, b, 0.2), x, weight, bias)
+    compiled_and_eager(lambda x, w: road(x, w, None, 0.0), x, weight)
+    # One tensor in two places: torch.compile has halved such gradients before.
+    compiled_and_eager(lambda x: road(x, x, None, 0.2), x)
+    compiled_and_eager(lambda x, w: road(road(x, w, None, 0.2), w, None, 0.2), x, weight)
+
+
+def test_compiled_losses():
+    torch.manual_seed(0)
+    real, fake = torch.randn(5, 1), torch.randn(4, 1)
+    compiled_and_eager(lambda r, f: ops.discriminator_loss(r, f, real_label=0.9), real, fake)
+    compiled_and_eager(lambda r: ops.discriminator_loss(r, r), real)
+    compiled_and_eager(lambda f: ops.generator_loss(f) + ops.generator_loss(f * 2), fake)
+    compiled_and_eager(lambda f: ops.generator_loss(f, saturating=True) * 3, fake)
+
+
+def test_compiled_by_inductor():
+    # The default back end generates C++; one function keeps the test short.
+    x, weight, bias = layer((6, 4), 3, True, torch.float32)
+
+    def f(x, weight, bias):
+        return ops.generator_loss(ops.linear_leaky_relu(x, weight, bias))
+
+    torch.compiler.reset()
+    found = torch.autograd.grad(torch.compile(f, fullgraph=True)(x, weight, bias), (x, weight))
+    expected = torch.autograd.grad(f(x, weight, bias), (x, weight))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@needs_library
+def test_mutating_operators_compile():
+    def f(p, g, m, v, out):
+        torch.ops.fastgan.adam_([p], [g], [m], [v], 1, 1e-2, 0.5, 0.9, 1e-8, 0.0, False)
+        torch.ops.fastgan.philox_normal(out, 1, 2, 3)
+        return p + out
+
+    def inputs():
+        torch.manual_seed(0)
+        return [torch.rand(5) for _ in range(5)]
+
+    eager, compiled = inputs(), inputs()
+    a = f(*eager)
+    b = torch.compile(f, fullgraph=True, backend="aot_eager")(*compiled)
+    torch.testing.assert_close(a, b)
+    for x, y in zip(eager, compiled, strict=True):
+        assert torch.equal(x, y)
+
+
+# --- loading ---
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_library_status_is_a_sentence():
+    status = ops.library_status()
+    assert set(status) == {"cpu", "cuda"}
+    for value in status.values():
+        assert value == "loaded" or value.startswith(("not ", "failed to load: "))
+    status["cpu"] = "changed"
+    assert ops.library_status()["cpu"] != "changed"
+
+
+@needs_library
+@pytest.mark.parametrize("isa", ["baseline", ops.isa()])
+def test_isa_can_be_forced(isa):
+    done = run("from fastgan import ops; print(ops.isa())", FASTGAN_ISA=isa)
+    assert done.stdout.strip() == isa, done.stderr
+
+
+@needs_library
+def test_unknown_isa_is_an_error_that_lists_the_choices():
+    done = run("from fastgan import ops; ops.isa()", FASTGAN_ISA="sse9")
+    assert done.returncode != 0
+    assert "FASTGAN_ISA is 'sse9'" in done.stderr and "baseline" in done.stderr
+
+
+def test_without_the_library_everything_still_works():
+    code = """
+import sys
+sys.modules["fastgan._C"] = None  # import fails
+import torch
+from fastgan import ops, random, reference
+assert ops.library_status()["cpu"] != "loaded" and ops.isa() is None
+x, w = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+loss = ops.discriminator_loss(ops.linear_leaky_relu(x, w), ops.linear_leaky_relu(x, w))
+(loss + ops.generator_loss(x)).backward()
+assert random.normal(0, 0, 0, (2, 3)).shape == (2, 3)
+t = [torch.rand(3) for _ in range(4)]
+ops.adam_(*t, step=1, lr=0.1)
+print("fine")
+"""
+    done = run(code)
+    assert done.stdout.strip() == "fine", done.stderr

@@ -1,0 +1,277 @@
+"""What becomes a plan, and the reason when nothing does."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
+
+import fastgan
+from fastgan import plan
+from fastgan.models import Discriminator, Generator
+from fastgan.nn import LinearLeakyReLU
+
+
+def chain(module, shape=(12,), name="generator"):
+    return plan.read(module, name, shape)
+
+
+def summary(c):
+    return [
+        (
+            layer.linear.out_features,
+            layer.norm is not None,
+            layer.activation,
+            layer.slope,
+            layer.dropout.p if layer.dropout else 0,
+        )
+        for layer in c.layers
+    ]
+
+
+def test_reference_pair():
+    assert summary(chain(Generator(), (100,))) == [
+        (256, False, "leaky_relu", 0.2, 0),
+        (784, False, "tanh", 0.0, 0),
+    ]
+    d = chain(Discriminator(), (1, 28, 28), "discriminator")
+    assert summary(d) == [(256, False, "leaky_relu", 0.2, 0.3), (1, False, "sigmoid", 0.0, 0)]
+    assert plan.absorb_sigmoid(d)
+    assert d.layers[-1].activation == "none"
+    assert not plan.absorb_sigmoid(d)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.ReLU(), ("leaky_relu", 0.0)),
+        (nn.LeakyReLU(0.37), ("leaky_relu", 0.37)),
+        (nn.ELU(0.5), ("elu", 0.5)),
+        (nn.Tanh(), ("tanh", 0.0)),
+        (nn.Sigmoid(), ("sigmoid", 0.0)),
+        (nn.Identity(), ("none", 0.0)),
+    ],
+)
+def test_activation_modules(module, expected):
+    (layer,) = chain(nn.Sequential(nn.Linear(12, 5), module)).layers
+    assert (layer.activation, layer.slope) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda x: F.leaky_relu(x, 0.3), ("leaky_relu", 0.3)),
+        (lambda x: F.leaky_relu(x), ("leaky_relu", 0.01)),
+        (lambda x: F.leaky_relu(x, negative_slope=0.1, inplace=True), ("leaky_relu", 0.1)),
+        (lambda x: F.relu(x), ("leaky_relu", 0.0)),
+        (lambda x: x.relu(), ("leaky_relu", 0.0)),
+        (lambda x: torch.relu(x), ("leaky_relu", 0.0)),
+        (lambda x: F.elu(x, 0.7), ("elu", 0.7)),
+        (lambda x: x.tanh(), ("tanh", 0.0)),
+        (lambda x: torch.sigmoid(x), ("sigmoid", 0.0)),
+    ],
+)
+def test_activation_functions(function, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return function(self.fc(x))
+
+    (layer,) = chain(Net()).layers
+    assert (layer.activation, layer.slope) == expected
+
+
+def test_every_part_in_order():
+    net = nn.Sequential(
+        nn.Linear(12, 9, bias=False),
+        nn.BatchNorm1d(9),
+        nn.Identity(),
+        nn.LeakyReLU(0.1),
+        nn.Dropout(0.4),
+        nn.Dropout(0.0),
+        LinearLeakyReLU(9, 6, negative_slope=0.25),
+        nn.Linear(6, 3),
+        nn.Dropout(0.2),
+    )
+    c = chain(net)
+    assert summary(c) == [
+        (9, True, "leaky_relu", 0.1, 0.4),
+        (6, False, "leaky_relu", 0.25, 0),
+        (3, False, "none", 0.0, 0.2),
+    ]
+    # modules() counts the one that drops nothing, too
+    assert [layer.dropout_index for layer in c.layers] == [0, 0, 2]
+    assert c.layers[0].parameters[1] is None
+
+
+def test_fused_modules_read_as_their_originals():
+    assert summary(chain(fastgan.nn.fuse(Generator()), (100,))) == summary(chain(Generator(), (100,)))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.view(x.shape[0], x.shape[1] * x.shape[2]),
+        lambda x: x.reshape(x.size()[0], 12),
+        lambda x: x.flatten(1),
+        lambda x: torch.flatten(x, start_dim=1),
+        lambda x: torch.reshape(x, (-1, 12)),
+        lambda x: x.unsqueeze(1).squeeze(1).flatten(1),
+    ],
+)
+def test_views_keep_the_batch_in_front(view):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 6)
+
+        def forward(self, x):
+            return self.fc(view(x)).view(x.size(0), 2, 3)
+
+    (layer,) = chain(Net(), (3, 4)).layers
+    assert layer.linear.out_features == 6
+
+
+def test_flatten_and_unflatten_modules():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Unflatten(1, (2, 3)))
+    assert len(chain(net, (3, 4)).layers) == 1
+
+
+class Call(nn.Module):
+    """One Linear, then a function of (its output, its input)."""
+
+    def __init__(self, function, features=12):
+        super().__init__()
+        self.fc = nn.Linear(12, features)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.fc(x), x)
+
+
+class Data(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 0 else x
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.fc(self.fc(x))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 12)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.fc(x) * self.scale
+
+
+def tied():
+    a, b = nn.Linear(12, 12), nn.Linear(12, 12)
+    b.weight = a.weight
+    return nn.Sequential(a, b)
+
+
+def hooked():
+    net = nn.Sequential(nn.Linear(12, 12))
+    net[0].register_forward_hook(lambda *_: None)
+    return net
+
+
+def frozen():
+    net = nn.Sequential(nn.Linear(12, 12))
+    net[0].bias.requires_grad_(False)
+    return net
+
+
+def sequence(*modules):
+    return nn.Sequential(nn.Linear(12, 12), *modules)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 3, 1)), "generator.1: Conv2d has no fused form"),
+        (sequence(nn.Softplus()), "generator.1: Softplus has no fused form"),
+        (sequence(nn.AlphaDropout(0.1)), "generator.1: AlphaDropout has no fused form"),
+        (sequence(nn.ReLU(), nn.BatchNorm1d(12)), "generator.2: BatchNorm1d is fused only after a Linear"),
+        (sequence(nn.ReLU(), nn.Tanh()), "generator.2: Tanh is fused only after"),
+        (sequence(nn.Dropout(), nn.ReLU()), "generator.2: ReLU is fused only after"),
+        (sequence(nn.Dropout(), nn.Dropout()), "generator.2: Dropout is fused only after"),
+        (nn.Sequential(nn.Dropout(), nn.Linear(12, 12)), "generator.0: Dropout before the first Linear"),
+        (sequence(nn.LeakyReLU(-0.1)), "generator.1: LeakyReLU is fused with a slope of at least 0"),
+        (sequence(nn.BatchNorm1d(12).eval()), "generator.1: BatchNorm1d is in eval mode; call .train()"),
+        (nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 4)), "flatten it first"),
+        (nn.Sequential(nn.Linear(11, 4)), "generator.0: takes 11 features, but gets 12"),
+        (parametrizations.spectral_norm(nn.Linear(12, 12)), "generator"),
+        (nn.Sequential(parametrizations.spectral_norm(nn.Linear(12, 12))), "parametrized"),
+        (nn.Sequential(spectral_norm(nn.Linear(12, 12))), "generator.0: hooks would not be called"),
+        (Call(lambda y, x: y + x), "add has no fused form"),
+        (Call(lambda y, x: F.dropout(y)), "use nn.Dropout"),
+        (Call(lambda y, x: x), "does not return the end of one chain"),
+        (Call(lambda y, x: y.flatten(0)), "mixes the samples of a batch"),
+        (Call(lambda y, x: y.t()), "t has no fused form"),
+        (Call(lambda y, x: F.relu(x)), "not applied to the layer before it"),
+        (Data(), "torch.fx cannot trace its forward"),
+        (Shared(), "generator.fc: a Linear that is used twice"),
+        (Scaled(), "scale"),
+        (tied(), "a parameter that two layers share"),
+        (hooked(), "generator.0: hooks would not be called"),
+        (frozen(), "generator.0.bias: requires_grad is False"),
+        (sequence().double(), "generator.0.weight: is float64; float32 is fused"),
+        (nn.Sequential(nn.Flatten()), "generator has no Linear layer"),
+    ],
+)
+def test_reasons(module, reason):
+    with pytest.raises(plan.NoPlan) as error:
+        chain(module)
+    assert reason in str(error.value)
+
+
+def test_reading_leaves_the_module_alone():
+    net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+    before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    chain(net)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(m.training for m in net.modules())
+
+
+def test_a_dropout_in_eval_mode_drops_nothing():
+    (layer,) = chain(sequence(nn.Dropout(0.5).eval())).layers
+    assert layer.dropout is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net[1], "negative_slope", 0.3),
+        lambda net: setattr(net[2], "p", 0.1),
+        lambda net: net.eval(),
+        lambda net: setattr(net[0], "weight", nn.Parameter(torch.zeros(12, 12))),
+        lambda net: net[0].bias.requires_grad_(False),
+    ],
+)
+def test_changes_are_noticed(change):
+    net = sequence(nn.LeakyReLU(0.2), nn.Dropout(0.5))
+    c = chain(net)
+    assert c.current()
+    change(net)
+    assert not c.current()

@@ -1,0 +1,43 @@
+"""Torch's own generators: put aside, set from a seed, kept for a run."""
+
+import pytest
+import torch
+
+from fastgan import torchrandom
+
+CPU = torch.device("cpu")
+
+
+def test_seeded_puts_the_programs_states_back():
+    torch.manual_seed(1)
+    expected = torch.randn(3)
+    torch.manual_seed(1)
+    draws = []
+    for seed in (5, 5, 6):
+        with torchrandom.seeded(seed, CPU):
+            draws.append(torch.randn(3))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    with pytest.raises(KeyError), torchrandom.seeded(7, CPU):
+        torch.randn(2)
+        raise KeyError
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_a_run_draws_from_its_own_states_only():
+    def draws(cut):
+        own, drawn = torchrandom.OwnStates(9, CPU), []
+        for i in range(4):
+            torch.manual_seed(i)
+            before = torch.get_rng_state()
+            with own.in_use():
+                drawn.append(torch.randn(2))
+                saved = own.state_dict()
+            assert torch.equal(before, torch.get_rng_state())
+            if i == cut:
+                own = torchrandom.OwnStates(0, CPU)
+                own.load_state_dict(saved)
+        return torch.cat(drawn)
+
+    whole = draws(cut=None)
+    assert len(set(whole.tolist())) == 8
+    assert torch.equal(whole, draws(cut=1)), "a state saved in use goes on from there"
