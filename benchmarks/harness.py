@@ -215,12 +215,11 @@ class Field:
                 count = 1 if result["step"] * n > 3 * BLOCK_SECONDS else BLOCKS_A_TURN
                 busy = busy_seconds()
                 times, cpu = peer.ask("blocks", n, count)
-                busy = None if busy is None else busy_seconds() - busy
+                others = _others(busy, cpu, sum(times))
         except Dead as reason:
             self.missing[name] = str(reason)
             results[name] = {"missing": str(reason)}
             return
-        others = None if busy is None else max(0.0, busy - cpu) / sum(times)
         result["turns"].append(([t / n for t in times], others))
         result["steps"] += n * count
         result["wall"] += sum(times)
@@ -236,22 +235,30 @@ class Field:
                 steps_a_call = result["granularity"]
                 results[name] = {"missing": f"has no run(1): it does {steps_a_call} steps a call"}
                 continue
-            singles, together = [], []
+            # A thousand steps a round, or a second's worth of slow ones.
+            n = max(20, min(CALLS, round(1 / result["step"])))
+            singles, together, others = [], [], []
             try:
                 with self.peers[name].turn() as peer:
                     for _ in range(ROUNDS):
                         peer.ask("warm", SETTLE_SECONDS)
-                        singles.append(statistics.fmean(peer.ask("calls", CALLS)))
-                        together.append(peer.ask("blocks", CALLS, 1)[0][0] / CALLS)
+                        busy = busy_seconds()
+                        calls, cpu = peer.ask("blocks", 1, n)
+                        (block,), more = peer.ask("blocks", n, 1)
+                        singles.append(sum(calls) / n)
+                        together.append(block / n)
+                        others.append(_others(busy, cpu + more, sum(calls) + block))
             except Dead as reason:
                 results[name] = {"missing": str(reason)}
                 continue
             extra = [(a - b) * 1e6 for a, b in zip(singles, together, strict=True)]
             results[name] = {
+                "calls": n,
                 "single_ms": statistics.median(singles) * 1e3,
                 "together_ms": statistics.median(together) * 1e3,
                 "extra_us": statistics.median(extra),
                 "extra_us_range": [min(extra), max(extra)],
+                "others": _median(others),
             }
         return results
 
@@ -269,15 +276,18 @@ class Field:
                 grain = result["granularity"]
                 # A second or so: the scheduler deals in slices of milliseconds.
                 n = grain * max(1, round(0.25 / result["step"] / grain))
-                quiet, busy = [], []
+                quiet, contended, others = [], [], []
                 try:
                     with self.peers[name].turn() as peer:
                         for _ in range(ROUNDS):
                             peer.ask("warm", SETTLE_SECONDS)
-                            quiet.append(peer.ask("blocks", n, 1)[0][0] / n)
+                            busy = busy_seconds()
+                            (block,), cpu = peer.ask("blocks", n, 1)
+                            others.append(_others(busy, cpu, block))
+                            quiet.append(block / n)
                             burner.send_signal(signal.SIGCONT)
                             peer.ask("warm", SETTLE_SECONDS)
-                            busy.append(peer.ask("blocks", n, 1)[0][0] / n)
+                            contended.append(peer.ask("blocks", n, 1)[0][0] / n)
                             burner.send_signal(signal.SIGSTOP)
                 except Dead as reason:
                     results[name] = {"missing": str(reason)}
@@ -286,9 +296,10 @@ class Field:
                     burner.send_signal(signal.SIGSTOP)
                 results[name] = {
                     "quiet_ms": statistics.median(quiet) * 1e3,
-                    "contended_ms": statistics.median(busy) * 1e3,
-                    "worst_ms": max(busy) * 1e3,
-                    "slowdown": statistics.median(busy) / statistics.median(quiet),
+                    "contended_ms": statistics.median(contended) * 1e3,
+                    "worst_ms": max(contended) * 1e3,
+                    "slowdown": statistics.median(contended) / statistics.median(quiet),
+                    "others": _median(others),
                 }
         finally:
             burner.kill()
@@ -358,6 +369,18 @@ def busy_seconds() -> float | None:
         return None
     user, nice, system, _, _, irq, softirq, steal = (int(x) for x in line[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _others(busy_before: float | None, cpu: float, wall: float) -> float | None:
+    """Cores that other processes used since ``busy_before``, while the peer used ``cpu`` seconds."""
+    if busy_before is None:
+        return None
+    return max(0.0, busy_seconds() - busy_before - cpu) / wall
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 3) if known else None
 
 
 def surroundings() -> dict:

