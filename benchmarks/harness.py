@@ -372,7 +372,7 @@ def busy_seconds() -> float | None:
 
 
 def _others(busy_before: float | None, cpu: float, wall: float) -> float | None:
-    """Cores that other processes used since ``busy_before``, while the peer used ``cpu`` seconds."""
+    """Cores that others used since ``busy_before``, while the peer used ``cpu`` seconds."""
     if busy_before is None:
         return None
     return max(0.0, busy_seconds() - busy_before - cpu) / wall

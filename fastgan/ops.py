@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -158,6 +159,7 @@ def _linear_leaky_relu(
     return _LinearLeakyReLU.apply(x, weight, bias, negative_slope)
 
 
+@torch.fx.wrap  # torch.fx records one call and does not look at the shapes that choose the road
 def linear_leaky_relu(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, negative_slope: float = 0.2
 ) -> Tensor:
@@ -178,11 +180,14 @@ def linear_leaky_relu(
     give equal bits. Rectifier: A. Maas, A. Hannun, A. Ng, "Rectifier Nonlinearities Improve Neural
     Network Acoustic Models", 2013.
     """
-    if weight.numel() >= _WIDE and _few_rows(x, weight, bias, negative_slope):
-        if not torch.is_grad_enabled():
-            return torch.ops.fastgan.linear_leaky_relu(x, weight, bias, negative_slope)
-        if weight.numel() >= _WIDE_ENOUGH_TO_RECORD:
-            return _linear_leaky_relu(x, weight, bias, negative_slope)
+    wide = weight.numel()
+    if wide >= _WIDE:
+        recording = torch.is_grad_enabled()
+        if (wide >= _WIDE_ENOUGH_TO_RECORD or not recording) and _few_rows(
+            x, weight, bias, negative_slope
+        ):
+            layer = _linear_leaky_relu if recording else torch.ops.fastgan.linear_leaky_relu
+            return layer(x, weight, bias, negative_slope)
     y = _linear(x, weight, bias)
     # A negative slope maps both signs to positive values: the result no longer tells the sign that
     # the derivative needs, so torch keeps the pre-activation.
@@ -217,7 +222,8 @@ def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: fl
     """Whether the operator takes this layer: a rule of shapes and dtypes, never of timings."""
     features = weight.shape[-1]
     return (
-        features >= _LONG
+        not torch.compiler.is_compiling()
+        and features >= _LONG
         and x.numel() // features in _FEW_ROWS
         and negative_slope >= 0
         and type(x) is Tensor
@@ -227,7 +233,6 @@ def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: fl
         and x.device.type == weight.device.type == "cpu"
         and x.is_contiguous()
         and weight.is_contiguous()
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
@@ -377,18 +382,23 @@ def adam_(
         )
     if not lists[0]:
         return
+    options = step, lr, beta1, beta2, eps, weight_decay, decoupled
     with torch.no_grad():
         if all(
             t.device.type in _kernels and t.dtype in _ADAM_DTYPES and t.is_contiguous()
-            for ts in lists
-            for t in ts
+            for tensors in lists
+            for t in tensors
         ):
-            torch.ops.fastgan.adam_(*lists, step, lr, beta1, beta2, eps, weight_decay, decoupled)
-            # The stable ABI leaves this to us: a backward pass over an overwritten weight must
-            # fail, not go wrong.
-            torch.autograd.graph.increment_version([*lists[0], *lists[2], *lists[3]])
+            _adam_operator(*lists, *options)
         else:
-            reference.adam_(*lists, step, lr, beta1, beta2, eps, weight_decay, decoupled)
+            reference.adam_(*lists, *options)
+
+
+def _adam_operator(params, grads, exp_avgs, exp_avg_sqs, *options) -> None:
+    torch.ops.fastgan.adam_(params, grads, exp_avgs, exp_avg_sqs, *options)
+    # The stable ABI leaves this to us: a backward pass over an overwritten weight must fail, not
+    # go wrong.
+    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs])
 
 
 _ADAM_DTYPES = frozenset((torch.float32, torch.float64))

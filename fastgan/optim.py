@@ -79,18 +79,8 @@ class _FusedStep:
                 isinstance(b, Tensor) for b in group["betas"]
             ):
                 return "a tensor as lr or betas has no fused form"
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    return ""  # torch raises its own error
-                if not (
-                    ops.has_kernels(p.device)
-                    and p.dtype in ops._ADAM_DTYPES
-                    and _dense(p)
-                    and type(p.data) is Tensor
-                ):
-                    return ""
+            if not all(map(_served, group["params"])):
+                return ""
         return None
 
     def _step_group(self, group: dict) -> None:
@@ -111,28 +101,39 @@ class _FusedStep:
             return
         torch._foreach_add_(steps, 1.0)
         for p, state in found:
-            lists = buckets.setdefault((p.device, p.dtype, state["step"].item()), ([], [], [], []))
-            # The update is elementwise: any layout will do as long as the four tensors share it.
-            for tensors, t in zip(
-                lists, (p, p.grad, state["exp_avg"], state["exp_avg_sq"]), strict=True
-            ):
-                tensors.append(t)
+            params, grads, exp_avgs, exp_avg_sqs = buckets.setdefault(
+                (p.device, p.dtype, state["step"].item()), ([], [], [], [])
+            )
+            params.append(p)
+            grads.append(p.grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
         beta1, beta2 = group["betas"]
         for (_, _, step), lists in buckets.items():
-            ops.adam_(
+            ops._adam_operator(
                 *lists,
-                step=int(step),
-                lr=group["lr"],
-                beta1=beta1,
-                beta2=beta2,
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                decoupled=self._decoupled,
+                int(step),
+                group["lr"],
+                beta1,
+                beta2,
+                group["eps"],
+                group["weight_decay"],
+                self._decoupled,
             )
 
 
-def _dense(p: Tensor) -> bool:
-    return p.is_contiguous() and p.grad.is_contiguous() and p.grad.dtype == p.dtype
+def _served(p: Tensor) -> bool:
+    """Whether the operator takes this parameter; torch's step judges the others, and may refuse."""
+    grad = p.grad
+    return grad is None or (
+        type(p) in ops._PLAIN
+        and p.dtype in ops._ADAM_DTYPES
+        and grad.dtype == p.dtype
+        and grad.layout == torch.strided
+        and p.is_contiguous()
+        and grad.is_contiguous()
+        and ops.has_kernels(p.device)
+    )
 
 
 class Adam(_FusedStep, torch.optim.Adam):

@@ -102,7 +102,7 @@ def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
 
 
 def absorb_sigmoid(chain: Chain) -> bool:
-    """Take a final Sigmoid off the last layer, for losses computed from logits; whether there was one."""
+    """Take a final Sigmoid off, for losses computed from logits; whether there was one."""
     last = chain.layers[-1]
     if last.activation != "sigmoid" or last.dropout is not None:
         return False
@@ -157,8 +157,8 @@ _METHODS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 class _Walk:
     """Follows the one tensor of a traced forward from the input to the output.
 
-    Its shape is carried along by a tensor without data, so that arithmetic on sizes and every kind of
-    view get torch's own answers.
+    Its shape is carried along by a tensor without data, so that arithmetic on sizes and every kind
+    of view get torch's own answers.
     """
 
     def __init__(self, module: nn.Module, name: str, input_shape: tuple[int, ...]):
@@ -177,7 +177,9 @@ class _Walk:
             if node.op == "placeholder":
                 self.start(node)
             elif node.op == "get_attr":
-                raise NoPlan(f"{self.name} uses its tensor {node.target} in a way with no fused form")
+                raise NoPlan(
+                    f"{self.name} uses its tensor {node.target} in a way with no fused form"
+                )
             elif node.op == "call_module":
                 self.call_module(node)
             elif node.op == "output":
@@ -323,7 +325,9 @@ class _Walk:
     def activation(self, kind: str, slope: float, where: str, what: str) -> None:
         layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
         if not (math.isfinite(slope) and slope >= 0):
-            raise NoPlan(f"{where}: {what} is fused with a slope of at least 0; this one has {slope}")
+            raise NoPlan(
+                f"{where}: {what} is fused with a slope of at least 0; this one has {slope}"
+            )
         layer.activation, layer.slope = kind, float(slope)
 
     def dropout(self, m: nn.Dropout, where: str) -> None:
@@ -361,7 +365,9 @@ def _check_parameters(module: nn.Module, name: str, chain: Chain) -> None:
         if not used[id(p)]:
             raise NoPlan(f"{where}: no layer of the traced forward uses it")
         if not p.requires_grad:
-            raise NoPlan(f"{where}: requires_grad is False, and the fused engine trains every weight")
+            raise NoPlan(
+                f"{where}: requires_grad is False, and the fused engine trains every weight"
+            )
         if p.dtype != torch.float32:
             raise NoPlan(f"{where}: is {str(p.dtype).removeprefix('torch.')}; float32 is fused")
         if p.device.type != "cpu":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastgan import ops, reference
+from fastgan.nn import LinearLeakyReLU
 
 needs_library = pytest.mark.skipif(
     ops.library_status()["cpu"] != "loaded", reason=f"CPU library {ops.library_status()['cpu']}"
@@ -321,6 +322,22 @@ def test_autocast_of_linear_leaky_relu():
     assert weight.grad.dtype == torch.float32
 
 
+def test_fx_records_one_call():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = LinearLeakyReLU(4, 3)
+
+        def forward(self, x):
+            return self.layer(x) + 1
+
+    net = Net()
+    traced = torch.fx.symbolic_trace(net)
+    assert ops.linear_leaky_relu in [node.target for node in traced.graph.nodes]
+    x = torch.randn(2, 4)
+    assert torch.equal(traced(x), net(x))
+
+
 def test_tensor_subclasses_are_respected():
     class Tagged(torch.Tensor):
         pass
@@ -610,6 +627,11 @@ def test_compiled_linear_leaky_relu(road):
     # One tensor in two places: torch.compile has halved such gradients before.
     compiled_and_eager(lambda x: road(x, x, None, 0.2), x)
     compiled_and_eager(lambda x, w: road(road(x, w, None, 0.2), w, None, 0.2), x, weight)
+
+
+def test_compiled_wide_layer_with_few_rows():
+    x, weight, bias = layer((4, 1024), 1024, True, torch.float32, grad=False)
+    compiled_and_eager(lambda x, w, b: ops.linear_leaky_relu(x, w, b, 0.2), x, weight, bias)
 
 
 def test_compiled_losses():

@@ -110,7 +110,9 @@ def test_every_part_in_order():
 
 
 def test_fused_modules_read_as_their_originals():
-    assert summary(chain(fastgan.nn.fuse(Generator()), (100,))) == summary(chain(Generator(), (100,)))
+    assert summary(chain(fastgan.nn.fuse(Generator()), (100,))) == summary(
+        chain(Generator(), (100,))
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,16 +210,31 @@ def sequence(*modules):
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 3, 1)), "generator.1: Conv2d has no fused form"),
+        (
+            nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 3, 1)),
+            "generator.1: Conv2d has no fused form",
+        ),
         (sequence(nn.Softplus()), "generator.1: Softplus has no fused form"),
         (sequence(nn.AlphaDropout(0.1)), "generator.1: AlphaDropout has no fused form"),
-        (sequence(nn.ReLU(), nn.BatchNorm1d(12)), "generator.2: BatchNorm1d is fused only after a Linear"),
+        (
+            sequence(nn.ReLU(), nn.BatchNorm1d(12)),
+            "generator.2: BatchNorm1d is fused only after a Linear",
+        ),
         (sequence(nn.ReLU(), nn.Tanh()), "generator.2: Tanh is fused only after"),
         (sequence(nn.Dropout(), nn.ReLU()), "generator.2: ReLU is fused only after"),
         (sequence(nn.Dropout(), nn.Dropout()), "generator.2: Dropout is fused only after"),
-        (nn.Sequential(nn.Dropout(), nn.Linear(12, 12)), "generator.0: Dropout before the first Linear"),
-        (sequence(nn.LeakyReLU(-0.1)), "generator.1: LeakyReLU is fused with a slope of at least 0"),
-        (sequence(nn.BatchNorm1d(12).eval()), "generator.1: BatchNorm1d is in eval mode; call .train()"),
+        (
+            nn.Sequential(nn.Dropout(), nn.Linear(12, 12)),
+            "generator.0: Dropout before the first Linear",
+        ),
+        (
+            sequence(nn.LeakyReLU(-0.1)),
+            "generator.1: LeakyReLU is fused with a slope of at least 0",
+        ),
+        (
+            sequence(nn.BatchNorm1d(12).eval()),
+            "generator.1: BatchNorm1d is in eval mode; call .train()",
+        ),
         (nn.Sequential(nn.Unflatten(1, (3, 4)), nn.Linear(4, 4)), "flatten it first"),
         (nn.Sequential(nn.Linear(11, 4)), "generator.0: takes 11 features, but gets 12"),
         (parametrizations.spectral_norm(nn.Linear(12, 12)), "generator"),
@@ -249,7 +266,9 @@ def test_reading_leaves_the_module_alone():
     net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     chain(net)
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True)
+    )
     assert torch.equal(random, torch.get_rng_state())
     assert all(m.training for m in net.modules())
 

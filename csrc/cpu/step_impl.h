@@ -426,6 +426,8 @@ void Stepper::mask(const Layer& layer, int use, uint64_t step, int segment, int6
       bytes[(j / 4 * kBlock + i) * 4 + j % 4] = keep[i * width + j];
 }
 
+constexpr int64_t kFetchImages = 4;
+
 void Stepper::images(int64_t update) {
   const Field& x = job_.images;
   const int64_t per_epoch = (job_.count + job_.batch - 1) / job_.batch;
@@ -445,6 +447,11 @@ void Stepper::images(int64_t update) {
       float* const line = to + i * x.stride;
       if (job_.bytes) {
         const uint8_t* const bytes = job_.bytes + from;
+        // Images lie anywhere in memory; a few of them are on their way at a time.
+        if (order && i + kFetchImages < rows_in(block)) {
+          const uint8_t* const later = job_.bytes + order[row + kFetchImages] * x.width + begin;
+          for (int64_t j = 0; j < width; j += 64) __builtin_prefetch(later + j);
+        }
         for (int64_t j = 0; j < width; ++j)
           line[j] = static_cast<float>(bytes[j]) * static_cast<float>(2.0 / 255.0) - 1.f;
       } else {
@@ -718,8 +725,8 @@ void Stepper::normalise_backward(const Layer& lower, Range features, int segment
 
 // The sums over a layer's outputs are taken in pieces whose panel of weights fits the first-level
 // cache beside the gradients; kAhead rows of the next panel are fetched before each tile.
-constexpr int64_t kDepth = 128;
-constexpr int kAhead = 32;
+constexpr int64_t kDepth = 256;
+constexpr int kAhead = 64;
 
 FASTGAN_INLINE void fetch_line_pair(const float* p) {
   __builtin_prefetch(p);
@@ -764,13 +771,17 @@ void Stepper::backward(const Layer& layer, const Layer& lower, int from, int seg
                        rows(below, below.grads, segment) + mine.begin * below.stride + c, below.stride);
     }
 #else
-    for (int64_t k = 0; k < layer.out; k += kDepth) {
-      const int64_t depth = smaller(kDepth, layer.out - k);
+    const int64_t pieces = (layer.out + kDepth - 1) / kDepth;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const auto [k, end] = share(layer.out, piece, pieces);
+      const int64_t depth = end - k;
       copy_panel(layer.weight.value + k * layer.in + c, layer.in, depth, width, scratch_);
       // What the next round reads lies far apart in memory, where no hardware looks ahead.
-      const bool last = k + depth == layer.out;
-      const int64_t next_k = last ? 0 : k + depth, next_c = last ? c + kBlock : c;
-      const Range ahead{next_k, next_c < grid.features.end ? smaller(next_k + kDepth, layer.out) : 0};
+      const bool last = piece + 1 == pieces;
+      const int64_t next_c = last ? c + kBlock : c;
+      const Range ahead = next_c < grid.features.end
+                              ? share(layer.out, last ? 0 : piece + 1, pieces)
+                              : Range{0, 0};
       int64_t fetched = ahead.begin;
       for (int s = 0; s < segments; ++s) {
         const Range mine = rows_of(grid.others, s);

@@ -7,6 +7,7 @@ back after it, so what a user reads between two runs is what the last step left.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -18,9 +19,7 @@ from fastgan.random import Stream
 
 GAME_NUMBERS = {
     name: i
-    for i, name in enumerate(
-        ("non-saturating", "minimax", "hinge", "least-squares", "wasserstein")
-    )
+    for i, name in enumerate(("non-saturating", "minimax", "hinge", "least-squares", "wasserstein"))
 }
 """The games by their numbers in csrc/cpu/step.h."""
 
@@ -189,14 +188,20 @@ class FusedEngine(Engine):
 
     def _state(self) -> list[Tensor]:
         """The tensors that the plan points into, as they are now."""
-        return [source if key is None else source[0][source[1]][key] for source, key in self._sources]
+        return [
+            source if key is None else source[0][source[1]][key] for source, key in self._sources
+        ]
 
     def _weight_versions(self) -> list[tuple[int, int]]:
         return [(w._version, w.data_ptr()) for w in self._weights]
 
     def _memory_for(self, threads: int) -> Tensor:
         key = (self._plan, threads)
-        if self._memory_key is None or self._memory_key[0] is not key[0] or self._memory_key[1] != threads:
+        if (
+            self._memory_key is None
+            or self._memory_key[0] is not key[0]
+            or self._memory_key[1] != threads
+        ):
             self._memory = _zeros(self.memory_bytes())
             self._memory_key = key
             self._versions = None
@@ -204,7 +209,10 @@ class FusedEngine(Engine):
 
     def _learning_rates(self, n: int) -> Tensor:
         p = self.problem
-        base = float(p.optimizer_d.param_groups[0]["lr"]), float(p.optimizer_g.param_groups[0]["lr"])
+        base = (
+            float(p.optimizer_d.param_groups[0]["lr"]),
+            float(p.optimizer_g.param_groups[0]["lr"]),
+        )
         if p.lr_schedule is None:
             if self._rates[1] != base:
                 self._rates = (torch.tensor(base, dtype=torch.float64), base)
@@ -220,7 +228,7 @@ class FusedEngine(Engine):
         per_epoch = p.data.batches_per_epoch(p.batch_size)
         first = self.step * p.d_steps // per_epoch
         epochs = max(1, _KEPT_ORDER // len(p.data))
-        # A step's updates may reach over the end of the last epoch taken, so a step is always whole.
+        # A step is always whole: its updates may reach over the end of the last epoch taken.
         steps = min(n, max(1, ((first + epochs) * per_epoch) // p.d_steps - self.step))
         last = ((self.step + steps) * p.d_steps - 1) // per_epoch
         self._orders = {e: order for e, order in self._orders.items() if first <= e <= last}
@@ -345,16 +353,14 @@ def _start(optimizer: torch.optim.Optimizer, p: Tensor) -> None:
 
 
 def _zeros(size: int) -> Tensor:
-    """uint8 [size], zeros, on huge pages where the system has them: the step walks over all of it."""
+    """uint8 [size], zeros; on huge pages, where there are any, as a step walks over all of it."""
     flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     if not flags:
         return torch.zeros(size, dtype=torch.uint8)
     area = mmap.mmap(-1, size, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without them: slower by a few per cent
             area.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without them: slower by a few per cent
     return torch.frombuffer(area, dtype=torch.uint8)
 
 
@@ -385,9 +391,7 @@ def _averages(problem: Problem) -> dict[Tensor, Tensor]:
         return {}
     g, ema = problem.generator, problem.ema
     return dict(
-        zip(
-            [*g.parameters(), *g.buffers()], [*ema.parameters(), *ema.buffers()], strict=True
-        )
+        zip([*g.parameters(), *g.buffers()], [*ema.parameters(), *ema.buffers()], strict=True)
     )
 
 
@@ -400,8 +404,8 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
         raise plan.NoPlan(f"it runs on the CPU, and the device is {p.device}")
     if p.precision == "bf16" and torch.ops.fastgan.fused_bf16() == "none":
         raise plan.NoPlan(
-            "precision 'bf16' needs a processor with AMX or AVX-512 BF16 (and FASTGAN_ISA not below "
-            "avx512)"
+            "precision 'bf16' needs a processor with AMX or AVX-512 BF16 "
+            "(and FASTGAN_ISA not below avx512)"
         )
     _check_game(p)
     g = plan.read(p.generator, "generator", p.latent_shape)
@@ -410,14 +414,17 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
         plan.absorb_sigmoid(d)
     last = d.layers[-1]
     if last.linear.out_features != 1:
-        raise plan.NoPlan(f"{last.name}: the last layer has {last.linear.out_features} outputs, not 1")
+        raise plan.NoPlan(
+            f"{last.name}: the last layer has {last.linear.out_features} outputs, not 1"
+        )
     if last.norm is not None or last.dropout is not None:
         what = "BatchNorm1d" if last.norm is not None else "Dropout"
         raise plan.NoPlan(f"{last.name}: {what} on the logits has no fused form")
     image = d.layers[0].linear.in_features
     if g.layers[-1].linear.out_features != image:
         raise plan.NoPlan(
-            f"generator makes {g.layers[-1].linear.out_features} values, and the images have {image}"
+            f"generator makes {g.layers[-1].linear.out_features} values, "
+            f"and the images have {image}"
         )
     shared = {id(x) for c in (g,) for layer in c.layers for x in layer.parameters if x is not None}
     for layer in d.layers:
@@ -451,7 +458,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) or type(
         optimizer
     ).__module__.split(".")[0] not in ("torch", "fastgan"):
-        raise plan.NoPlan(f"{name}: {type(optimizer).__name__} has no fused form; Adam and AdamW have")
+        raise plan.NoPlan(
+            f"{name}: {type(optimizer).__name__} has no fused form; Adam and AdamW have"
+        )
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise plan.NoPlan(f"{name}: its step hooks would not be called")
     first = optimizer.param_groups[0]
@@ -463,7 +472,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
             raise plan.NoPlan(f"{name}: a tensor as a beta has no fused form")
         for option in ("lr", "betas", "eps", "weight_decay"):
             if group[option] != first[option]:
-                raise plan.NoPlan(f"{name}: parameter groups that differ in {option} have no fused form")
+                raise plan.NoPlan(
+                    f"{name}: parameter groups that differ in {option} have no fused form"
+                )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     counts = set()
     for layer in chain.layers:
