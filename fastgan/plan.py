@@ -66,12 +66,16 @@ class Chain:
     """A network as a chain of layers."""
 
     layers: list[Layer]
-    watched: list[tuple[object, str, object]] = field(default_factory=list)
-    """(object, attribute, value): if one of them changes, the plan is out of date."""
+    watched: list[tuple[dict, str, object]] = field(default_factory=list)
+    """(attributes of a module, name, value): if one of them changes, the plan is out of date."""
+    trained: list[Tensor] = field(default_factory=list)
 
     def current(self) -> bool:
         """Whether the modules still are as they were read."""
-        return all(getattr(owner, name) is value for owner, name, value in self.watched)
+        for attributes, name, value in self.watched:
+            if attributes.get(name) is not value:
+                return False
+        return all([p.requires_grad for p in self.trained])
 
 
 def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
@@ -96,8 +100,7 @@ def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
     if not chain.layers:
         raise NoPlan(f"{name} has no Linear layer")
     _check_parameters(module, name, chain)
-    for part in module.modules():
-        chain.watched.append((part, "training", part.training))
+    chain.watched += [(vars(part), "training", part.training) for part in module.modules()]
     return chain
 
 
@@ -166,7 +169,7 @@ class _Walk:
         self.name = name
         self.shape = (_BATCH, *input_shape)
         self.layers: list[Layer] = []
-        self.watched: list[tuple[object, str, object]] = []
+        self.watched: list[tuple[dict, str, object]] = []
         self.dropouts = [m for m in module.modules() if type(m) is nn.Dropout]
         self.used: Counter[nn.Module] = Counter()
         self.current: fx.Node | None = None
@@ -281,8 +284,13 @@ class _Walk:
         hint = "; use nn.Dropout" if target is F.dropout else ""
         raise NoPlan(f"{where}: {what} has no fused form{hint}")
 
-    def watch(self, owner: object, attribute: str) -> None:
-        self.watched.append((owner, attribute, getattr(owner, attribute)))
+    def watch(self, m: nn.Module, *names: str) -> None:
+        # nn.Module keeps parameters and buffers apart; looking there is several times as fast as
+        # asking the module.
+        for name in names:
+            places = (vars(m), m._parameters, m._buffers)
+            attributes = next(place for place in places if name in place)
+            self.watched.append((attributes, name, attributes[name]))
 
     def last(self, where: str, what: str, stage: int, after: str) -> Layer:
         """The layer that takes one more part, if the part comes in the order that is fused."""
@@ -305,8 +313,7 @@ class _Walk:
         if x.shape[1] != m.in_features:
             raise NoPlan(f"{where}: takes {m.in_features} features, but gets {x.shape[1]}")
         self.layers.append(Layer(where, m))
-        self.watch(m, "weight")
-        self.watch(m, "bias")
+        self.watch(m, "weight", "bias")
         if isinstance(m, LinearLeakyReLU):
             self.watch(m, "negative_slope")
             self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")
@@ -319,8 +326,7 @@ class _Walk:
         if not m.training:
             raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
         self.last(where, "BatchNorm1d", 1, "a Linear, before its activation").norm = m
-        for attribute in ("eps", "momentum", "weight", "bias", "running_mean"):
-            self.watch(m, attribute)
+        self.watch(m, "eps", "momentum", "weight", "bias", "running_mean")
 
     def activation(self, kind: str, slope: float, where: str, what: str) -> None:
         layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
@@ -378,6 +384,6 @@ def _check_parameters(module: nn.Module, name: str, chain: Chain) -> None:
             raise NoPlan(f"{where}: gradient hooks would not be called")
         if type(p.data) is not Tensor:
             raise NoPlan(f"{where}: is a {type(p.data).__name__}")
-        chain.watched.append((p, "requires_grad", True))
+        chain.trained.append(p)
     if math.prod(chain.layers[-1].linear.weight.shape) == 0:
         raise NoPlan(f"{name} has a layer without features")

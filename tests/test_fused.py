@@ -86,7 +86,7 @@ def plain():
 
 
 def critic():
-    # The bias of a critic's last layer has no gradient but rounding, which Adam makes as large as any.
+    # The last bias has no gradient but rounding, which Adam makes as large as any other.
     g, d = plain()
     d[3] = nn.Linear(40, 1, bias=False)
     return g, d
@@ -252,7 +252,7 @@ def test_losses_follow_eager_for_50_steps(name):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_updates_are_as_good_as_torch_in_float32(name):
-    # The median of five draws: in one of them an activation may round to the other side of its kink.
+    # The median of five draws: in one an activation may round to the other side of its kink.
     ratios = defaultdict(list)
     for draw in range(1, 6):
         fused, eager = problem(name, draw=draw), problem(name, draw=draw)

@@ -1,15 +1,17 @@
 // A register tile of a matrix product: C[m][0:32] (+)= sum over k of A[m][k] * B[k][0:32].
 //
-// A is read one element at a time and broadcast, so any strides will do; B is read in whole vectors,
-// so 32 neighbouring columns must be contiguous. Column-major A costs nothing, a column-major B must be
-// transposed by the caller. Every product of a linear layer fits this form without copying its weight.
+// A is read one element at a time and broadcast, so any strides will do; B is read in whole
+// vectors, so 32 neighbouring columns must be contiguous. Column-major A costs nothing, a
+// column-major B must be transposed by the caller. Every product of a linear layer fits this form
+// without copying its weight.
 //
 // One source for every instruction set, in GCC's and clang's vector extensions. Include it once per
 // instruction set, inside that set's namespace and after its `#pragma GCC target`, with
 //   FASTGAN_VECTOR_BYTES      64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON)
 //   FASTGAN_VECTOR_REGISTERS  32 (AVX-512, NEON) or 16
 // defined. It includes nothing and defines nothing outside the namespace but the macros
-// FASTGAN_INLINE and FASTGAN_LAMBDA_INLINE. There is no include guard: a second instruction set in one file is a second copy.
+// FASTGAN_INLINE and FASTGAN_LAMBDA_INLINE. There is no include guard: a second instruction set in
+// one file is a second copy.
 //
 // Each element of C is one chain of multiply-adds over k in increasing order, whatever the tile's
 // shape: how a caller cuts C into tiles changes no bit of the result.
@@ -94,10 +96,10 @@ FASTGAN_INLINE void tile(long k, const T* a, long a_row, long a_column, const T*
 template <int Vectors, class T, class Begin, class End, class Task = NoTask>
 FASTGAN_INLINE void tile_of(int rows, long k, const T* a, long a_row, long a_column, const T* b,
                             long b_row, Begin begin, End end, Task task = Task{}) {
-#define FASTGAN_CASE(n)                                                                \
-  case n:                                                                              \
-    if constexpr (n <= kTileRows)                                                      \
-      tile<n, Vectors, T>(k, a, a_row, a_column, b, b_row, begin, end, task);          \
+#define FASTGAN_CASE(n)                                                       \
+  case n:                                                                     \
+    if constexpr (n <= kTileRows)                                             \
+      tile<n, Vectors, T>(k, a, a_row, a_column, b, b_row, begin, end, task); \
     break;
   switch (rows) {
     FASTGAN_CASE(1)
@@ -140,9 +142,8 @@ FASTGAN_INLINE void product(long rows, long columns, long k, const T* a, long a_
       const auto begin = [&](int m, int v) FASTGAN_LAMBDA_INLINE {
         return Accumulate ? load_vector(out + m * c_row + v * lanes) : Vector<T>{};
       };
-      const auto end = [&](int m, int v, Vector<T> x) FASTGAN_LAMBDA_INLINE {
-        store_vector(out + m * c_row + v * lanes, x);
-      };
+      const auto end = [&](int m, int v, Vector<T> x)
+                           FASTGAN_LAMBDA_INLINE { store_vector(out + m * c_row + v * lanes, x); };
       const T* from = a + first * a_row;
       if (columns - j > lanes)
         tile_of<2, T>(height, k, from, a_row, a_column, b + j, b_row, begin, end);

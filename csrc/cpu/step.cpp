@@ -1,11 +1,11 @@
 #include "cpu/step.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
+#  include <cpuid.h>
 #endif
 #if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
+#  include <sys/syscall.h>
+#  include <unistd.h>
 #endif
 
 namespace fastgan::cpu::step {
@@ -100,9 +100,9 @@ size_t plan_memory(Job& job, void* base) {
     plan_layer(arena, job, job.d.layers[i], i ? job.d_fields[i - 1] : job.images, job.d_fields[i],
                0);
   job.loss_parts = arena.take<double>(kSegments * job.blocks);
-  // A thread's scratch holds a block of latents, a panel of weights or rows of a gradient.
-  const int64_t held = kBlock * (job.latents.width > kChunkRow ? job.latents.width : kChunkRow);
-  job.scratch_stride = round_up(held, 16) + 16;
+  // The scratch also takes a block of latents.
+  const int64_t latents = kBlock * job.latents.width;
+  job.scratch_stride = round_up(latents > kScratch ? latents : kScratch, 16) + 16;
   job.scratch = arena.take<float>(job.threads * job.scratch_stride);
   return arena.used();
 }
@@ -119,11 +119,11 @@ Bf16 best_bf16() {
     if (isa() != Isa::avx512 || !has_avx512_bf16()) return Bf16::none;
     unsigned a = 0, b = 0, c = 0, d = 0;
     const bool amx = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);
-#if defined(__linux__)
+#  if defined(__linux__)
     // The tiles' registers are large; Linux hands them out to processes that ask.
     constexpr long kRequest = 0x1023, kTileData = 18;
     if (amx && syscall(SYS_arch_prctl, kRequest, kTileData) == 0) return Bf16::amx;
-#endif
+#  endif
     return Bf16::avx512;
   }();
   return kind;

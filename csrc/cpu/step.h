@@ -2,10 +2,10 @@
 //
 // Shape of the computation. A network is a chain of layers
 //     Linear -> [BatchNorm] -> activation -> [dropout]
-// between fields: the latents, what lies between two layers, the images, the logits. A field holds up
-// to three batches, its segments: for D's fields and the images 0 real, 1 fake for D's update, 2 fake
-// for G's update; for G's fields 0 for D's update and 1 for G's. Segments that need nothing of each
-// other go through a layer together.
+// between fields: the latents, what lies between two layers, the images, the logits. A field holds
+// up to three batches, its segments: for D's fields and the images 0 real, 1 fake for D's update, 2
+// fake for G's update; for G's fields 0 for D's update and 1 for G's. Segments that need nothing of
+// each other go through a layer together.
 //
 // Every field stands in memory twice, in the two forms in which the register tile of microkernel.h
 // can read its second operand, so that weights, moments and averages keep torch's own layout
@@ -14,13 +14,15 @@
 //     rows    [segment][padded batch][stride]
 // A layer's three products and the operands of the tile (A broadcast, B in vectors):
 //     forward    columns of the field above = weight (A) * columns of the field below (B)
-//     backward   gradient rows below        = gradient rows above (A) * weight (B, copied in panels)
-//     update     gradient of the weight     = gradient rows above, transposed (A) * rows below (B)
+//     backward   gradient rows below        = gradient rows above (A) * weight (B, copied in
+//     panels) update     gradient of the weight     = gradient rows above, transposed (A) * rows
+//     below (B)
 // The gradient of a weight lives in one tile at a time: Adam consumes it there.
 //
-// Division among threads. Each product is cut by its outputs, so no sum is ever split and the number of
-// threads does not change a bit. A thread computes the same outputs of a layer forward and in the
-// update: those rows of the weight and their moments stay in its cache. A barrier ends each phase.
+// Division among threads. Each product is cut by its outputs, so no sum is ever split and the
+// number of threads does not change a bit. A thread computes the same outputs of a layer forward
+// and in the update: those rows of the weight and their moments stay in its cache. A barrier ends
+// each phase.
 #pragma once
 
 #include <stddef.h>
@@ -35,8 +37,11 @@ namespace fastgan::cpu::step {
 
 constexpr int64_t kBlock = 32;
 constexpr int kSegments = 3;
-// Columns of a weight's gradient that are held at a time, and the stride of their rows.
-constexpr int64_t kChunk = 1024, kChunkRow = kChunk + 16;
+// Long sums are taken in pieces of at most kDepth terms, and a weight's gradient is held for at
+// most kHeldRows rows at a time, in tiles of at most 16: what a thread's scratch is sized for.
+constexpr int64_t kDepth = 208, kHeldRows = 112, kHeldColumns = 256, kHeldTiles = 8;
+constexpr int64_t kScratch =
+    kHeldRows * (kHeldColumns + 16) + kHeldTiles * kDepth * 16 + kDepth * kBlock;
 
 enum class Activation : int64_t { none, leaky_relu, tanh, sigmoid, elu };
 // How products are taken in bfloat16: not, with AVX-512's dot products, or with AMX tiles.
@@ -95,12 +100,13 @@ struct Layer {
 
   // Set by plan_memory.
   Field *below = nullptr, *above = nullptr;
-  int lift = 0;                      // segment s below becomes segment s + lift above
-  float* normed = nullptr;           // normalised values, as rows of `above`, by segments below
-  float* inv_std = nullptr;          // [segment][out]
+  int lift = 0;              // segment s below becomes segment s + lift above
+  float* normed = nullptr;   // normalised values, as rows of `above`, by segments below
+  float* inv_std = nullptr;  // [segment][out]
   float *grad_gamma = nullptr, *grad_beta = nullptr;  // [out]
-  uint8_t* keep = nullptr;           // dropout mask [segment][padded batch][out]
-  uint32_t* keep_columns = nullptr;  // the same bytes, four features a word: [segment][block][out / 4][32]
+  uint8_t* keep = nullptr;                            // dropout mask [segment][padded batch][out]
+  uint32_t* keep_columns =
+      nullptr;  // the same bytes, four features a word: [segment][block][out / 4][32]
 };
 
 struct Network {
@@ -138,7 +144,7 @@ struct Job {
   const float* floats = nullptr;
   const int64_t* order = nullptr;
 
-  float* losses = nullptr;  // [steps][2]: D, G
+  float* losses = nullptr;    // [steps][2]: D, G
   double* profile = nullptr;  // [phases][2]: thread 0's seconds working, waiting; or null
 
   // Set by plan_memory.

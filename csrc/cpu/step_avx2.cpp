@@ -1,6 +1,6 @@
 // The training step for AVX2 and FMA.
-// What the headers of the standard library define comes before the target is raised: an inline function
-// of theirs compiled for it could be the copy that the linker keeps.
+// What the headers of the standard library define comes before the target is raised: an inline
+// function of theirs compiled for it could be the copy that the linker keeps.
 #include "common/activation.h"
 #include "common/adam.h"
 #include "common/bf16.h"
@@ -11,23 +11,23 @@
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+#  if defined(__clang__)
+#    pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#  else
+#    pragma GCC push_options
+#    pragma GCC target("avx2,fma")
+#  endif
 
-#define FASTGAN_VARIANT avx2
-#define FASTGAN_VECTOR_BYTES 32
-#define FASTGAN_VECTOR_REGISTERS 16
-#define FASTGAN_BF16 0
-#include "cpu/step_impl.h"
+#  define FASTGAN_VARIANT avx2
+#  define FASTGAN_VECTOR_BYTES 32
+#  define FASTGAN_VECTOR_REGISTERS 16
+#  define FASTGAN_BF16 0
+#  include "cpu/step_impl.h"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#  if defined(__clang__)
+#    pragma clang attribute pop
+#  else
+#    pragma GCC pop_options
+#  endif
 
 #endif

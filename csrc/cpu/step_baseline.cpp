@@ -10,9 +10,9 @@
 #define FASTGAN_VARIANT baseline
 #define FASTGAN_VECTOR_BYTES 16
 #if defined(__aarch64__)
-#define FASTGAN_VECTOR_REGISTERS 32
+#  define FASTGAN_VECTOR_REGISTERS 32
 #else
-#define FASTGAN_VECTOR_REGISTERS 16
+#  define FASTGAN_VECTOR_REGISTERS 16
 #endif
 #define FASTGAN_BF16 0
 #include "cpu/step_impl.h"

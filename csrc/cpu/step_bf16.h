@@ -1,7 +1,7 @@
 // Products in bfloat16 for step_impl.h, and the conversions of their operands. Sums are in float32.
 //
-// C[rows x 32] (+)= A B, with A [rows][depth] row-major and B in pairs, [depth / 2][32][2]; depth is a
-// multiple of 32. Memory has room for rows rounded up to 32, in A and in C.
+// C[rows x 32] (+)= A B, with A [rows][depth] row-major and B in pairs, [depth / 2][32][2]; depth
+// is a multiple of 32. Memory has room for rows rounded up to 32, in A and in C.
 
 // 32 values of a row, rounded to nearest even.
 FASTGAN_INLINE void store_row(F low, F high, uint16_t* to) {
@@ -10,8 +10,8 @@ FASTGAN_INLINE void store_row(F low, F high, uint16_t* to) {
 
 // Sixteen columns of two rows, each column's two values side by side.
 FASTGAN_INLINE void pair_rows(F first, F second, uint16_t* to) {
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, both));
 }
@@ -89,13 +89,14 @@ template <int Rows, bool Accumulate>
 FASTGAN_INLINE void dot_tile(int64_t depth, const uint16_t* a, int64_t a_row, const uint16_t* b,
                              float* c, int64_t c_row) {
   __m512 sum[Rows][2];
-#pragma GCC unroll 16
+#  pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
     for (int v = 0; v < 2; ++v)
       sum[m][v] = Accumulate ? _mm512_loadu_ps(c + m * c_row + 16 * v) : _mm512_setzero_ps();
   for (int64_t k = 0; k < depth; k += 2, a += 2, b += 64) {
-    const __m512bh low = (__m512bh)_mm512_loadu_si512(b), high = (__m512bh)_mm512_loadu_si512(b + 32);
-#pragma GCC unroll 16
+    const __m512bh low = (__m512bh)_mm512_loadu_si512(b),
+                   high = (__m512bh)_mm512_loadu_si512(b + 32);
+#  pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
       int pair;
       __builtin_memcpy(&pair, a + m * a_row, sizeof pair);
@@ -104,7 +105,7 @@ FASTGAN_INLINE void dot_tile(int64_t depth, const uint16_t* a, int64_t a_row, co
       sum[m][1] = _mm512_dpbf16_ps(sum[m][1], x, high);
     }
   }
-#pragma GCC unroll 16
+#  pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
     for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + m * c_row + 16 * v, sum[m][v]);
 }
@@ -113,7 +114,8 @@ template <bool Accumulate>
 void product16(int64_t rows, int64_t depth, const uint16_t* a, int64_t a_row, const uint16_t* b,
                float* c, int64_t c_row) {
   const auto tile = [&](auto height, int64_t m) {
-    dot_tile<decltype(height)::value, Accumulate>(depth, a + m * a_row, a_row, b, c + m * c_row, c_row);
+    dot_tile<decltype(height)::value, Accumulate>(depth, a + m * a_row, a_row, b, c + m * c_row,
+                                                  c_row);
   };
   int64_t m = 0;
   for (; rows - m >= 14; m += 14) tile(Height<14>{}, m);

