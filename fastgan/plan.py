@@ -75,7 +75,7 @@ class Chain:
         for attributes, name, value in self.watched:
             if attributes.get(name) is not value:
                 return False
-        return all([p.requires_grad for p in self.trained])
+        return all(p.requires_grad for p in self.trained)
 
 
 def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:

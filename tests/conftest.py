@@ -1,8 +1,18 @@
 """Settings shared by all tests."""
 
+import os
+from pathlib import Path
+
 from hypothesis import settings
+
+import fastgan
 
 # No deadline: the first call of anything loads libraries, and other work shares the machine.
 # Derandomised: the same commit gives the same verdict.
 settings.register_profile("fastgan", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("fastgan")
+
+# A child process gets the fastgan under test, not the one that lies in its working directory.
+_paths = [str(Path(fastgan.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
+os.environ["PYTHONSAFEPATH"] = "1"

@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -257,11 +256,8 @@ def test_bench_outside_a_checkout_is_one_line_and_status_2(here, capsys, monkeyp
 
 def start(*arguments, **options):
     command = [sys.executable, "-m", "fastgan", *map(str, arguments)]
-    # The same fastgan as here, also from another working directory.
-    paths = [str(Path(fastgan.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(command, env=env, text=True, **pipes)
+    return subprocess.Popen(command, text=True, **pipes)
 
 
 def wait_for(path, lines, process):

@@ -542,11 +542,11 @@ def test_reasons(change, reason):
 def test_bf16_needs_a_processor_that_has_it():
     program = (
         "import sys, torch; sys.path[:0] = sys.argv[1:]\n"
-        "from tests.test_fused import FusedEngine, problem\n"
+        "from test_fused import FusedEngine, problem\n"
         "print(FusedEngine.unsupported(problem(precision='bf16')))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT)],
+        [sys.executable, "-c", program, str(Path(__file__).parent)],
         env={**os.environ, "FASTGAN_ISA": "baseline"},
         capture_output=True,
         text=True,
@@ -594,14 +594,14 @@ def test_every_instruction_set(isa):
     program = (
         "import sys, torch; sys.path[:0] = sys.argv[1:]\n"
         "from fastgan import ops\n"
-        "from tests.test_fused import FusedEngine, problem\n"
+        "from test_fused import FusedEngine, problem\n"
         "try: name = ops.isa()\n"
         "except RuntimeError as error: print('missing', error); sys.exit()\n"
         "runs = [FusedEngine(problem(n)).run(20) for n in ('reference, ragged', 'deep', 'norms')]\n"
         "print(name, *(f'{x:.9g}' for x in torch.cat(runs).flatten().tolist()))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT)],
+        [sys.executable, "-c", program, str(Path(__file__).parent)],
         env={**os.environ, "FASTGAN_ISA": isa},
         capture_output=True,
         text=True,
