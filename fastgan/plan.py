@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from fastgan.nn import LinearLeakyReLU
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
 """The activations by their numbers in csrc/cpu/step.h."""
+
+_tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
 
 _BATCH = 7  # of the tensors without data that follow the shapes; a size no layer has by accident
 
@@ -91,7 +94,7 @@ def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
     """
     _check_module(module, name)
     try:
-        with torch.no_grad():
+        with _tracing, torch.no_grad():
             graph = _Tracer().trace(module)
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -53,20 +53,15 @@ FASTGAN_INLINE Vector<T> broadcast(const T* p) {
   return *p - Vector<T>{};
 }
 
-struct NoTask {
-  FASTGAN_INLINE void operator()(long) const {}
-};
-
 // One tile of Rows x Vectors * kLanes<T>.
 //   k            terms of the sum, >= 0
 //   a            A[m][k] = a[m * a_row + k * a_column]
 //   b            B[k][j] = b[k * b_row + j]
 //   begin(m, v)  the value that vector v of row m starts from: zero, or what C holds
 //   end(m, v, x) takes the finished vector v of row m: stores it, or applies an activation first
-//   task(k)      runs once a term between the multiply-adds: a prefetch costs nothing there
-template <int Rows, int Vectors, class T, class Begin, class End, class Task = NoTask>
+template <int Rows, int Vectors, class T, class Begin, class End>
 FASTGAN_INLINE void tile(long k, const T* a, long a_row, long a_column, const T* b, long b_row,
-                         Begin begin, End end, Task task = Task{}) {
+                         Begin begin, End end) {
   Vector<T> c[Rows][Vectors];
 #pragma GCC unroll 16
   for (int m = 0; m < Rows; ++m)
@@ -76,7 +71,6 @@ FASTGAN_INLINE void tile(long k, const T* a, long a_row, long a_column, const T*
     Vector<T> row[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) row[v] = load_vector(b + v * kLanes<T>);
-    task(i);
 #pragma GCC unroll 16
     for (int m = 0; m < Rows; ++m) {
       const Vector<T> x = broadcast(a + m * a_row);
@@ -93,13 +87,13 @@ FASTGAN_INLINE void tile(long k, const T* a, long a_row, long a_column, const T*
 }
 
 // A tile whose height is known at run time only, 1 to kTileRows.
-template <int Vectors, class T, class Begin, class End, class Task = NoTask>
+template <int Vectors, class T, class Begin, class End>
 FASTGAN_INLINE void tile_of(int rows, long k, const T* a, long a_row, long a_column, const T* b,
-                            long b_row, Begin begin, End end, Task task = Task{}) {
-#define FASTGAN_CASE(n)                                                       \
-  case n:                                                                     \
-    if constexpr (n <= kTileRows)                                             \
-      tile<n, Vectors, T>(k, a, a_row, a_column, b, b_row, begin, end, task); \
+                            long b_row, Begin begin, End end) {
+#define FASTGAN_CASE(n)                                                 \
+  case n:                                                               \
+    if constexpr (n <= kTileRows)                                       \
+      tile<n, Vectors, T>(k, a, a_row, a_column, b, b_row, begin, end); \
     break;
   switch (rows) {
     FASTGAN_CASE(1)

@@ -41,7 +41,7 @@ struct LayerPlan {
   double drop = 0;
 };
 struct Plan {
-  const char *name;
+  const char* name;
   int64_t latent, image;
   std::vector<LayerPlan> g, d;
   int64_t batch, count;
@@ -53,7 +53,7 @@ struct Plan {
   bool last_bias = true;
 };
 
-double draw(uint64_t &state) {
+double draw(uint64_t& state) {
   state = state * 6364136223846793005u + 1442695040888963407u;
   return static_cast<double>(state >> 11) * 0x1p-53;
 }
@@ -64,10 +64,9 @@ struct Tensors {
   std::vector<float> value, exp_avg, exp_avg_sq, average;
   std::vector<double> exact, m, v, mean;
 
-  void fill(int64_t n, double scale, double shift, uint64_t &state) {
+  void fill(int64_t n, double scale, double shift, uint64_t& state) {
     value.resize(n);
-    for (float &x : value)
-      x = static_cast<float>(shift + scale * (2 * draw(state) - 1));
+    for (float& x : value) x = static_cast<float>(shift + scale * (2 * draw(state) - 1));
     exp_avg.assign(n, 0);
     exp_avg_sq.assign(n, 0);
     average = value;
@@ -77,8 +76,7 @@ struct Tensors {
     mean = exact;
   }
   Parameter parameter() {
-    if (value.empty())
-      return {};
+    if (value.empty()) return {};
     return {value.data(), exp_avg.data(), exp_avg_sq.data(), average.data()};
   }
 };
@@ -90,7 +88,7 @@ struct LayerState {
   int64_t batches = 0, average_batches = 0, width = 0;
 };
 
-using Matrix = std::vector<double>; // [batch][width]
+using Matrix = std::vector<double>;  // [batch][width]
 
 constexpr double kSlope = 0.2, kNormEps = 1e-5, kMomentum = 0.1, kDecay = 0.9;
 constexpr double kLr = 1e-3, kBeta1 = 0.5, kBeta2 = 0.99, kEps = 1e-8;
@@ -104,56 +102,53 @@ struct Trace {
 
 double activate(Activation a, double x) {
   switch (a) {
-  case Activation::leaky_relu:
-    return x > 0 ? x : kSlope * x;
-  case Activation::tanh:
-    return std::tanh(x);
-  case Activation::sigmoid:
-    return 1 / (1 + std::exp(-x));
-  case Activation::elu:
-    return x > 0 ? x : kSlope * std::expm1(x);
-  default:
-    return x;
+    case Activation::leaky_relu:
+      return x > 0 ? x : kSlope * x;
+    case Activation::tanh:
+      return std::tanh(x);
+    case Activation::sigmoid:
+      return 1 / (1 + std::exp(-x));
+    case Activation::elu:
+      return x > 0 ? x : kSlope * std::expm1(x);
+    default:
+      return x;
   }
 }
 double slope_at(Activation a, double y) {
   switch (a) {
-  case Activation::leaky_relu:
-    return y > 0 ? 1 : kSlope;
-  case Activation::tanh:
-    return 1 - y * y;
-  case Activation::sigmoid:
-    return y * (1 - y);
-  case Activation::elu:
-    return y > 0 ? 1 : y + kSlope;
-  default:
-    return 1;
+    case Activation::leaky_relu:
+      return y > 0 ? 1 : kSlope;
+    case Activation::tanh:
+      return 1 - y * y;
+    case Activation::sigmoid:
+      return y * (1 - y);
+    case Activation::elu:
+      return y > 0 ? 1 : y + kSlope;
+    default:
+      return 1;
   }
 }
 
 struct Reference {
-  const Plan &plan;
+  const Plan& plan;
   uint64_t seed;
 
-  Matrix forward(const std::vector<LayerPlan> &layers,
-                 std::vector<LayerState> &state, Matrix x, int64_t n, int use,
-                 uint64_t step, std::vector<Trace> &traces,
-                 std::vector<std::vector<uint8_t>> &keeps) {
+  Matrix forward(const std::vector<LayerPlan>& layers, std::vector<LayerState>& state, Matrix x,
+                 int64_t n, int use, uint64_t step, std::vector<Trace>& traces,
+                 std::vector<std::vector<uint8_t>>& keeps) {
     traces.clear();
     keeps.clear();
     int dropouts = 0;
     for (size_t l = 0; l < layers.size(); ++l) {
-      const int64_t in = static_cast<int64_t>(x.size()) / n,
-                    out = layers[l].out;
-      LayerState &s = state[l];
+      const int64_t in = static_cast<int64_t>(x.size()) / n, out = layers[l].out;
+      LayerState& s = state[l];
       Trace t;
       t.in = x;
       Matrix y(n * out);
       for (int64_t b = 0; b < n; ++b)
         for (int64_t o = 0; o < out; ++o) {
           double sum = s.bias.exact.empty() ? 0 : s.bias.exact[o];
-          for (int64_t i = 0; i < in; ++i)
-            sum += s.weight.exact[o * in + i] * x[b * in + i];
+          for (int64_t i = 0; i < in; ++i) sum += s.weight.exact[o * in + i] * x[b * in + i];
           y[b * out + o] = sum;
         }
       if (layers[l].norm) {
@@ -161,8 +156,7 @@ struct Reference {
         t.inv_std.resize(out);
         for (int64_t o = 0; o < out; ++o) {
           double mean = 0, var = 0;
-          for (int64_t b = 0; b < n; ++b)
-            mean += y[b * out + o] / n;
+          for (int64_t b = 0; b < n; ++b) mean += y[b * out + o] / n;
           for (int64_t b = 0; b < n; ++b)
             var += (y[b * out + o] - mean) * (y[b * out + o] - mean) / n;
           t.inv_std[o] = 1 / std::sqrt(var + kNormEps);
@@ -170,25 +164,21 @@ struct Reference {
           s.exact_var[o] += kMomentum * (var * n / (n - 1) - s.exact_var[o]);
           for (int64_t b = 0; b < n; ++b) {
             t.normed[b * out + o] = (y[b * out + o] - mean) * t.inv_std[o];
-            y[b * out + o] =
-                t.normed[b * out + o] * s.gamma.exact[o] + s.beta.exact[o];
+            y[b * out + o] = t.normed[b * out + o] * s.gamma.exact[o] + s.beta.exact[o];
           }
         }
       }
-      for (double &v : y)
-        v = activate(layers[l].activation, v);
+      for (double& v : y) v = activate(layers[l].activation, v);
       t.out = y;
       std::vector<uint8_t> keep;
       if (layers[l].drop > 0) {
         const uint32_t threshold =
             static_cast<uint32_t>(std::nearbyint((1 - layers[l].drop) * 65536));
-        const Philox generator =
-            make_philox(seed, 64 + 8 * dropouts++ + use, step);
+        const Philox generator = make_philox(seed, 64 + 8 * dropouts++ + use, step);
         keep.resize(n * out);
         for (int64_t e = 0; e < n * out; ++e) {
           uint32_t w[4];
-          philox_block(generator, static_cast<uint32_t>(e >> 3), w[0], w[1],
-                       w[2], w[3]);
+          philox_block(generator, static_cast<uint32_t>(e >> 3), w[0], w[1], w[2], w[3]);
           keep[e] = fastgan::keeps(w[e >> 1 & 3], e & 1, threshold);
           y[e] = keep[e] ? y[e] * 65536.0 / threshold : 0;
         }
@@ -202,21 +192,17 @@ struct Reference {
 
   // grads: per layer weight, bias, gamma, beta; added to. Returns the gradient
   // of the input.
-  Matrix backward(const std::vector<LayerPlan> &layers,
-                  const std::vector<LayerState> &state,
-                  const std::vector<Trace> &traces,
-                  const std::vector<std::vector<uint8_t>> &keeps, Matrix g,
-                  int64_t n, std::vector<std::vector<Matrix>> *grads) {
+  Matrix backward(const std::vector<LayerPlan>& layers, const std::vector<LayerState>& state,
+                  const std::vector<Trace>& traces, const std::vector<std::vector<uint8_t>>& keeps,
+                  Matrix g, int64_t n, std::vector<std::vector<Matrix>>* grads) {
     for (size_t l = layers.size(); l-- > 0;) {
-      const Trace &t = traces[l];
-      const LayerState &s = state[l];
-      const int64_t out = layers[l].out,
-                    in = static_cast<int64_t>(t.in.size()) / n;
+      const Trace& t = traces[l];
+      const LayerState& s = state[l];
+      const int64_t out = layers[l].out, in = static_cast<int64_t>(t.in.size()) / n;
       const uint32_t threshold =
           static_cast<uint32_t>(std::nearbyint((1 - layers[l].drop) * 65536));
       for (int64_t e = 0; e < n * out; ++e) {
-        if (!keeps[l].empty())
-          g[e] = keeps[l][e] ? g[e] * 65536.0 / threshold : 0;
+        if (!keeps[l].empty()) g[e] = keeps[l][e] ? g[e] * 65536.0 / threshold : 0;
         g[e] *= slope_at(layers[l].activation, t.out[e]);
       }
       if (layers[l].norm) {
@@ -232,8 +218,7 @@ struct Reference {
           }
           for (int64_t b = 0; b < n; ++b)
             g[b * out + o] = s.gamma.exact[o] * t.inv_std[o] *
-                             (g[b * out + o] - sum / n -
-                              t.normed[b * out + o] * product / n);
+                             (g[b * out + o] - sum / n - t.normed[b * out + o] * product / n);
         }
       }
       Matrix down(n * in, 0);
@@ -241,59 +226,54 @@ struct Reference {
         for (int64_t o = 0; o < out; ++o)
           for (int64_t i = 0; i < in; ++i) {
             down[b * in + i] += g[b * out + o] * s.weight.exact[o * in + i];
-            if (grads)
-              (*grads)[l][0][o * in + i] += g[b * out + o] * t.in[b * in + i];
+            if (grads) (*grads)[l][0][o * in + i] += g[b * out + o] * t.in[b * in + i];
           }
       if (grads)
         for (int64_t b = 0; b < n; ++b)
-          for (int64_t o = 0; o < out; ++o)
-            (*grads)[l][1][o] += g[b * out + o];
+          for (int64_t o = 0; o < out; ++o) (*grads)[l][1][o] += g[b * out + o];
       g = down;
     }
     return g;
   }
 
-  double loss(int segment, const Matrix &logits, Matrix &grads) const {
+  double loss(int segment, const Matrix& logits, Matrix& grads) const {
     double sum = 0;
     const double n = static_cast<double>(logits.size());
     grads.resize(logits.size());
     for (size_t i = 0; i < logits.size(); ++i) {
-      const double l = logits[i], p = 1 / (1 + std::exp(-l)),
-                   soft = std::log1p(std::exp(l));
+      const double l = logits[i], p = 1 / (1 + std::exp(-l)), soft = std::log1p(std::exp(l));
       const double sign = segment == 1 ? 1 : -1;
       double value = 0, grad = 0;
       switch (plan.game) {
-      case Game::non_saturating:
-      case Game::minimax:
-        if (segment == 2 && plan.game == Game::minimax) {
-          value = -soft;
-          grad = -p;
-        } else {
-          const double label = segment == 0   ? 1 - plan.smoothing
-                               : segment == 1 ? 0
-                                              : 1;
-          value = soft - label * l;
-          grad = p - label;
+        case Game::non_saturating:
+        case Game::minimax:
+          if (segment == 2 && plan.game == Game::minimax) {
+            value = -soft;
+            grad = -p;
+          } else {
+            const double label = segment == 0 ? 1 - plan.smoothing : segment == 1 ? 0 : 1;
+            value = soft - label * l;
+            grad = p - label;
+          }
+          break;
+        case Game::hinge:
+          if (segment == 2) {
+            value = -l;
+            grad = -1;
+          } else {
+            value = std::fmax(0, 1 + sign * l);
+            grad = value > 0 ? sign : 0;
+          }
+          break;
+        case Game::least_squares: {
+          const double d = segment == 1 ? l : l - 1;
+          value = d * d / 2;
+          grad = d;
+          break;
         }
-        break;
-      case Game::hinge:
-        if (segment == 2) {
-          value = -l;
-          grad = -1;
-        } else {
-          value = std::fmax(0, 1 + sign * l);
-          grad = value > 0 ? sign : 0;
-        }
-        break;
-      case Game::least_squares: {
-        const double d = segment == 1 ? l : l - 1;
-        value = d * d / 2;
-        grad = d;
-        break;
-      }
-      case Game::wasserstein:
-        value = sign * l;
-        grad = sign;
+        case Game::wasserstein:
+          value = sign * l;
+          grad = sign;
       }
       sum += value / n;
       grads[i] = grad / n;
@@ -301,9 +281,9 @@ struct Reference {
     return sum;
   }
 
-  void adam(Tensors &t, const Matrix &grad, int64_t step) const {
+  void adam(Tensors& t, const Matrix& grad, int64_t step) const {
     for (size_t i = 0; i < t.exact.size(); ++i) {
-      double &w = t.exact[i];
+      double& w = t.exact[i];
       double g = grad[i];
       if (plan.decoupled)
         w *= 1 - kLr * plan.weight_decay;
@@ -316,17 +296,14 @@ struct Reference {
       t.mean[i] += (1 - kDecay) * (w - t.mean[i]);
     }
   }
-  static std::vector<std::vector<Matrix>>
-  zeros(const std::vector<LayerState> &state) {
+  static std::vector<std::vector<Matrix>> zeros(const std::vector<LayerState>& state) {
     std::vector<std::vector<Matrix>> grads;
-    for (const LayerState &s : state)
-      grads.push_back({Matrix(s.weight.exact.size()), Matrix(s.width),
-                       Matrix(s.gamma.exact.size()),
+    for (const LayerState& s : state)
+      grads.push_back({Matrix(s.weight.exact.size()), Matrix(s.width), Matrix(s.gamma.exact.size()),
                        Matrix(s.beta.exact.size())});
     return grads;
   }
-  void adam_all(std::vector<LayerState> &state,
-                const std::vector<std::vector<Matrix>> &grads,
+  void adam_all(std::vector<LayerState>& state, const std::vector<std::vector<Matrix>>& grads,
                 int64_t step) const {
     for (size_t l = 0; l < state.size(); ++l) {
       adam(state[l].weight, grads[l][0], step);
@@ -337,8 +314,7 @@ struct Reference {
   }
   Matrix latents(uint32_t stream, uint64_t step, int64_t n) const {
     std::vector<float> z(n * plan.latent + 4);
-    kernels().philox_normal(make_philox(seed, stream, step), 0, n * plan.latent,
-                            z.data());
+    kernels().philox_normal(make_philox(seed, stream, step), 0, n * plan.latent, z.data());
     return Matrix(z.begin(), z.begin() + n * plan.latent);
   }
 };
@@ -350,17 +326,14 @@ struct Run {
   std::vector<float> losses;
 };
 
-std::vector<LayerState> make_state(int64_t in,
-                                   const std::vector<LayerPlan> &layers,
-                                   bool last_bias, uint64_t &state) {
+std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& layers, bool last_bias,
+                                   uint64_t& state) {
   std::vector<LayerState> all;
-  for (const LayerPlan &l : layers) {
+  for (const LayerPlan& l : layers) {
     LayerState s;
     s.width = l.out;
-    s.weight.fill(l.out * in, std::sqrt(3.0 / static_cast<double>(in)), 0,
-                  state);
-    if ((!l.norm || l.out % 2) && (last_bias || l.out > 1))
-      s.bias.fill(l.out, 0.1, 0, state);
+    s.weight.fill(l.out * in, std::sqrt(3.0 / static_cast<double>(in)), 0, state);
+    if ((!l.norm || l.out % 2) && (last_bias || l.out > 1)) s.bias.fill(l.out, 0.1, 0, state);
     if (l.norm) {
       s.gamma.fill(l.out, 0.3, 1, state);
       s.beta.fill(l.out, 0.1, 0, state);
@@ -377,9 +350,8 @@ std::vector<LayerState> make_state(int64_t in,
   return all;
 }
 
-void describe(Network &network, int64_t in,
-              const std::vector<LayerPlan> &layers,
-              std::vector<LayerState> &state, const Plan &plan) {
+void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers,
+              std::vector<LayerState>& state, const Plan& plan) {
   uint32_t stream = 64;
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer l;
@@ -404,8 +376,7 @@ void describe(Network &network, int64_t in,
     }
     if (layers[i].drop > 0) {
       l.drop = true;
-      l.drop_threshold =
-          static_cast<uint32_t>(std::nearbyint((1 - layers[i].drop) * 65536));
+      l.drop_threshold = static_cast<uint32_t>(std::nearbyint((1 - layers[i].drop) * 65536));
       l.drop_stream = stream;
       stream += 8;
     }
@@ -426,28 +397,26 @@ struct Memory {
     std::memset(data, 0, bytes);
   }
   ~Memory() { std::free(data); }
-  Memory(const Memory &) = delete;
-  void *data;
+  Memory(const Memory&) = delete;
+  void* data;
 };
 
 struct Images {
   std::vector<uint8_t> bytes;
   std::vector<int64_t> order;
 };
-Images make_images(const Plan &plan, int64_t epochs) {
+Images make_images(const Plan& plan, int64_t epochs) {
   Images images;
   uint64_t state = 7;
   images.bytes.resize(plan.count * plan.image);
-  for (uint8_t &b : images.bytes)
-    b = static_cast<uint8_t>(256 * draw(state));
+  for (uint8_t& b : images.bytes) b = static_cast<uint8_t>(256 * draw(state));
   for (int64_t e = 0; e < epochs; ++e)
-    for (int64_t i = 0; i < plan.count; ++i)
-      images.order.push_back((i * 7 + e) % plan.count);
+    for (int64_t i = 0; i < plan.count; ++i) images.order.push_back((i * 7 + e) % plan.count);
   return images;
 }
 
-Run engine(const Plan &plan, const Images &images, int64_t steps, int threads,
-           bool one_by_one, Bf16 products = Bf16::none) {
+Run engine(const Plan& plan, const Images& images, int64_t steps, int threads, bool one_by_one,
+           Bf16 products = Bf16::none) {
   uint64_t state = 1;
   Run r;
   r.g = make_state(plan.latent, plan.g, true, state);
@@ -475,19 +444,16 @@ Run engine(const Plan &plan, const Images &images, int64_t steps, int threads,
     job.rates = rates;
     job.average_decay = kDecay;
     job.count = plan.count;
-    if (one_by_one) { // the caller feeds the batches
+    if (one_by_one) {  // the caller feeds the batches
       fed.clear();
       for (int64_t u = done * plan.d_steps; u < (done + 1) * plan.d_steps; ++u)
-        for (int64_t b = 0;
-             b < plan.batch && u % per_epoch * plan.batch + b < plan.count;
-             ++b) {
-          const int64_t row = images.order[u / per_epoch * plan.count +
-                                           u % per_epoch * plan.batch + b];
+        for (int64_t b = 0; b < plan.batch && u % per_epoch * plan.batch + b < plan.count; ++b) {
+          const int64_t row =
+              images.order[u / per_epoch * plan.count + u % per_epoch * plan.batch + b];
           for (int64_t j = 0; j < plan.image; ++j)
-            fed.push_back(
-                static_cast<float>(images.bytes[row * plan.image + j]) *
-                    static_cast<float>(2.0 / 255.0) -
-                1.f);
+            fed.push_back(static_cast<float>(images.bytes[row * plan.image + j]) *
+                              static_cast<float>(2.0 / 255.0) -
+                          1.f);
         }
       job.floats = fed.data();
     } else {
@@ -503,7 +469,7 @@ Run engine(const Plan &plan, const Images &images, int64_t steps, int threads,
   return r;
 }
 
-Run reference(const Plan &plan, const Images &images, int64_t steps) {
+Run reference(const Plan& plan, const Images& images, int64_t steps) {
   uint64_t state = 1;
   Run r;
   r.g = make_state(plan.latent, plan.g, true, state);
@@ -520,16 +486,13 @@ Run reference(const Plan &plan, const Images &images, int64_t steps) {
       const int64_t u = t * plan.d_steps + k;
       Matrix x;
       n = 0;
-      for (int64_t b = 0;
-           b < plan.batch && u % per_epoch * plan.batch + b < plan.count;
-           ++b, ++n) {
-        const int64_t row = images.order[u / per_epoch * plan.count +
-                                         u % per_epoch * plan.batch + b];
+      for (int64_t b = 0; b < plan.batch && u % per_epoch * plan.batch + b < plan.count; ++b, ++n) {
+        const int64_t row =
+            images.order[u / per_epoch * plan.count + u % per_epoch * plan.batch + b];
         for (int64_t j = 0; j < plan.image; ++j)
           x.push_back(images.bytes[row * plan.image + j] * (2.0 / 255.0) - 1);
       }
-      const Matrix image =
-          ref.forward(plan.g, r.g, ref.latents(0, u, n), n, 3, u, made, km);
+      const Matrix image = ref.forward(plan.g, r.g, ref.latents(0, u, n), n, 3, u, made, km);
       auto grads = Reference::zeros(r.d);
       const Matrix on_real = ref.forward(plan.d, r.d, x, n, 0, u, real, kr);
       const Matrix on_fake = ref.forward(plan.d, r.d, image, n, 1, u, fake, kf);
@@ -540,8 +503,7 @@ Run reference(const Plan &plan, const Images &images, int64_t steps) {
       ref.adam_all(r.d, grads, u + 1);
     }
     auto grads = Reference::zeros(r.g);
-    const Matrix image =
-        ref.forward(plan.g, r.g, ref.latents(1, t, n), n, 4, t, made, km);
+    const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, t, n), n, 4, t, made, km);
     const Matrix logits = ref.forward(plan.d, r.d, image, n, 2, t, fake, kf);
     const double g_loss = ref.loss(2, logits, grad);
     const Matrix down = ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr);
@@ -554,8 +516,7 @@ Run reference(const Plan &plan, const Images &images, int64_t steps) {
 }
 
 // Norm of the difference over the norm of what is compared with.
-double distance(const std::vector<float> &got,
-                const std::vector<double> &exact) {
+double distance(const std::vector<float>& got, const std::vector<double>& exact) {
   double difference = 0, size = 1e-30;
   for (size_t i = 0; i < exact.size(); ++i) {
     difference += (got[i] - exact[i]) * (got[i] - exact[i]);
@@ -570,61 +531,53 @@ double distance(const std::vector<float> &got,
 constexpr double kLoose = 300;
 
 int failures = 0;
-void expect(bool ok, const Plan &plan, const std::string &what, double value) {
-  if (ok)
-    return;
+void expect(bool ok, const Plan& plan, const std::string& what, double value) {
+  if (ok) return;
   ++failures;
   std::printf("FAILED %s: %s %.3g\n", plan.name, what.c_str(), value);
 }
 
 // Tolerances are for float32 products; `loose` widens them.
-void compare(const Plan &plan, const Run &got, const Run &exact,
-             double loose = 1) {
+void compare(const Plan& plan, const Run& got, const Run& exact, double loose = 1) {
   double worst = 0;
   for (size_t i = 0; i < exact.losses.size(); ++i) {
-    const double error = std::fabs(got.losses[i] - exact.losses[i]) /
-                         (0.05 + std::fabs(exact.losses[i]));
+    const double error =
+        std::fabs(got.losses[i] - exact.losses[i]) / (0.05 + std::fabs(exact.losses[i]));
     worst = error > worst ? error : worst;
     expect(error < 1e-4 * loose, plan, "loss " + std::to_string(i), error);
   }
   const auto both = {std::pair{&got.g, &exact.g}, std::pair{&got.d, &exact.d}};
-  for (const auto &[a, b] : both)
+  for (const auto& [a, b] : both)
     for (size_t l = 0; l < a->size(); ++l) {
       const LayerState &x = (*a)[l], &y = (*b)[l];
       const std::string at = (a == &got.g ? "G" : "D") + std::to_string(l);
-      const auto check = [&](const char *name, const std::vector<float> &p,
-                             const std::vector<double> &q, double limit) {
+      const auto check = [&](const char* name, const std::vector<float>& p,
+                             const std::vector<double>& q, double limit) {
         const double error = distance(p, q);
-        if (!q.empty())
-          expect(error < limit * loose, plan, at + "." + name, error);
+        if (!q.empty()) expect(error < limit * loose, plan, at + "." + name, error);
       };
-      const auto tensors = {
-          std::pair{&x.weight, &y.weight}, std::pair{&x.bias, &y.bias},
-          std::pair{&x.gamma, &y.gamma}, std::pair{&x.beta, &y.beta}};
+      const auto tensors = {std::pair{&x.weight, &y.weight}, std::pair{&x.bias, &y.bias},
+                            std::pair{&x.gamma, &y.gamma}, std::pair{&x.beta, &y.beta}};
       int which = 0;
-      for (const auto &[p, q] : tensors) {
+      for (const auto& [p, q] : tensors) {
         // A bias before BatchNorm has no gradient but rounding, which Adam
         // makes as large as any.
         const bool noise = which++ == 1 && !x.gamma.value.empty();
-        if (noise)
-          continue;
+        if (noise) continue;
         check("value", p->value, q->exact, 2e-4);
         check("exp_avg", p->exp_avg, q->m, 1e-3);
         check("exp_avg_sq", p->exp_avg_sq, q->v, 1e-3);
-        if (a == &got.g)
-          check("average", p->average, q->mean, 2e-4);
+        if (a == &got.g) check("average", p->average, q->mean, 2e-4);
       }
       check("running_var", x.running_var, y.exact_var, 1e-4);
-      if (a == &got.g)
-        check("average_var", x.average_var, y.exact_var, 1e-4);
+      if (a == &got.g) check("average_var", x.average_var, y.exact_var, 1e-4);
     }
   std::printf("%-28s worst loss error %.1e\n", plan.name, worst);
 }
 
-bool same(const Run &a, const Run &b) {
-  if (std::memcmp(a.losses.data(), b.losses.data(), a.losses.size() * 4) != 0)
-    return false;
-  for (const auto &[p, q] : {std::pair{&a.g, &b.g}, std::pair{&a.d, &b.d}})
+bool same(const Run& a, const Run& b) {
+  if (std::memcmp(a.losses.data(), b.losses.data(), a.losses.size() * 4) != 0) return false;
+  for (const auto& [p, q] : {std::pair{&a.g, &b.g}, std::pair{&a.d, &b.d}})
     for (size_t l = 0; l < p->size(); ++l)
       if ((*p)[l].weight.value != (*q)[l].weight.value ||
           (*p)[l].bias.value != (*q)[l].bias.value ||
@@ -647,14 +600,7 @@ const Plan plans[] = {
      7,
      24,
      Game::minimax},
-    {"one layer each",
-     3,
-     6,
-     {{6, kSigmoid}},
-     {{1, kNone}},
-     40,
-     100,
-     Game::least_squares},
+    {"one layer each", 3, 6, {{6, kSigmoid}}, {{1, kNone}}, 40, 100, Game::least_squares},
     {"deep, normed",
      6,
      50,
@@ -696,7 +642,7 @@ const Plan plans[] = {
      0.1,
      true,
      0,
-     false}, // whose last bias has no gradient but rounding
+     false},  // whose last bias has no gradient but rounding
 };
 
 double time_reference_pair(int64_t batch, int threads, Bf16 products) {
@@ -709,8 +655,7 @@ double time_reference_pair(int64_t batch, int threads, Bf16 products) {
                   60000};
   uint64_t state = 1;
   std::vector<LayerState> g = make_state(plan.latent, plan.g, true, state),
-                          d = make_state(plan.image, plan.d, plan.last_bias,
-                                         state);
+                          d = make_state(plan.image, plan.d, plan.last_bias, state);
   const Images images = make_images(plan, 2);
   const double rates[2] = {2e-4, 2e-4};
   const int64_t steps = std::max<int64_t>(4, 640 / batch);
@@ -718,9 +663,8 @@ double time_reference_pair(int64_t batch, int threads, Bf16 products) {
   Job job;
   describe(job.g, plan.latent, plan.g, g, plan);
   describe(job.d, plan.image, plan.d, d, plan);
-  for (Network *network : {&job.g, &job.d})
-    for (Layer &l : network->layers)
-      l.weight.average = l.bias.average = nullptr;
+  for (Network* network : {&job.g, &job.d})
+    for (Layer& l : network->layers) l.weight.average = l.bias.average = nullptr;
   job.batch = batch;
   job.steps = steps;
   job.threads = threads;
@@ -741,13 +685,12 @@ double time_reference_pair(int64_t batch, int threads, Bf16 products) {
     const double start = seconds();
     step::run(job);
     const double took = (seconds() - start) / static_cast<double>(steps);
-    if (!job.profile)
-      best = took < best ? took : best;
+    if (!job.profile) best = took < best ? took : best;
     for (int64_t p = 0; job.profile && p < 2 * phases; ++p)
       least[p] = std::fmin(least[p], profile[p]);
   }
-  std::printf("batch %ld, %d threads: %.3f ms a step;",
-              static_cast<long>(batch), threads, best * 1e3);
+  std::printf("batch %ld, %d threads: %.3f ms a step;", static_cast<long>(batch), threads,
+              best * 1e3);
   for (int64_t p = 0; p < phases; ++p)
     std::printf(" %.0f+%.0f", least[2 * p] / static_cast<double>(steps) * 1e6,
                 least[2 * p + 1] / static_cast<double>(steps) * 1e6);
@@ -755,19 +698,18 @@ double time_reference_pair(int64_t batch, int threads, Bf16 products) {
   return best;
 }
 
-} // namespace
+}  // namespace
 
-int main(int count, char **arguments) {
+int main(int count, char** arguments) {
   if (count > 1 && std::string(arguments[1]) == "time") {
     time_reference_pair(count > 2 ? std::atoi(arguments[2]) : 64,
                         count > 3 ? std::atoi(arguments[3]) : 2,
                         count > 4 ? best_bf16() : Bf16::none);
     return 0;
   }
-  std::printf("instruction set %s, bfloat16: %s\n", isa_name(isa()),
-              bf16_name(best_bf16()));
+  std::printf("instruction set %s, bfloat16: %s\n", isa_name(isa()), bf16_name(best_bf16()));
   constexpr int64_t steps = 6;
-  for (const Plan &plan : plans) {
+  for (const Plan& plan : plans) {
     const Images images = make_images(plan, 20);
     const Run exact = reference(plan, images, steps);
     const Run one = engine(plan, images, steps, 1, false);
@@ -777,17 +719,14 @@ int main(int count, char **arguments) {
              "bits differ with threads:", threads);
     compare(plan, engine(plan, images, steps, 2, true), exact);
     for (Bf16 products : {Bf16::avx512, Bf16::amx}) {
-      if (!has_bf16(products))
-        continue;
+      if (!has_bf16(products)) continue;
       const Run narrow = engine(plan, images, 1, 1, false, products);
       Run first = reference(plan, images, 1);
       compare(plan, narrow, first, kLoose);
       const Run all = engine(plan, images, steps, 1, false, products);
       for (int threads : {2, 5})
-        expect(same(all, engine(plan, images, steps, threads, false, products)),
-               plan,
-               std::string(bf16_name(products)) + ": bits differ with threads:",
-               threads);
+        expect(same(all, engine(plan, images, steps, threads, false, products)), plan,
+               std::string(bf16_name(products)) + ": bits differ with threads:", threads);
     }
   }
   const Images images = make_images(plans[1], 20);
@@ -798,22 +737,17 @@ int main(int count, char **arguments) {
       expect(same(alone, engine(plans[1], images, steps, 3, false)), plans[1],
              "bits differ from another thread", 0);
     });
-  for (std::thread &user : users)
-    user.join();
-#if !defined(                                                                  \
-    __SANITIZE_THREAD__) // which does not follow threads started after a fork
-  if (count > 1 && std::string(arguments[1]) ==
-                       "no-fork") { // for emulators, which do not either
+  for (std::thread& user : users) user.join();
+#if !defined(__SANITIZE_THREAD__)  // which does not follow threads started after a fork
+  if (count > 1 && std::string(arguments[1]) == "no-fork") {  // for emulators, which do not either
     std::printf(failures ? "%d FAILED\n" : "all passed\n", failures);
     return failures != 0;
   }
   const pid_t child = fork();
-  if (child == 0)
-    _exit(same(alone, engine(plans[1], images, steps, 2, false)) ? 0 : 1);
+  if (child == 0) _exit(same(alone, engine(plans[1], images, steps, 2, false)) ? 0 : 1);
   int status = 1;
   waitpid(child, &status, 0);
-  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, plans[1],
-         "forked child, status", status);
+  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, plans[1], "forked child, status", status);
 #endif
   std::printf(failures ? "%d FAILED\n" : "all passed\n", failures);
   return failures != 0;
