@@ -23,6 +23,8 @@ pytestmark = pytest.mark.skipif(
     not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
 )
 ROOT = Path(__file__).parents[1]
+# For child processes: the fastgan under test, which need not be the checkout's, and this file.
+PATHS = [str(Path(ops.__file__).resolve().parents[1]), str(Path(__file__).parent)]
 
 
 @pytest.fixture(autouse=True)
@@ -546,7 +548,7 @@ def test_bf16_needs_a_processor_that_has_it():
         "print(FusedEngine.unsupported(problem(precision='bf16')))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(Path(__file__).parent)],
+        [sys.executable, "-c", program, *PATHS],
         env={**os.environ, "FASTGAN_ISA": "baseline"},
         capture_output=True,
         text=True,
@@ -601,7 +603,7 @@ def test_every_instruction_set(isa):
         "print(name, *(f'{x:.9g}' for x in torch.cat(runs).flatten().tolist()))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(Path(__file__).parent)],
+        [sys.executable, "-c", program, *PATHS],
         env={**os.environ, "FASTGAN_ISA": isa},
         capture_output=True,
         text=True,

@@ -69,7 +69,8 @@ def test_a_missing_library_says_why_and_what_it_costs():
     assert "no C++ compiler" in text and "what that costs: plain PyTorch" in text
 
 
-def test_the_command_prints_the_same_facts():
+def test_the_command_prints_the_same_facts(tmp_path):
     command = [sys.executable, "-m", "fastgan", "info", "--json"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    out = done.stdout
     assert set(json.loads(out)) == set(fastgan.info())
