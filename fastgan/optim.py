@@ -28,6 +28,18 @@ def _tell_once(reason: str) -> None:
 class _FusedStep:
     """The step shared by Adam and AdamW, which differ in one flag of the operator."""
 
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options,
+    ):
+        """See the class."""
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
     @torch.no_grad()
     def step(self, closure=None):
         """One update. Returns the closure's loss if a closure is given.
@@ -150,33 +162,9 @@ class Adam(_FusedStep, torch.optim.Adam):
     _torch_class = torch.optim.Adam
     _decoupled = False
 
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **options,
-    ):
-        """See the class."""
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
-
 
 class AdamW(_FusedStep, torch.optim.AdamW):
     """torch.optim.AdamW with a fused step: as :class:`Adam`, but with decoupled decay."""
 
     _torch_class = torch.optim.AdamW
     _decoupled = True
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **options,
-    ):
-        """See the class."""
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
