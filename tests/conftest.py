@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 import fastgan
@@ -15,3 +16,12 @@ settings.load_profile("fastgan")
 # A child process gets the fastgan under test, wherever it starts.
 _paths = [str(Path(fastgan.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def elsewhere(tmp_path_factory):
+    """Python puts a child's own folder before PYTHONPATH, so no test starts in the checkout."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
