@@ -92,10 +92,10 @@ inline void check_linear_backward(const LinearSizes& s, const Tensor& grad, cons
   check_same(sign, "sign", grad, "grad");
 }
 
-inline void check_adam(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-                       const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-                       int64_t step) {
-  STD_TORCH_CHECK(step >= 1, "step is ", step, "; updates are counted from 1");
+// What a list of parameters and the lists that go with it must be.
+inline void check_adam_lists(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                             const std::vector<Tensor>& exp_avgs,
+                             const std::vector<Tensor>& exp_avg_sqs) {
   STD_TORCH_CHECK(grads.size() == params.size() && exp_avgs.size() == params.size() &&
                       exp_avg_sqs.size() == params.size(),
                   "params, grads, exp_avgs and exp_avg_sqs have ", params.size(), ", ",
@@ -116,23 +116,134 @@ inline void check_adam(const std::vector<Tensor>& params, const std::vector<Tens
   }
 }
 
-inline Philox check_philox(const Tensor& out, ScalarType dtype, const char* dtype_name,
-                           int64_t seed, int64_t stream, int64_t step, int64_t words) {
-  STD_TORCH_CHECK(out.scalar_type() == dtype, "out has the wrong dtype; expected ", dtype_name);
-  STD_TORCH_CHECK(out.is_contiguous(), "out is not contiguous");
+inline void check_adam(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                       const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                       int64_t step) {
+  STD_TORCH_CHECK(step >= 1, "step is ", step, "; updates are counted from 1");
+  check_adam_lists(params, grads, exp_avgs, exp_avg_sqs);
+}
+
+// One number on the device of `other`.
+inline void check_number(const Tensor& t, const char* name, ScalarType dtype,
+                         const char* dtype_name, const Tensor& other, const char* other_name) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype; expected ", dtype_name);
+  STD_TORCH_CHECK(t.numel() == 1, name, " has shape ", shape_of(t), "; expected one element");
+  STD_TORCH_CHECK(t.device() == other.device(), name, " and ", other_name,
+                  " are on different devices; move one of them");
+}
+
+inline void check_adam_device(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                              const std::vector<Tensor>& exp_avgs,
+                              const std::vector<Tensor>& exp_avg_sqs, const Tensor& step,
+                              const Tensor& lr, const std::optional<Tensor>& grad_scale,
+                              const std::optional<Tensor>& found_inf) {
+  check_adam_lists(params, grads, exp_avgs, exp_avg_sqs);
+  if (params.empty()) return;
+  const Tensor& p = params[0];
+  check_number(step, "step", ScalarType::Float, "float32", p, "params");
+  const bool wide = lr.scalar_type() == ScalarType::Double;
+  check_number(lr, "lr", wide ? ScalarType::Double : ScalarType::Float, "float32 or float64", p,
+               "params");
+  if (grad_scale) {
+    check_number(*grad_scale, "grad_scale", ScalarType::Float, "float32", p, "params");
+  }
+  if (found_inf) {
+    check_number(*found_inf, "found_inf", ScalarType::Float, "float32", p, "params");
+  }
+}
+
+inline void check_ema(const std::vector<Tensor>& averages, const std::vector<Tensor>& values,
+                      double decay) {
+  STD_TORCH_CHECK(averages.size() == values.size(), "averages and values have ", averages.size(),
+                  " and ", values.size(), " tensors; expected the same number");
+  STD_TORCH_CHECK(decay >= 0 && decay <= 1, "decay is ", decay, "; expected 0 <= decay <= 1");
+  for (size_t i = 0; i < averages.size(); ++i) {
+    check_like(averages[i], "each of averages", averages[0], "the first of averages");
+    check_same(values[i], "each of values", averages[i], "its average");
+    STD_TORCH_CHECK(averages[i].is_contiguous() && values[i].is_contiguous(), "averages[", i,
+                    "] or values[", i, "] is not contiguous");
+  }
+}
+
+inline void check_counter(const Tensor& counter, const Tensor& other, const char* other_name) {
+  check_number(counter, "counter", ScalarType::Long, "int64", other, other_name);
+}
+
+// Of a batch of images: its rows, an image's channels and the elements of one of them, and whether
+// the channels lie innermost in `out`.
+struct GatherSizes {
+  int64_t rows, channels, plane;
+  bool channels_last;
+};
+
+inline GatherSizes check_gather(const Tensor& out, const Tensor& pixels, const Tensor& order,
+                                const Tensor& counter, int64_t batch, int64_t batches_per_epoch) {
+  STD_TORCH_CHECK(pixels.dim() >= 1 && pixels.is_contiguous(), "pixels has shape ",
+                  shape_of(pixels), "; expected a contiguous tensor [images, ...]");
+  const ScalarType from = pixels.scalar_type(), to = out.scalar_type();
+  STD_TORCH_CHECK(from == ScalarType::Byte || from == ScalarType::Float ||
+                      (from == ScalarType::Double && to == ScalarType::Double),
+                  "pixels must be uint8 or float32 (or float64, where out is)");
+  std::vector<int64_t> image = sizes_of(pixels), row = sizes_of(out);
+  STD_TORCH_CHECK(!row.empty(), "out has no dimensions; expected [rows, ...]");
+  const int64_t rows = row[0];
+  image[0] = rows;
+  STD_TORCH_CHECK(row == image, "out has shape ", shape_of(out),
+                  "; expected images of the shape in pixels, which has shape ", shape_of(pixels));
+  STD_TORCH_CHECK(
+      order.dim() == 1 && order.scalar_type() == ScalarType::Long && order.is_contiguous(),
+      "order must be a contiguous int64 vector; it has shape ", shape_of(order));
+  STD_TORCH_CHECK(pixels.device() == out.device() && order.device() == out.device(),
+                  "pixels, order and out are on different devices; move them to one");
+  check_counter(counter, out, "out");
+  STD_TORCH_CHECK(batch >= 1 && rows <= batch, "batch is ", batch, " and out has ", rows,
+                  " rows; expected 1 <= batch and no more rows than batch");
+  STD_TORCH_CHECK(batches_per_epoch >= 1, "batches_per_epoch is ", batches_per_epoch,
+                  "; expected 1 or more");
+  int64_t elements = 1;
+  for (size_t i = 1; i < row.size(); ++i) elements *= row[i];
+  if (out.is_contiguous()) return {rows, 1, elements, false};
+  const bool channels_last = row.size() == 4 && out.stride(1) == 1 && out.stride(3) == row[1] &&
+                             out.stride(2) == row[1] * row[3] && out.stride(0) == elements;
+  STD_TORCH_CHECK(channels_last, "out is neither contiguous nor channels_last");
+  return {rows, row[1], elements / row[1], true};
+}
+
+// `words` of a stream, for the tensor of that name.
+inline Philox check_draw(const char* name, int64_t seed, int64_t stream, int64_t step,
+                         int64_t words) {
   STD_TORCH_CHECK(stream >= 0 && stream < int64_t{1} << 32, "stream is ", stream,
                   "; expected 0 <= stream < 2**32");
-  STD_TORCH_CHECK(words <= int64_t{1} << 34, "out needs ", words,
+  STD_TORCH_CHECK(words <= int64_t{1} << 34, name, " needs ", words,
                   " words of the stream, which has 2**34");
   return make_philox(static_cast<uint64_t>(seed), static_cast<uint32_t>(stream),
                      static_cast<uint64_t>(step));
 }
 
-inline Philox check_keep_mask(const Tensor& out, int64_t seed, int64_t stream, int64_t step,
-                              int64_t threshold) {
+inline Philox check_philox(const Tensor& out, ScalarType dtype, const char* dtype_name,
+                           int64_t seed, int64_t stream, int64_t step, int64_t words) {
+  STD_TORCH_CHECK(out.scalar_type() == dtype, "out has the wrong dtype; expected ", dtype_name);
+  STD_TORCH_CHECK(out.is_contiguous(), "out is not contiguous");
+  return check_draw("out", seed, stream, step, words);
+}
+
+inline void check_threshold(int64_t threshold) {
   STD_TORCH_CHECK(threshold >= 0 && threshold <= 65536, "threshold is ", threshold,
                   "; expected 0 <= threshold <= 65536");
+}
+
+inline Philox check_keep_mask(const Tensor& out, int64_t seed, int64_t stream, int64_t step,
+                              int64_t threshold) {
+  check_threshold(threshold);
   return check_philox(out, ScalarType::Bool, "bool", seed, stream, step, (out.numel() + 1) / 2);
+}
+
+inline Philox check_dropout(const Tensor& x, const Tensor& counter, int64_t seed, int64_t stream,
+                            int64_t start, int64_t threshold) {
+  check_threshold(threshold);
+  STD_TORCH_CHECK(start >= 0, "start is ", start, "; expected 0 or more");
+  check_counter(counter, x, "x");
+  return check_draw("x", seed, stream, 0, (start + x.numel() + 1) / 2);
 }
 
 }  // namespace fastgan

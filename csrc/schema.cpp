@@ -29,4 +29,27 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   m.def("philox_uniform(Tensor(a!) out, int seed, int stream, int step) -> ()");
   m.def("philox_normal(Tensor(a!) out, int seed, int stream, int step) -> ()");
   m.def("philox_keep_mask(Tensor(a!) out, int seed, int stream, int step, int threshold) -> ()");
+
+  // The same at the step counter[0] * multiplier + offset, with counter int64 [1] on the tensors'
+  // device: what a captured step needs to draw anew at each replay.
+  m.def(
+      "philox_normal_at(Tensor(a!) out, int seed, int stream, Tensor counter, int multiplier, "
+      "int offset) -> ()");
+  m.def(
+      "philox_keep_mask_at(Tensor(a!) out, int seed, int stream, Tensor counter, int multiplier, "
+      "int offset, int threshold) -> ()");
+  // x times its mask, elements start, start + 1, ... of the stream, and the mask's scale.
+  m.def(
+      "dropout_at(Tensor x, int threshold, int seed, int stream, Tensor counter, int multiplier, "
+      "int offset, int start) -> Tensor");
+  // Rows of pixels by the order of the epoch at hand.
+  m.def(
+      "gather_normalize(Tensor(a!) out, Tensor pixels, Tensor order, Tensor counter, "
+      "int multiplier, int offset, int batch, int batches_per_epoch) -> ()");
+  // adam_ with step and lr, and a gradient scaler's two numbers, on the device.
+  m.def(
+      "adam_device_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor step, Tensor lr, float beta1, float beta2, float eps, "
+      "float weight_decay, bool decoupled, Tensor? grad_scale, Tensor? found_inf) -> ()");
+  m.def("ema_(Tensor(a!)[] averages, Tensor[] values, float decay) -> ()");
 }

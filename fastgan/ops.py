@@ -24,12 +24,18 @@ from . import reference
 
 __all__ = [
     "adam_",
+    "adam_device_",
     "discriminator_loss",
+    "dropout_at",
+    "ema_",
+    "gather_normalize",
     "generator_loss",
     "has_kernels",
     "isa",
+    "keep_mask_at",
     "library_status",
     "linear_leaky_relu",
+    "philox_normal_at",
 ]
 
 # --- Loading --------------------------------------------------------------------------------------
@@ -69,7 +75,9 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def isa() -> str | None:
-    """The instruction set of the CPU kernels: "avx512", "avx2" or "baseline"; None without them.
+    """The instruction set of the CPU kernels; None without them.
+
+    "amx", "avx512", "avx2" or "baseline": each has what those after it have.
 
     Raises RuntimeError if FASTGAN_ISA asks for one that this processor or this build lacks.
     """
@@ -106,7 +114,22 @@ if "cpu" in _kernels:
     def _(fake_logits, saturating):
         return _loss_like(fake_logits), fake_logits.new_empty(fake_logits.shape)
 
-    for _name in ("adam_", "philox_words", "philox_uniform", "philox_normal", "philox_keep_mask"):
+    @torch.library.register_fake("fastgan::dropout_at")
+    def _(x, threshold, seed, stream, counter, multiplier, offset, start):
+        return x.new_empty(x.shape)
+
+    for _name in (
+        "adam_",
+        "adam_device_",
+        "ema_",
+        "gather_normalize",
+        "philox_words",
+        "philox_uniform",
+        "philox_normal",
+        "philox_normal_at",
+        "philox_keep_mask",
+        "philox_keep_mask_at",
+    ):
         torch.library.register_fake(f"fastgan::{_name}", lambda *args: None)
 
 
@@ -131,11 +154,12 @@ class _LinearLeakyReLU(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, out = ctx.saved_tensors
         need, slope = ctx.needs_input_grad, ctx.negative_slope
-        if torch.compiler.is_compiling():
+        recorded = torch.is_grad_enabled()
+        if torch.compiler.is_compiling() or (grad.is_cuda and not recorded):
             gx, gw, gb = torch.ops.fastgan.linear_leaky_relu_backward(
                 grad, x, weight, out, slope, need[0], need[1], need[2]
             )
-        elif torch.is_grad_enabled():
+        elif recorded:
             # `out` carries the sign only: the rectifier has no curvature, so nothing is
             # differentiated through it.
             gx, gw, gb = reference.linear_leaky_relu_backward(grad, x, weight, out.detach(), slope)
@@ -166,8 +190,8 @@ def linear_leaky_relu(
     """leaky_relu(x @ weight.T + bias), one layer of a multi-layer perceptron.
 
     Args:
-        x: [..., in]; float32, float64 or bfloat16; any strides; empty and size-1 dimensions are
-            fine.
+        x: [..., in]; float32, float64, bfloat16, or on CUDA float16; any strides; empty and size-1
+            dimensions are fine.
         weight: [out, in], same dtype as x.
         bias: [out] or None.
         negative_slope: the factor of negative values; any finite number, 0 and negative ones
@@ -176,10 +200,19 @@ def linear_leaky_relu(
     Returns:
         [..., out] in the dtype of x, or in autocast's dtype where that is on.
 
-    The road is chosen by shape, dtype and instruction set alone, never by timing, so equal calls
-    give equal bits. Rectifier: A. Maas, A. Hannun, A. Ng, "Rectifier Nonlinearities Improve Neural
+    The road is chosen by shape, dtype, device and instruction set alone, never by timing, so equal
+    calls give equal bits. On CUDA the products are torch's, under its settings (allow_tf32), with
+    one pass for bias and rectifier and one for the derivatives of both. FASTGAN_LINEAR=tiles, read
+    once from the environment, gives layers of at most 2048 rows and features and 2**26 products
+    tiles of our own: one launch forward and two backward, float32 to about its precision whatever
+    the settings. Rectifier: A. Maas, A. Hannun, A. Ng, "Rectifier Nonlinearities Improve Neural
     Network Acoustic Models", 2013.
     """
+    if weight.is_cuda and _on_cuda(x, weight, bias, negative_slope):
+        layer = (
+            _linear_leaky_relu if torch.is_grad_enabled() else torch.ops.fastgan.linear_leaky_relu
+        )
+        return layer(x, weight, bias, negative_slope)
     wide = weight.numel()
     if wide >= _WIDE:
         recording = torch.is_grad_enabled()
@@ -215,7 +248,27 @@ _WIDE_ENOUGH_TO_RECORD = 1 << 22
 
 @functools.cache
 def _few_rows_isa() -> bool:
-    return "cpu" in _kernels and isa() == "avx512"
+    return "cpu" in _kernels and isa() in ("avx512", "amx")
+
+
+def _on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> bool:
+    """Whether the CUDA operator takes this layer: it needs fewer launches than torch."""
+    return (
+        "cuda" in _kernels
+        and not torch.compiler.is_compiling()
+        and negative_slope >= 0
+        and _plain(x, weight, bias)
+        and x.dtype == weight.dtype
+        and x.dtype in _DTYPES["cuda"]
+        and x.device == weight.device
+        and not torch.is_autocast_enabled("cuda")
+        and _differentiable_here()
+    )
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are tensors of torch's own, not subclasses with a mind of theirs."""
+    return type(x) is Tensor and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
 
 
 def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> bool:
@@ -226,21 +279,22 @@ def _few_rows(x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: fl
         and features >= _LONG
         and x.numel() // features in _FEW_ROWS
         and negative_slope >= 0
-        and type(x) is Tensor
-        and type(weight) in _PLAIN
-        and (bias is None or type(bias) in _PLAIN)
+        and _plain(x, weight, bias)
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and x.is_contiguous()
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and _differentiable_here()
         and _few_rows_isa()
     )
 
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+# What the layers and losses of a device take.
+_DTYPES = {"cpu": frozenset((torch.float32, torch.float64, torch.bfloat16))}
+_DTYPES["cuda"] = _DTYPES["cpu"] | {torch.float16}
 
 
 # --- Minimax losses -------------------------------------------------------------------------------
@@ -294,12 +348,9 @@ class _GeneratorLoss(torch.autograd.Function):
         return grad, None
 
 
-_LOSS_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16))
-
-
 def _served(logits: Tensor) -> bool:
     """Whether the operators take these logits."""
-    if logits.device.type not in _kernels or logits.dtype not in _LOSS_DTYPES:
+    if logits.device.type not in _kernels or logits.dtype not in _DTYPES[logits.device.type]:
         return False
     # torch.func's transforms differentiate the plain operations instead.
     return torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
@@ -402,3 +453,250 @@ def _adam_operator(params, grads, exp_avgs, exp_avg_sqs, *options) -> None:
 
 
 _ADAM_DTYPES = frozenset((torch.float32, torch.float64))
+
+
+def adam_device_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    step: Tensor,
+    lr: Tensor,
+    *,
+    beta1: float = 0.5,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """:func:`adam_` for a captured step: what changes from step to step is read on the device.
+
+    One launch for all tensors of a network on CUDA (one for each 640 tensors).
+
+    Args:
+        params, grads, exp_avgs, exp_avg_sqs: as for :func:`adam_`, contiguous, on one device.
+        step: float32, one element: the number of this update, counted from 1, so already
+            incremented.
+        lr: float32 or float64, one element.
+        weight_decay, decoupled: as for :func:`adam_`.
+        grad_scale: float32, one element; the gradients are divided by it. Default: 1.
+        found_inf: float32, one element; if it is not 0, nothing changes. Default: 0.
+
+    Raises RuntimeError for tensors that do not match, naming the argument.
+    """
+    lists = [list(tensors) for tensors in (params, grads, exp_avgs, exp_avg_sqs)]
+    options = beta1, beta2, eps, weight_decay, decoupled, grad_scale, found_inf
+    with torch.no_grad():
+        if not has_kernels(step.device):
+            reference.adam_device_(*lists, step, lr, *options)
+            return
+        torch.ops.fastgan.adam_device_(*lists, step, lr, *options)
+        torch.autograd.graph.increment_version([*lists[0], *lists[2], *lists[3]])
+
+
+def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], decay: float) -> None:
+    """averages = decay * averages + (1 - decay) * values in place, with torch.lerp's arithmetic.
+
+    Args:
+        averages, values: lists of contiguous tensors that match in number, shape, device and dtype
+            (float32, float64, bfloat16 or float16; one dtype). One launch for all of them on CUDA
+            (one for each 640).
+        decay: 0 <= decay <= 1.
+
+    Raises RuntimeError for tensors that do not match, naming the argument.
+    """
+    averages, values = list(averages), list(values)
+    with torch.no_grad():
+        if not averages or not has_kernels(averages[0].device):
+            reference.ema_(averages, values, decay)
+            return
+        torch.ops.fastgan.ema_(averages, values, decay)
+        torch.autograd.graph.increment_version(averages)
+
+
+# --- What a replayed step reads from the device ---------------------------------------------------
+# A captured step is not told its number. It counts on the device: `counter` is an int64 tensor of
+# one element on the device of the other tensors, and a draw is made at step counter * multiplier +
+# offset, with the values that fastgan.random gives for that step.
+
+
+def signed(value: int) -> int:
+    """An operator's int argument is a signed 64-bit number; this one has the bits of `value`."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def keep_threshold(p: float) -> int:
+    """round((1 - p) * 65536), for 0 <= p <= 1."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p is {p}; the probability of dropping an element must lie in [0, 1]")
+    return reference.keep_threshold(p)
+
+
+def _check_draw(seed: int, stream: int, counter: Tensor) -> None:
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}; it must be an integer in [0, 2**64)")
+    if not 0 <= stream < 1 << 32:
+        raise ValueError(f"stream is {stream}; it must be an integer in [0, 2**32)")
+    if counter.dtype != torch.int64 or counter.numel() != 1:
+        raise ValueError(
+            f"counter has shape {tuple(counter.shape)} and dtype {counter.dtype}; it must be an "
+            "int64 tensor of one element"
+        )
+
+
+def philox_normal_at(
+    out: Tensor, seed: int, stream: int, counter: Tensor, multiplier: int = 1, offset: int = 0
+) -> Tensor:
+    """random.normal at step counter * multiplier + offset, into `out`, which is returned.
+
+    Args:
+        out: contiguous float32 tensor of any shape.
+        seed, stream: as for random.normal.
+        counter: int64, one element, on the device of `out`.
+    """
+    _check_draw(seed, stream, counter)
+    if has_kernels(out.device):
+        torch.ops.fastgan.philox_normal_at(
+            out, signed(seed), int(stream), counter, multiplier, offset
+        )
+        torch.autograd.graph.increment_version(out)
+        return out
+    step = reference.step_at(counter, multiplier, offset)
+    drawn = reference.philox_normal(seed, stream, step, out.numel(), out.device)
+    return out.copy_(drawn.view(out.shape))
+
+
+def keep_mask_at(
+    out: Tensor, seed: int, stream: int, counter: Tensor, multiplier: int, offset: int, p: float
+) -> Tensor:
+    """random.keep_mask at step counter * multiplier + offset, into `out`, which is returned.
+
+    Args:
+        out: contiguous bool tensor of any shape; True: keep.
+        seed, stream, p: as for random.keep_mask.
+        counter: int64, one element, on the device of `out`.
+    """
+    _check_draw(seed, stream, counter)
+    threshold = keep_threshold(p)
+    if has_kernels(out.device):
+        torch.ops.fastgan.philox_keep_mask_at(
+            out, signed(seed), int(stream), counter, multiplier, offset, threshold
+        )
+        torch.autograd.graph.increment_version(out)
+        return out
+    step = reference.step_at(counter, multiplier, offset)
+    drawn = reference.philox_keep_mask(seed, stream, step, out.numel(), threshold, out.device)
+    return out.copy_(drawn.view(out.shape))
+
+
+class _DropoutAt(torch.autograd.Function):
+    """Linear in x, so its derivative is itself: every backward pass draws the mask again."""
+
+    @staticmethod
+    def forward(ctx, x, counter, where):
+        ctx.where = where
+        ctx.save_for_backward(counter)  # autograd refuses if it has moved on before the backward
+        return _dropout_operator(x, counter, where)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (counter,) = ctx.saved_tensors
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return _dropout_operator(grad, counter, ctx.where), None, None
+        return _DropoutAt.apply(grad, counter, ctx.where), None, None
+
+
+def _dropout_operator(x, counter, where):
+    threshold, seed, stream, multiplier, offset, start = where
+    return torch.ops.fastgan.dropout_at(
+        x, threshold, seed, stream, counter, multiplier, offset, start
+    )
+
+
+def dropout_at(
+    x: Tensor,
+    p: float,
+    seed: int,
+    stream: int,
+    counter: Tensor,
+    multiplier: int = 1,
+    offset: int = 0,
+    *,
+    start: int = 0,
+) -> Tensor:
+    """x times its keep mask times random.keep_scale(p), in one pass; the mask is never stored.
+
+    Args:
+        x: any shape; float32, float64, bfloat16 or float16. Element i of x, flattened in its
+            logical order, takes element start + i of the mask.
+        p: probability of dropping, 0 <= p <= 1.
+        seed, stream: as for random.keep_mask.
+        counter: int64, one element, on the device of x. It must not change before the backward
+            pass, which draws the mask again.
+
+    Returns:
+        A contiguous tensor like x, differentiable any number of times.
+
+    N. Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR
+    2014.
+    """
+    _check_draw(seed, stream, counter)
+    threshold = keep_threshold(p)
+    if has_kernels(x.device) and _differentiable_here():
+        where = threshold, signed(seed), int(stream), multiplier, offset, start
+        return _DropoutAt.apply(x, counter, where)
+    return reference.dropout_at(x, threshold, seed, stream, counter, multiplier, offset, start)
+
+
+def _differentiable_here() -> bool:
+    """Whether autograd.Functions apply: torch.func and forward mode take the plain operations."""
+    return torch.compiler.is_compiling() or (
+        not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0
+    )
+
+
+def gather_normalize(
+    pixels: Tensor,
+    order: Tensor,
+    counter: Tensor,
+    *,
+    multiplier: int = 1,
+    offset: int = 0,
+    batch: int,
+    batches_per_epoch: int,
+    out: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The batch of update u = counter * multiplier + offset, gathered and normalised in one pass.
+
+    Row i is pixels[order[(u % batches_per_epoch) * batch + i]], mapped by x * (2 / 255) - 1 if the
+    pixels are bytes.
+
+    Args:
+        pixels: contiguous [images, ...], uint8 or float32 (float64 for a float64 result).
+        order: int64 [n], the images of the epoch at hand in their order; the caller refills it.
+        counter: int64, one element, on the device of pixels.
+        batch: images in a full batch.
+        batches_per_epoch: after so many updates `order` starts anew.
+        out: [rows, ...] with rows <= batch (a ragged last batch has fewer), contiguous or
+            channels_last; float32, float64, bfloat16 or float16. Default: new, `batch` rows of
+            `dtype`.
+
+    Returns:
+        `out`. A row that lies outside of `order` or `pixels` is an error on the CPU; on CUDA, where
+        nobody waits for the answer, it becomes NaN.
+    """
+    _check_draw(0, 0, counter)
+    if out is None:
+        out = torch.empty((batch, *pixels.shape[1:]), dtype=dtype, device=pixels.device)
+    where = multiplier, offset, batch, batches_per_epoch
+    if has_kernels(out.device):
+        torch.ops.fastgan.gather_normalize(out, pixels, order, counter, *where)
+        torch.autograd.graph.increment_version(out)
+        return out
+    rows = out.shape[0]
+    return out.copy_(
+        reference.gather_normalize(pixels, order, counter, *where, rows, dtype=out.dtype)
+    )

@@ -29,6 +29,8 @@ ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
 
 _tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
 
+_CPU = torch.device("cpu")
+
 _BATCH = 7  # of the tensors without data that follow the shapes; a size no layer has by accident
 
 
@@ -81,13 +83,19 @@ class Chain:
         return all(p.requires_grad for p in self.trained)
 
 
-def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
+def read(
+    module: nn.Module,
+    name: str,
+    input_shape: tuple[int, ...],
+    device: torch.device = _CPU,
+) -> Chain:
     """The chain of layers that a module's forward is.
 
     Args:
         module: takes one tensor [batch, *input_shape].
         name: what messages call the module: "generator" or "discriminator".
         input_shape: of one sample.
+        device: where the module's parameters must be.
 
     Raises:
         NoPlan: the module is no such chain; the message says where and why.
@@ -102,7 +110,7 @@ def read(module: nn.Module, name: str, input_shape: tuple[int, ...]) -> Chain:
     chain = _Walk(module, name, input_shape).run(graph)
     if not chain.layers:
         raise NoPlan(f"{name} has no Linear layer")
-    _check_parameters(module, name, chain)
+    _check_parameters(module, name, chain, device)
     chain.watched += [(vars(part), "training", part.training) for part in module.modules()]
     return chain
 
@@ -114,6 +122,11 @@ def absorb_sigmoid(chain: Chain) -> bool:
         return False
     last.activation = "none"
     return True
+
+
+def on(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a tensor is on a device; one without an index is any of its kind."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def flops(chain: Chain) -> int:
@@ -365,7 +378,7 @@ def _check_module(module: nn.Module, name: str) -> None:
                 raise NoPlan(f"{where}: hooks would not be called")
 
 
-def _check_parameters(module: nn.Module, name: str, chain: Chain) -> None:
+def _check_parameters(module: nn.Module, name: str, chain: Chain, device: torch.device) -> None:
     used = Counter(id(p) for layer in chain.layers for p in layer.parameters if p is not None)
     for path, p in module.named_parameters():
         where = f"{name}.{path}"
@@ -379,8 +392,8 @@ def _check_parameters(module: nn.Module, name: str, chain: Chain) -> None:
             )
         if p.dtype != torch.float32:
             raise NoPlan(f"{where}: is {str(p.dtype).removeprefix('torch.')}; float32 is fused")
-        if p.device.type != "cpu":
-            raise NoPlan(f"{where}: is on {p.device}; the fused engine runs on the CPU")
+        if not on(p, device):
+            raise NoPlan(f"{where}: is on {p.device}, and the device is {device}")
         if not p.is_contiguous():
             raise NoPlan(f"{where}: is not contiguous")
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):

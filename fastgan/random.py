@@ -75,7 +75,7 @@ def words(
     _check(seed, stream, step, n, start)
     out = torch.empty(n, dtype=torch.int64, device=device)
     if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_words(out, _signed(seed), stream, _signed(step), start)
+        torch.ops.fastgan.philox_words(out, ops.signed(seed), stream, ops.signed(step), start)
         return out
     return reference.philox_words(seed, stream, step, start, n, device)
 
@@ -93,7 +93,7 @@ def uniform(
     _check(seed, stream, step, n)
     out = torch.empty(shape, dtype=torch.float32, device=device)
     if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_uniform(out, _signed(seed), stream, _signed(step))
+        torch.ops.fastgan.philox_uniform(out, ops.signed(seed), stream, ops.signed(step))
         return out
     return reference.philox_uniform(seed, stream, step, n, device).view(shape)
 
@@ -122,7 +122,7 @@ def normal(
             f"it must be a contiguous float32 tensor of shape {shape}"
         )
     if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_normal(out, _signed(seed), stream, _signed(step))
+        torch.ops.fastgan.philox_normal(out, ops.signed(seed), stream, ops.signed(step))
         torch.autograd.graph.increment_version(out)
         return out
     return out.copy_(reference.philox_normal(seed, stream, step, n, out.device).view(shape))
@@ -143,17 +143,19 @@ def keep_mask(
     """
     shape, n = _numel(shape)
     _check(seed, stream, step, (n + 1) >> 1)
-    threshold = _threshold(p)
+    threshold = ops.keep_threshold(p)
     out = torch.empty(shape, dtype=torch.bool, device=device)
     if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_keep_mask(out, _signed(seed), stream, _signed(step), threshold)
+        torch.ops.fastgan.philox_keep_mask(
+            out, ops.signed(seed), stream, ops.signed(step), threshold
+        )
         return out
     return reference.philox_keep_mask(seed, stream, step, n, threshold, device).view(shape)
 
 
 def keep_scale(p: float) -> float:
     """What makes a kept element unbiased: 65536 / round((1 - p) * 65536); 0 if none is kept."""
-    _threshold(p)
+    ops.keep_threshold(p)
     return reference.keep_scale(p)
 
 
@@ -163,14 +165,3 @@ def permutation(seed: int, epoch: int, n: int, *, device: torch.device | str = "
     It is the stable argsort of words(seed, Stream.ORDER, epoch, n).
     """
     return torch.argsort(words(seed, Stream.ORDER, epoch, n, device=device), stable=True)
-
-
-def _threshold(p: float) -> int:
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"p is {p}; the probability of dropping an element must lie in [0, 1]")
-    return reference.keep_threshold(p)
-
-
-def _signed(value: int) -> int:
-    """An operator's int argument is a signed 64-bit number; this one has the same bits."""
-    return value - (1 << 64) if value >= 1 << 63 else value

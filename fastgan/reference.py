@@ -42,26 +42,34 @@ def philox4x32(
 
 
 def philox_words(
-    seed: int, stream: int, step: int, start: int, n: int, device: torch.device | str = "cpu"
+    seed: int,
+    stream: int,
+    step: int | Tensor,
+    start: int,
+    n: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Words start .. start + n - 1 of a stream: int64 [n], values in [0, 2**32)."""
+    """Words start .. start + n - 1 of a stream: int64 [n], values in [0, 2**32).
+
+    `step` may be an int64 tensor of one element on `device`, here and in what is drawn from words.
+    """
     first, last = start >> 2, (start + n + 3) >> 2
     block = torch.arange(first, last, dtype=torch.int64, device=device)
-    constant = [torch.full_like(block, v) for v in (stream, step & _MASK, (step >> 32) & _MASK)]
+    constant = [block * 0 + v for v in (stream, step & _MASK, (step >> 32) & _MASK)]
     words = philox4x32((block, *constant), (seed & _MASK, (seed >> 32) & _MASK))
     skip = start - (first << 2)
     return torch.stack(words, dim=1).reshape(-1)[skip : skip + n].clone()
 
 
 def philox_uniform(
-    seed: int, stream: int, step: int, n: int, device: torch.device | str = "cpu"
+    seed: int, stream: int, step: int | Tensor, n: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """float32 [n] in [0, 1): the top 24 bits of each word, exact."""
     return (philox_words(seed, stream, step, 0, n, device) >> 8).float() * 2.0**-24
 
 
 def philox_normal(
-    seed: int, stream: int, step: int, n: int, device: torch.device | str = "cpu"
+    seed: int, stream: int, step: int | Tensor, n: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """float32 [n], standard normal by Box and Muller (1958); computed in float64 and rounded once.
 
@@ -87,12 +95,68 @@ def keep_scale(p: float) -> float:
 
 
 def philox_keep_mask(
-    seed: int, stream: int, step: int, n: int, threshold: int, device: torch.device | str = "cpu"
+    seed: int,
+    stream: int,
+    step: int | Tensor,
+    n: int,
+    threshold: int,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """bool [n]; element e reads the 16-bit half e of the stream (low half of a word first)."""
     words = philox_words(seed, stream, step, 0, (n + 1) >> 1, device)
     halves = torch.stack((words & 0xFFFF, words >> 16), dim=1).reshape(-1)[:n]
     return halves < threshold
+
+
+# --- What a replayed step reads from the device ---------------------------------------------------
+# A captured step is not told its number, so it counts on the device: `counter` is int64 [1], and a
+# draw is made at step counter * multiplier + offset.
+
+
+def step_at(counter: Tensor, multiplier: int, offset: int) -> Tensor:
+    """The step of a draw, int64 [1]."""
+    return counter.view(1) * multiplier + offset
+
+
+def dropout_at(
+    x: Tensor,
+    threshold: int,
+    seed: int,
+    stream: int,
+    counter: Tensor,
+    multiplier: int,
+    offset: int,
+    start: int = 0,
+) -> Tensor:
+    """x * 65536 / threshold where the mask keeps, else 0; the mask begins at `start`."""
+    n, step = start + x.numel(), step_at(counter, multiplier, offset)
+    mask = philox_keep_mask(seed, stream, step, n, threshold, x.device)[start:].view(x.shape)
+    # In float32 at least, and rounded once.
+    scale = 65536 / threshold if threshold else 0.0
+    return torch.where(mask, _wide(x) * scale, 0.0).to(x.dtype)
+
+
+def gather_normalize(
+    pixels: Tensor,
+    order: Tensor,
+    counter: Tensor,
+    multiplier: int,
+    offset: int,
+    batch: int,
+    batches_per_epoch: int,
+    rows: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The first `rows` images of a batch [rows, ...]: uint8 pixels as x * (2 / 255) - 1.
+
+    Update u = counter * multiplier + offset takes batch u % batches_per_epoch of `order` int64 [n].
+    """
+    position = step_at(counter, multiplier, offset).remainder(batches_per_epoch)
+    row = torch.arange(rows, device=order.device)
+    images = pixels[order[position * batch + row]]
+    if pixels.dtype == torch.uint8:
+        images = images.to(torch.promote_types(dtype, torch.float32)).mul_(2 / 255).sub_(1)
+    return images.to(dtype)
 
 
 # --- Linear layer with a leaky rectifier ----------------------------------------------------------
@@ -190,3 +254,46 @@ def adam_(
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         w.addcdiv_(m, (v.sqrt() / root_correction).add_(eps), value=-step_size)
+
+
+@torch.no_grad()
+def adam_device_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """`adam_` with `step` and `lr` as tensors of one element, and without waiting for them.
+
+    Gradients are divided by grad_scale; nothing changes where found_inf is not 0.
+    """
+    t, rate = step.double().view(()), lr.double().view(())
+    step_size = rate / (1 - beta1**t)
+    root_correction = torch.sqrt(1 - beta2**t)
+    keep = None if found_inf is None else found_inf.view(()) != 0
+    for w, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
+        g = g if grad_scale is None else g / grad_scale.view(())
+        shrunk = w * (1 - rate * weight_decay) if weight_decay and decoupled else w
+        if weight_decay and not decoupled:
+            g = g.add(w, alpha=weight_decay)
+        new_m = m.lerp(g, 1 - beta1)
+        new_v = (v * beta2).addcmul_(g, g, value=1 - beta2)
+        new_w = shrunk - step_size * new_m / (new_v.sqrt() / root_correction + eps)
+        for old, new in ((w, new_w), (m, new_m), (v, new_v)):
+            old.copy_(new if keep is None else torch.where(keep, old, new))
+
+
+@torch.no_grad()
+def ema_(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """averages = decay * averages + (1 - decay) * values, in place."""
+    for average, value in zip(averages, values, strict=True):
+        average.lerp_(value, 1 - decay)

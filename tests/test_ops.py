@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastgan import ops, reference
+from fastgan import ops, random, reference
 from fastgan.nn import LinearLeakyReLU
 
 needs_library = pytest.mark.skipif(
@@ -31,7 +31,7 @@ devices = pytest.mark.parametrize("device", DEVICES)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # What one rounding of the result, and float32 sums over the widths drawn here, can cost.
-TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 8e-3}
+TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 slopes = st.sampled_from([0.2, 0.0, 1.0, -0.3, 1.7])
 
 
@@ -338,6 +338,114 @@ def test_fx_records_one_call():
     assert torch.equal(traced(x), net(x))
 
 
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or "cuda" not in ops._kernels,
+    reason=f"no CUDA device, or CUDA library {ops.library_status()['cuda']}",
+)
+
+
+@needs_cuda
+def test_half_precision_on_cuda():
+    tensors = layer((6, 8), 16, True, torch.float16, "cuda")
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    y, expected = ops.linear_leaky_relu(*tensors), reference.linear_leaky_relu(*exact)
+    assert "LinearLeakyReLU" in y.grad_fn.name()
+    close(y.detach(), expected.detach(), torch.float16, 30.0)
+    grad = torch.randn_like(y).masked_fill(expected.abs() < 1e-2, 0)
+    for a, b in zip(
+        with_grads(y, tensors, grad), with_grads(expected, exact, grad.double()), strict=True
+    ):
+        close(a, b, torch.float16, 30.0)
+    logits = torch.randn(9, device="cuda", dtype=torch.float16, requires_grad=True)
+    wide = logits.detach().double().requires_grad_()
+    found, wanted = ops.generator_loss(logits), reference.generator_loss(wide)
+    close(found, wanted, torch.float32)
+    close(
+        *(torch.autograd.grad(f, t)[0] for f, t in ((found, logits), (wanted, wide))), logits.dtype
+    )
+
+
+@needs_cuda
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_as_torch_allows_it(monkeypatch, allowed):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+    x, weight, bias = layer((256, 512), 512, True, torch.float32, "cuda", grad=False)
+    y = ops.linear_leaky_relu(x, weight, bias)
+    torch.testing.assert_close(y, F.leaky_relu(x @ weight.t() + bias, 0.2), rtol=1e-5, atol=1e-5)
+    exact = reference.linear_leaky_relu(x.double(), weight.double(), bias.double())
+    assert (y - exact).abs().max() < (0.2 if allowed else 2e-4)
+
+
+@needs_cuda
+def test_tiles_on_cuda():
+    code = """
+import torch
+from fastgan import ops, reference
+for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)):
+    for sizes in ((64, 784, 1024), (64, 100, 256), (7, 33, 1), (0, 5, 6), (5, 0, 6)):
+        batch, features, out = sizes
+        x, w, b = (torch.randn(s, device="cuda", dtype=dtype, requires_grad=True)
+                   for s in ((batch, features), (out, features), (out,)))
+        exact = [t.detach().double().requires_grad_() for t in (x, w, b)]
+        y, expected = ops.linear_leaky_relu(x, w, b), reference.linear_leaky_relu(*exact)
+        grad = torch.randn_like(y).masked_fill(expected.abs() < 5e-2, 0)
+        pairs = [(y, expected)]
+        pairs += zip(torch.autograd.grad(y, (x, w, b), grad),
+                     torch.autograd.grad(expected, exact, grad.double()))
+        for found, wanted in pairs:
+            error = (found.double() - wanted).abs().max().item() if wanted.numel() else 0
+            assert error <= tolerance * 4 * (max(sizes) ** 0.5 + 1), (dtype, sizes, error)
+print("fine")
+"""
+    done = run(code, FASTGAN_LINEAR="tiles")
+    assert done.stdout.strip() == "fine", done.stderr
+    done = run(code, FASTGAN_LINEAR="fast")
+    assert "FASTGAN_LINEAR is 'fast'" in done.stderr
+
+
+@needs_cuda
+def test_operators_in_a_captured_graph():
+    counter = torch.zeros(1, dtype=torch.int64, device="cuda")
+    order = torch.randperm(8, device="cuda")
+    pixels = torch.randint(0, 256, (8, 5), dtype=torch.uint8, device="cuda")
+    lists = [[torch.rand(1000, device="cuda"), torch.rand(3, device="cuda")] for _ in range(4)]
+    copies = [[t.clone() for t in ts] for ts in lists]
+    step, lr = torch.zeros((), device="cuda"), torch.tensor(0.01, device="cuda")
+    normal, batch = torch.empty(100, device="cuda"), torch.empty(4, 5, device="cuda")
+
+    def body():
+        step.add_(1)
+        ops.philox_normal_at(normal, 1, 2, counter)
+        ops.gather_normalize(pixels, order, counter, batch=4, batches_per_epoch=2, out=batch)
+        ops.adam_device_(*lists, step, lr)
+        dropped = ops.dropout_at(normal, 0.5, 1, 64, counter)
+        counter.add_(1)
+        return dropped
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        body()
+    torch.cuda.current_stream().wait_stream(side)
+    for ts, saved in zip(lists, copies, strict=True):
+        torch._foreach_copy_(ts, saved)
+    step.zero_(), counter.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        dropped = body()
+    for t in range(3):
+        graph.replay()
+        expected = random.normal(1, 2, t, 100)
+        assert (normal.cpu() - expected).abs().max() <= 2e-6
+        mask = random.keep_mask(1, 64, t, 100, 0.5)
+        torch.testing.assert_close(dropped.cpu(), 2 * mask * normal.cpu())
+        rows = pixels[order[t % 2 * 4 :][:4]].float().mul_(2 / 255).sub_(1)
+        assert torch.equal(batch, rows)
+        reference.adam_(*copies, t + 1, 0.01, 0.5, 0.999, 1e-8)
+        for found, wanted in zip(lists, copies, strict=True):
+            for a, b in zip(found, wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_tensor_subclasses_are_respected():
     class Tagged(torch.Tensor):
         pass
@@ -538,6 +646,267 @@ def test_errors_of_the_adam_operator(grad, message):
         torch.ops.fastgan.adam_(*tensors, 1, 1e-3, 0.5, 0.9, 1e-8, 0.0, False)
 
 
+@devices
+@settings(max_examples=20)
+@given(
+    sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    lr_dtype=st.sampled_from([torch.float32, torch.float64]),
+    step=st.integers(1, 1000),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    decoupled=st.booleans(),
+    grad_scale=st.sampled_from([None, 1.0, 512.0]),
+    found_inf=st.sampled_from([None, 0.0, 1.0]),
+)
+def test_adam_on_the_device(
+    device, sizes, dtype, lr_dtype, step, weight_decay, decoupled, grad_scale, found_inf
+):
+    torch.manual_seed(0)
+    lists = [[torch.randn(n, dtype=torch.float64).to(dtype) for n in sizes] for _ in range(4)]
+    lists[3] = [v.square() for v in lists[3]]
+    twin, exact = ([[t.to(torch.float64, copy=True) for t in ts] for ts in lists] for _ in range(2))
+    numbers = {"beta1": 0.5, "beta2": 0.999, "eps": 1e-8, "weight_decay": weight_decay}
+    numbers["decoupled"] = decoupled
+    scaler = {"grad_scale": grad_scale, "found_inf": found_inf}
+    scaler = {k: None if v is None else torch.tensor([v]) for k, v in scaler.items()}
+    lr, steps = torch.tensor([1e-2], dtype=lr_dtype), torch.tensor(float(step))
+    found = [[t.to(device, copy=True) for t in ts] for ts in lists]
+    versions = [t._version for t in found[0]]
+    on_device = {k: None if v is None else v.to(device) for k, v in scaler.items()}
+    ops.adam_device_(*found, steps.to(device), lr.to(device), **numbers, **on_device)
+    assert all(t._version > v for t, v in zip(found[0], versions, strict=True))
+    reference.adam_device_(*twin, steps, lr, **numbers, **scaler)
+    # The twin itself is adam_ with the same numbers.
+    if not found_inf:
+        exact[1] = [g / (grad_scale or 1.0) for g in exact[1]]
+        reference.adam_(*exact, step=step, lr=lr.item(), **numbers)
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-11
+    for kind in (0, 2, 3):
+        for a, b, c in zip(found[kind], twin[kind], exact[kind], strict=True):
+            torch.testing.assert_close(b, c, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(a.cpu().double(), b, rtol=tolerance, atol=tolerance)
+
+
+@devices
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("decay", [0.0, 0.4, 0.999, 1.0])
+def test_ema(device, dtype, decay):
+    torch.manual_seed(0)
+    averages, values = ([torch.randn(n).to(dtype) for n in (7, 5000, 0)] for _ in range(2))
+    found = [t.to(device, copy=True) for t in averages]
+    ops.ema_(found, [t.to(device) for t in values], decay)
+    reference.ema_(averages, values, decay)
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype.itemsize == 2 else {}
+    for a, b in zip(found, averages, strict=True):
+        torch.testing.assert_close(a.cpu(), b, **tolerance)
+    ops.ema_([], [], decay)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": torch.tensor(1)}, "step has the wrong dtype; expected float32"),
+        ({"lr": torch.zeros(2)}, r"lr has shape \[2\]; expected one element"),
+        ({"lr": torch.tensor(1)}, "lr has the wrong dtype; expected float32 or float64"),
+        ({"grad_scale": torch.zeros(()).double()}, "grad_scale has the wrong dtype"),
+        ({"found_inf": torch.zeros(3)}, "found_inf has shape"),
+        ({"grads": [torch.zeros(4)]}, "each of grads has shape"),
+        ({"grads": []}, "1, 0, 1 and 1 tensors"),
+        ({"step": torch.tensor(0.0)}, "counted from 1"),
+    ],
+    ids=str,
+)
+def test_errors_of_adam_on_the_device(change, message):
+    arguments = {k: [torch.zeros(3)] for k in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
+    arguments |= {"step": torch.tensor(1.0), "lr": torch.tensor(0.1)}
+    with pytest.raises(RuntimeError, match=message):
+        ops.adam_device_(**{**arguments, **change})
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("averages", "values", "decay", "message"),
+    [
+        ([torch.zeros(3)], [], 0.9, "averages and values have 1 and 0 tensors"),
+        ([torch.zeros(3)], [torch.zeros(4)], 0.9, "each of values has shape"),
+        ([torch.zeros(3)], [torch.zeros(3).double()], 0.9, "different dtypes"),
+        ([torch.zeros(6)[::2]], [torch.zeros(3)], 0.9, r"averages\[0\] or values\[0\] is not cont"),
+        ([torch.zeros(3)], [torch.zeros(3)], 1.5, "decay is 1.5"),
+        ([torch.zeros(3).int()], [torch.zeros(3).int()], 0.5, "averages must be"),
+    ],
+)
+def test_errors_of_ema(averages, values, decay, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.ema_(averages, values, decay)
+
+
+# --- what a replayed step reads from the device ---
+
+
+@devices
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    stream=st.integers(0, 2**32 - 1),
+    count=st.integers(0, 2**40),
+    multiplier=st.integers(0, 9),
+    offset=st.integers(0, 9),
+    n=st.integers(0, 600),
+    p=st.sampled_from([0.0, 0.3, 0.999, 1.0]),
+)
+def test_draws_at_a_counter(device, seed, stream, count, multiplier, offset, n, p):
+    counter = torch.tensor([count], device=device)
+    step = count * multiplier + offset
+    out = torch.empty(n, device=device)
+    assert ops.philox_normal_at(out, seed, stream, counter, multiplier, offset) is out
+    expected = random.normal(seed, stream, step, n)
+    assert n == 0 or (out.cpu() - expected).abs().max() <= 2e-6
+    mask = torch.empty(n, dtype=torch.bool, device=device)
+    assert ops.keep_mask_at(mask, seed, stream, counter, multiplier, offset, p) is mask
+    assert torch.equal(mask.cpu(), random.keep_mask(seed, stream, step, n, p))
+
+
+@devices
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("start", [0, 5])
+def test_dropout_at(device, dtype, p, start):
+    x = torch.randn(7, 9).to(device, dtype).t().requires_grad_()
+    counter = torch.tensor([3], device=device)
+    y = ops.dropout_at(x, p, 11, 64, counter, 2, 1, start=start)
+    mask = random.keep_mask(11, 64, 7, start + 63, p)[start:].view(9, 7).to(device)
+    expected = torch.where(mask, x.detach().double() * random.keep_scale(p), 0.0)
+    close(y.detach(), expected, dtype)
+    (grad,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    close(grad, mask.double() * random.keep_scale(p), dtype)
+    twin = reference.dropout_at(
+        x.detach(), reference.keep_threshold(p), 11, 64, counter, 2, 1, start
+    )
+    close(twin, expected, dtype)
+
+
+def test_derivatives_of_dropout():
+    x, counter = torch.randn(4, 5, dtype=torch.float64, requires_grad=True), torch.tensor([3])
+
+    def f(x):
+        return ops.dropout_at(x, 0.4, 1, 64, counter)
+
+    assert gradcheck(f, x)
+    assert gradgradcheck(lambda x: f(x.square()), x)
+    penalty = torch.autograd.grad(f(x.pow(3)).sum(), x, create_graph=True)[0].square().sum()
+    (found,) = torch.autograd.grad(penalty, x)
+    kept = f(torch.ones_like(x))
+    torch.testing.assert_close(found, 36 * kept.square() * x.detach().pow(3))
+    # Forward mode and torch.func take the plain operations.
+    torch.testing.assert_close(torch.func.grad(lambda x: f(x).sum())(x.detach()), kept)
+    torch.testing.assert_close(torch.func.jvp(f, (x.detach(),), (torch.ones_like(x),))[1], kept)
+
+
+@needs_library
+def test_a_counter_that_moves_before_the_backward_pass_is_an_error():
+    x, counter = torch.randn(8, requires_grad=True), torch.tensor([3])
+    y = ops.dropout_at(x, 0.5, 1, 64, counter)
+    counter.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@devices
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gather_normalize(device, dtype, channels_last):
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (23, 3, 4, 5), dtype=torch.uint8)
+    order, per_epoch = torch.randperm(23), 5
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for update in (0, 4, 7, 2**40):
+        position = (3 * update + 2) % per_epoch
+        rows = min(5, 23 - 5 * position)
+        out = torch.empty(rows, 3, 4, 5, dtype=dtype, device=device, memory_format=layout)
+        counter = torch.tensor([update], device=device)
+        images = pixels[order[5 * position :][:rows]]
+        where = {"multiplier": 3, "offset": 2, "batch": 5, "batches_per_epoch": per_epoch}
+        arguments = order.to(device), counter
+        found = ops.gather_normalize(pixels.to(device), *arguments, **where, out=out)
+        assert found is out and out.is_contiguous(memory_format=layout)
+        wide = torch.promote_types(dtype, torch.float32)
+        expected = images.to(wide).mul_(2 / 255).sub_(1).to(dtype)
+        assert torch.equal(out.cpu(), expected)
+        floats = torch.randn(23, 6)
+        found = ops.gather_normalize(
+            floats.to(device), *arguments, **where, out=torch.empty(rows, 6, device=device)
+        )
+        assert torch.equal(found.cpu(), floats[order[5 * position :][:rows]])
+    whole = {"batch": 5, "batches_per_epoch": 4, "dtype": dtype}
+    found = ops.gather_normalize(pixels.to(device), *arguments, **whole)
+    assert found.shape == (5, 3, 4, 5) and found.dtype == dtype
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": torch.tensor([0, 1, 2])}, "out has 2 rows, but batch 1"),
+        ({"order": torch.tensor([0, 1, 2, 9])}, "order has an entry 9; expected 0 <= entry < 6"),
+        ({"order": torch.tensor([0, 1, 2, 3]).int()}, "order must be a contiguous int64 vector"),
+        ({"pixels": torch.zeros(6, 4).int()}, "pixels must be uint8 or float32"),
+        ({"pixels": torch.zeros(6, 5)}, r"out has shape \[2, 4\]; expected images"),
+        ({"out": torch.zeros(3, 4)}, "batch is 2 and out has 3 rows"),
+        ({"out": torch.zeros(4, 2).t()}, "out is neither contiguous nor channels_last"),
+        ({"out": torch.zeros(2, 4).int()}, "out must be float32"),
+        ({"batches_per_epoch": 0}, "batches_per_epoch is 0"),
+    ],
+    ids=str,
+)
+def test_errors_of_gather_normalize(change, message):
+    arguments = {
+        "pixels": torch.zeros(6, 4),
+        "order": torch.arange(4),
+        "counter": torch.tensor([1]),
+        "batch": 2,
+        "batches_per_epoch": 2,
+        "out": torch.zeros(2, 4),
+    }
+    with pytest.raises(RuntimeError, match=message):
+        ops.gather_normalize(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"p": 1.5}, "p is 1.5"),
+        ({"seed": -1}, "seed is -1"),
+        ({"stream": 2**32}, "stream is 4294967296"),
+        ({"counter": torch.zeros(2, dtype=torch.int64)}, r"counter has shape \(2,\)"),
+        ({"counter": torch.zeros(1)}, "it must be an int64 tensor"),
+    ],
+    ids=str,
+)
+def test_errors_of_draws_at_a_counter(change, message):
+    arguments = {"p": 0.5, "seed": 1, "stream": 2, "counter": torch.tensor([0])}
+    arguments |= {"multiplier": 1, "offset": 0}
+    with pytest.raises(ValueError, match=message):
+        ops.dropout_at(torch.zeros(3), **{**arguments, **change})
+    with pytest.raises(ValueError, match=message):
+        ops.keep_mask_at(torch.zeros(3, dtype=torch.bool), **{**arguments, **change})
+
+
+@needs_library
+def test_errors_of_the_operators_at_a_counter():
+    counter = torch.tensor([0])
+    with pytest.raises(RuntimeError, match="out has the wrong dtype; expected float32"):
+        ops.philox_normal_at(torch.zeros(3).double(), 1, 2, counter)
+    with pytest.raises(RuntimeError, match="out is not contiguous"):
+        ops.philox_normal_at(torch.zeros(4, 3).t(), 1, 2, counter)
+    with pytest.raises(RuntimeError, match="x must be float32"):
+        ops.dropout_at(torch.zeros(3).int(), 0.5, 1, 2, counter)
+    with pytest.raises(RuntimeError, match="start is -1"):
+        ops.dropout_at(torch.zeros(3), 0.5, 1, 2, counter, start=-1)
+    with pytest.raises(RuntimeError, match="2\\*\\*34"):
+        ops.dropout_at(torch.zeros(3), 0.5, 1, 2, counter, start=2**35)
+
+
 # --- every operator with torch's compiler and torch's own checks ---
 
 
@@ -568,6 +937,30 @@ def samples(device="cpu"):
         "philox_normal": [(torch.empty(3, 3, device=device), 1, 2, 3)],
         "philox_keep_mask": [(torch.empty(9, dtype=torch.bool, device=device), 1, 2, 3, 4000)],
     }
+    counter = torch.tensor([5], device=device)
+    one, half = (torch.tensor(v, device=device) for v in (1.0, 0.5))
+    pixels = torch.randint(0, 256, (9, 3, 4, 5), dtype=torch.uint8, device=device)
+    order, batch = torch.randperm(9, device=device), torch.empty(4, 3, 4, 5, device=device)
+    lists = [[torch.rand(9, device=device), torch.rand(2, device=device)] for _ in range(4)]
+    made |= {
+        "philox_normal_at": [(torch.empty(3, 3, device=device), 1, 2, counter, 2, 1)],
+        "philox_keep_mask_at": [
+            (torch.empty(9, dtype=torch.bool, device=device), 1, 2, counter, 2, 1, 4000)
+        ],
+        "dropout_at": [
+            (torch.randn(3, 5, device=device), 40000, 1, 2, counter, 2, 1, 0),
+            (torch.randn(5, 3, device=device).t().bfloat16(), 40000, 1, 2, counter, 2, 1, 7),
+        ],
+        "gather_normalize": [
+            (batch, pixels, order, counter, 1, 0, 4, 2),
+            (batch[:2].to(memory_format=torch.channels_last), pixels, order, counter, 1, 0, 4, 2),
+        ],
+        "adam_device_": [
+            (*lists, one, half, 0.5, 0.999, 1e-8, 0.1, True, one, torch.zeros_like(one)),
+            (*lists, one, half.double(), 0.5, 0.999, 1e-8, 0.0, False, None, None),
+        ],
+        "ema_": [(lists[0], lists[1], 0.9)],
+    }
     return made
 
 
@@ -581,6 +974,12 @@ NAMES = [
     "philox_uniform",
     "philox_normal",
     "philox_keep_mask",
+    "philox_normal_at",
+    "philox_keep_mask_at",
+    "dropout_at",
+    "gather_normalize",
+    "adam_device_",
+    "ema_",
 ]
 
 
@@ -662,7 +1061,8 @@ def test_mutating_operators_compile():
     def f(p, g, m, v, out):
         torch.ops.fastgan.adam_([p], [g], [m], [v], 1, 1e-2, 0.5, 0.9, 1e-8, 0.0, False)
         torch.ops.fastgan.philox_normal(out, 1, 2, 3)
-        return p + out
+        ops.philox_normal_at(out, 1, 2, torch.ones(1, dtype=torch.int64))
+        return p + ops.dropout_at(out, 0.3, 1, 64, torch.ones(1, dtype=torch.int64))
 
     def inputs():
         torch.manual_seed(0)
@@ -724,6 +1124,15 @@ loss = ops.discriminator_loss(ops.linear_leaky_relu(x, w), ops.linear_leaky_relu
 assert random.normal(0, 0, 0, (2, 3)).shape == (2, 3)
 t = [torch.rand(3) for _ in range(4)]
 ops.adam_(*t, step=1, lr=0.1)
+ops.adam_device_(*[[x] for x in t], torch.ones(()), torch.ones(()))
+ops.ema_(t[:1], t[1:2], 0.5)
+at = torch.tensor([2])
+assert torch.equal(ops.philox_normal_at(torch.empty(5), 1, 2, at, 3), random.normal(1, 2, 6, 5))
+mask = ops.keep_mask_at(torch.empty(5, dtype=torch.bool), 1, 2, at, 3, 0, 0.5)
+assert torch.equal(mask, random.keep_mask(1, 2, 6, 5, 0.5))
+assert torch.equal(ops.dropout_at(torch.ones(5), 0.5, 1, 2, at, 3), 2.0 * mask)
+batch = ops.gather_normalize(torch.eye(4), torch.arange(4), at, batch=2, batches_per_epoch=2)
+assert torch.equal(batch, torch.eye(4)[:2])
 print("fine")
 """
     done = run(code)

@@ -21,20 +21,36 @@ struct Adam {
   T shrink;  // the weight is multiplied by this first (AdamW); 1 for Adam
 };
 
-// `step` counts from 1.
+// power1 and power2: beta1 and beta2 to the number of the update, which counts from 1.
 template <class T>
-static inline Adam<T> make_adam(int64_t step, double lr, double beta1, double beta2, double eps,
-                                double weight_decay, bool decoupled) {
-  const double t = static_cast<double>(step);
+FASTGAN_HD Adam<T> make_adam_of_powers(double power1, double power2, double lr, double beta1,
+                                       double beta2, double eps, double weight_decay,
+                                       bool decoupled) {
   return {static_cast<T>(beta1),
           static_cast<T>(1.0 - beta1),
           static_cast<T>(beta2),
           static_cast<T>(1.0 - beta2),
-          static_cast<T>(lr / (1.0 - ::pow(beta1, t))),
-          static_cast<T>(1.0 / ::sqrt(1.0 - ::pow(beta2, t))),
+          static_cast<T>(lr / (1.0 - power1)),
+          static_cast<T>(1.0 / ::sqrt(1.0 - power2)),
           static_cast<T>(eps),
           static_cast<T>(decoupled ? 0.0 : weight_decay),
           static_cast<T>(decoupled ? 1.0 - lr * weight_decay : 1.0)};
+}
+template <class T>
+FASTGAN_HD Adam<T> make_adam(double step, double lr, double beta1, double beta2, double eps,
+                             double weight_decay, bool decoupled) {
+  return make_adam_of_powers<T>(::pow(beta1, step), ::pow(beta2, step), lr, beta1, beta2, eps,
+                                weight_decay, decoupled);
+}
+
+// base^n by squaring, for a GPU: a few dozen dependent products, where pow() takes microseconds.
+FASTGAN_HD double power(double base, int64_t n) {
+  double result = 1;
+  for (; n > 0; n /= 2) {
+    if (n % 2) result *= base;
+    base *= base;
+  }
+  return result;
 }
 
 template <class T>

@@ -4,11 +4,33 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#  include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#  include <sys/syscall.h>
+#  include <unistd.h>
+#endif
+
 namespace fastgan::cpu {
 
 namespace {
 
-constexpr Isa all[] = {Isa::avx512, Isa::avx2, Isa::baseline};  // best first
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24;
+  if (!(d & bf16) || !(d & tile)) return false;
+  // The tiles' registers are large; Linux hands them out to processes that ask.
+  constexpr long request = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+constexpr Isa all[] = {Isa::amx, Isa::avx512, Isa::avx2, Isa::baseline};  // best first
 
 Isa choose() {
   const char* forced = std::getenv("FASTGAN_ISA");
@@ -35,6 +57,10 @@ Isa choose() {
 bool has_isa(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::amx: {
+      static const bool amx = has_avx512_bf16() && has_amx();
+      return amx;
+    }
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -59,6 +85,8 @@ bool has_avx512_bf16() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx:
+      return "amx";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:

@@ -3,11 +3,13 @@
 
 namespace fastgan::cpu {
 
-enum class Isa { baseline, avx2, avx512 };
+// Each has what those before it have. amx: AVX-512 with its bfloat16 dot product and AMX's bfloat16
+// tiles.
+enum class Isa { baseline, avx2, avx512, amx };
 
 // The best set that this processor has and this build contains, or the one that the environment
-// variable FASTGAN_ISA (baseline, avx2, avx512) names. Throws std::runtime_error if FASTGAN_ISA
-// names an unknown or missing one.
+// variable FASTGAN_ISA (baseline, avx2, avx512, amx) names. Throws std::runtime_error if
+// FASTGAN_ISA names an unknown or missing one.
 Isa isa();
 
 // Whether this processor and this build offer a set.

@@ -17,6 +17,7 @@ const Kernels* kernels_for(Isa isa) {
   if (!has_isa(isa)) return nullptr;
   switch (isa) {
 #if defined(__x86_64__)
+    case Isa::amx:
     case Isa::avx512:
       return &avx512::table;
     case Isa::avx2:

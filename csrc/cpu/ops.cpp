@@ -2,7 +2,9 @@
 #include <new>
 #include <tuple>
 
+#include "access.h"
 #include "checks.h"
+#include "common/dropout.h"
 #include "cpu/kernels.h"
 
 namespace fastgan::cpu {
@@ -12,15 +14,6 @@ namespace {
 using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::parallel_for;
-
-template <class T>
-const T* in_ptr(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-template <class T>
-T* out_ptr(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
 
 // kScratchBytes that belong to the calling thread. Kept from call to call: a fresh block of this
 // size would be new pages every time.
@@ -263,6 +256,56 @@ void adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
   }
 }
 
+void adam_device_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                  const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                  const Tensor& step, const Tensor& lr, double beta1, double beta2, double eps,
+                  double weight_decay, bool decoupled, const std::optional<Tensor>& grad_scale,
+                  const std::optional<Tensor>& found_inf) {
+  check_adam_device(params, grads, exp_avgs, exp_avg_sqs, step, lr, grad_scale, found_inf);
+  if (params.empty() || (found_inf && *in_ptr<float>(*found_inf) != 0.f)) return;
+  const double rate =
+      lr.scalar_type() == ScalarType::Double ? *in_ptr<double>(lr) : *in_ptr<float>(lr);
+  const auto number = static_cast<int64_t>(*in_ptr<float>(step));
+  if (!grad_scale || *in_ptr<float>(*grad_scale) == 1.f) {
+    adam_(params, grads, exp_avgs, exp_avg_sqs, number, rate, beta1, beta2, eps, weight_decay,
+          decoupled);
+    return;
+  }
+  std::vector<Tensor> unscaled;
+  for (const Tensor& grad : grads) {
+    unscaled.push_back(new_empty(grad, sizes_of(grad)));
+    dispatch(grad.scalar_type(), "grads", [&](auto tag) {
+      using T = decltype(tag);
+      const auto scale = static_cast<arithmetic_t<T>>(*in_ptr<float>(*grad_scale));
+      const T* from = in_ptr<T>(grad);
+      T* to = out_ptr<T>(unscaled.back());
+      for (int64_t i = 0; i < grad.numel(); ++i) store(to + i, widen(from[i]) / scale);
+    });
+  }
+  adam_(params, unscaled, exp_avgs, exp_avg_sqs, number, rate, beta1, beta2, eps, weight_decay,
+        decoupled);
+}
+
+// The average moved towards the value, from the nearer end, as torch.lerp.
+void ema_(const std::vector<Tensor>& averages, const std::vector<Tensor>& values, double decay) {
+  check_ema(averages, values, decay);
+  for (size_t i = 0; i < averages.size(); ++i) {
+    dispatch(averages[i].scalar_type(), "averages", [&](auto tag) {
+      using T = decltype(tag);
+      using A = arithmetic_t<T>;
+      T* average = out_ptr<T>(averages[i]);
+      const T* value = in_ptr<T>(values[i]);
+      const A share = static_cast<A>(1.0 - decay);
+      parallel_units(averages[i].numel(), 4096, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; ++j) {
+          const A from = widen(average[j]), to = widen(value[j]), way = to - from;
+          store(average + j, share < A(0.5) ? from + share * way : to - way * (A(1) - share));
+        }
+      });
+    });
+  }
+}
+
 // --- Philox ---
 
 constexpr int64_t kPhiloxUnit = 256, kPhiloxGrain = 64;
@@ -303,6 +346,96 @@ void philox_keep_mask(const Tensor& out, int64_t seed, int64_t stream, int64_t s
   });
 }
 
+// The step that a counter stands at: an unsigned number in signed clothes.
+int64_t step_at(const Tensor& counter, int64_t multiplier, int64_t offset) {
+  return static_cast<int64_t>(static_cast<uint64_t>(*in_ptr<int64_t>(counter)) *
+                                  static_cast<uint64_t>(multiplier) +
+                              static_cast<uint64_t>(offset));
+}
+
+void philox_normal_at(const Tensor& out, int64_t seed, int64_t stream, const Tensor& counter,
+                      int64_t multiplier, int64_t offset) {
+  check_counter(counter, out, "out");
+  philox_normal(out, seed, stream, step_at(counter, multiplier, offset));
+}
+
+void philox_keep_mask_at(const Tensor& out, int64_t seed, int64_t stream, const Tensor& counter,
+                         int64_t multiplier, int64_t offset, int64_t threshold) {
+  check_counter(counter, out, "out");
+  philox_keep_mask(out, seed, stream, step_at(counter, multiplier, offset), threshold);
+}
+
+Tensor dropout_at(const Tensor& x, int64_t threshold, int64_t seed, int64_t stream,
+                  const Tensor& counter, int64_t multiplier, int64_t offset, int64_t start) {
+  check_dropout(x, counter, seed, stream, start, threshold);
+  const Philox g = make_philox(static_cast<uint64_t>(seed), static_cast<uint32_t>(stream),
+                               static_cast<uint64_t>(step_at(counter, multiplier, offset)));
+  const Tensor xc = contiguous(x);
+  Tensor y = new_empty(x, sizes_of(x));
+  const int64_t skip = start & 1, halves = x.numel() + skip;  // masks are drawn from whole words
+  const Tensor mask = new_empty(x, std::vector<int64_t>{halves}, ScalarType::Byte);
+  const Kernels& k = kernels();
+  dispatch(x.scalar_type(), "x", [&](auto tag) {
+    using T = decltype(tag);
+    using A = arithmetic_t<T>;
+    const A scale = static_cast<A>(threshold ? 65536.0 / static_cast<double>(threshold) : 0.0);
+    const T* from = in_ptr<T>(xc) - skip;
+    T* to = out_ptr<T>(y) - skip;
+    uint8_t* keep = out_ptr<uint8_t>(mask);
+    parallel_units(halves, kPhiloxUnit, kPhiloxGrain, [&](int64_t begin, int64_t end) {
+      k.philox_keep_mask(g, start - skip + begin, end - begin, static_cast<uint32_t>(threshold),
+                         keep + begin);
+      for (int64_t i = begin < skip ? skip : begin; i < end; ++i) {
+        store(to + i, keep[i] ? widen(from[i]) * scale : A(0));
+      }
+    });
+  });
+  return y;
+}
+
+// --- Batches ---
+
+// Bytes span [-1, 1]; other pixels are what they are.
+template <class A>
+A normalised(uint8_t pixel) {
+  return static_cast<A>(pixel) * static_cast<A>(2.0 / 255.0) - A(1);
+}
+template <class A, class Pixel>
+A normalised(Pixel pixel) {
+  return static_cast<A>(pixel);
+}
+
+void gather_normalize(const Tensor& out, const Tensor& pixels, const Tensor& order,
+                      const Tensor& counter, int64_t multiplier, int64_t offset, int64_t batch,
+                      int64_t batches_per_epoch) {
+  const GatherSizes s = check_gather(out, pixels, order, counter, batch, batches_per_epoch);
+  const auto update = static_cast<uint64_t>(step_at(counter, multiplier, offset));
+  const int64_t first =
+      static_cast<int64_t>(update % static_cast<uint64_t>(batches_per_epoch)) * batch;
+  STD_TORCH_CHECK(first + s.rows <= order.size(0), "out has ", s.rows, " rows, but batch ",
+                  first / batch, " of order, which has ", order.size(0), " entries, has fewer");
+  const int64_t* images = in_ptr<int64_t>(order) + first;
+  for (int64_t row = 0; row < s.rows; ++row) {
+    STD_TORCH_CHECK(images[row] >= 0 && images[row] < pixels.size(0), "order has an entry ",
+                    images[row], "; expected 0 <= entry < ", pixels.size(0));
+  }
+  const int64_t elements = s.channels * s.plane;
+  dispatch_gather(pixels, out, [&](auto pixel, auto element) {
+    using Pixel = decltype(pixel);
+    using T = decltype(element);
+    parallel_for(0, s.rows, 1 + 65536 / (elements + 1), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const Pixel* from = in_ptr<Pixel>(pixels) + images[row] * elements;
+        T* to = out_ptr<T>(out) + row * elements;
+        for (int64_t i = 0; i < elements; ++i) {
+          const int64_t at = s.channels_last ? i % s.channels * s.plane + i / s.channels : i;
+          store(to + i, normalised<arithmetic_t<T>>(from[at]));
+        }
+      }
+    });
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
@@ -319,6 +452,12 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
   m.impl("philox_uniform", TORCH_BOX(&philox_uniform));
   m.impl("philox_normal", TORCH_BOX(&philox_normal));
   m.impl("philox_keep_mask", TORCH_BOX(&philox_keep_mask));
+  m.impl("philox_normal_at", TORCH_BOX(&philox_normal_at));
+  m.impl("philox_keep_mask_at", TORCH_BOX(&philox_keep_mask_at));
+  m.impl("dropout_at", TORCH_BOX(&dropout_at));
+  m.impl("gather_normalize", TORCH_BOX(&gather_normalize));
+  m.impl("adam_device_", TORCH_BOX(&adam_device_));
+  m.impl("ema_", TORCH_BOX(&ema_));
 }
 
 }  // namespace fastgan::cpu

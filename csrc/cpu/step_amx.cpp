@@ -27,7 +27,7 @@
 #  define FASTGAN_VARIANT amx
 #  define FASTGAN_VECTOR_BYTES 64
 #  define FASTGAN_VECTOR_REGISTERS 32
-#  define FASTGAN_BF16 2
+#  define FASTGAN_PRODUCTS 2
 #  include "cpu/step_impl.h"
 
 #  if defined(__clang__)

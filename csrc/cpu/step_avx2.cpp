@@ -21,7 +21,7 @@
 #  define FASTGAN_VARIANT avx2
 #  define FASTGAN_VECTOR_BYTES 32
 #  define FASTGAN_VECTOR_REGISTERS 16
-#  define FASTGAN_BF16 0
+#  define FASTGAN_PRODUCTS 0
 #  include "cpu/step_impl.h"
 
 #  if defined(__clang__)

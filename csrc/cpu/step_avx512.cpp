@@ -25,7 +25,7 @@
 #  define FASTGAN_VARIANT avx512
 #  define FASTGAN_VECTOR_BYTES 64
 #  define FASTGAN_VECTOR_REGISTERS 32
-#  define FASTGAN_BF16 0
+#  define FASTGAN_PRODUCTS 0
 #  include "cpu/step_impl.h"
 
 #  if defined(__clang__)

@@ -26,7 +26,7 @@
 #  define FASTGAN_VARIANT avx512_bf16
 #  define FASTGAN_VECTOR_BYTES 64
 #  define FASTGAN_VECTOR_REGISTERS 32
-#  define FASTGAN_BF16 1
+#  define FASTGAN_PRODUCTS 1
 #  include "cpu/step_impl.h"
 
 #  if defined(__clang__)

@@ -14,5 +14,5 @@
 #else
 #  define FASTGAN_VECTOR_REGISTERS 16
 #endif
-#define FASTGAN_BF16 0
+#define FASTGAN_PRODUCTS 0
 #include "cpu/step_impl.h"

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "cuda/device.cuh"
+
 namespace fastgan::cuda {
 
 constexpr int kThreads = 256;

@@ -1,6 +1,7 @@
 // The minimax losses with their gradients, in one launch of one block: logits are few (one an
 // image), and one block adds them up in a fixed order without a second launch.
 #include "common/losses.h"
+#include "cuda/device.cuh"
 #include "cuda/launch.h"
 
 namespace fastgan::cuda {
@@ -25,7 +26,7 @@ __device__ double bce_term(const BceTerm<T>& term) {
 template <class T, class Loss>
 __global__ void __launch_bounds__(kThreadsOfLoss)
     bce_kernel(BceTerm<T> first, BceTerm<T> second, Loss* loss) {
-  __shared__ double sums[kThreadsOfLoss];
+  FASTGAN_SHARED(double, sums, [kThreadsOfLoss]);
   sums[threadIdx.x] = bce_term(first) + bce_term(second);
   __syncthreads();
   for (unsigned half = kThreadsOfLoss / 2; half > 0; half /= 2) {
@@ -40,8 +41,7 @@ __global__ void __launch_bounds__(kThreadsOfLoss)
 template <class T, class Loss>
 cudaError_t bce(const BceTerm<T>& first, const BceTerm<T>& second, Loss* loss,
                 cudaStream_t stream) {
-  bce_kernel<T, Loss><<<1, kThreadsOfLoss, 0, stream>>>(first, second, loss);
-  return cudaGetLastError();
+  return launch(bce_kernel<T, Loss>, 1, kThreadsOfLoss, 0, stream, first, second, loss);
 }
 
 #define FASTGAN_INSTANTIATE(T, Loss) \
@@ -49,6 +49,7 @@ cudaError_t bce(const BceTerm<T>& first, const BceTerm<T>& second, Loss* loss,
 FASTGAN_INSTANTIATE(float, float)
 FASTGAN_INSTANTIATE(double, double)
 FASTGAN_INSTANTIATE(bf16, float)
+FASTGAN_INSTANTIATE(fp16, float)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

@@ -2,16 +2,17 @@
 #include <cuda_runtime_api.h>
 
 #include <array>
+#include <cstdlib>
 #include <limits>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
+#include "access.h"
 #include "checks.h"
 #include "cuda/launch.h"
+#include "cuda/on_device.h"
 
 namespace fastgan::cuda {
 
@@ -20,49 +21,6 @@ namespace {
 using torch::stable::contiguous;
 using torch::stable::matmul;
 using torch::stable::new_empty;
-
-// The device of a tensor made current, and torch's stream on it.
-class OnDeviceOf {
- public:
-  explicit OnDeviceOf(const Tensor& t) : guard_(t.get_device_index()) {
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-  cudaStream_t stream() const { return stream_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_;
-};
-
-template <class T>
-const T* in_ptr(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-template <class T>
-T* out_ptr(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-// Calls f with a value of the type that holds elements of `dtype`.
-template <class F>
-void dispatch(ScalarType dtype, const char* name, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      f(float{});
-      break;
-    case ScalarType::Double:
-      f(double{});
-      break;
-    case ScalarType::BFloat16:
-      f(bf16{});
-      break;
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, float64 or bfloat16");
-  }
-}
 
 // The same values outside autograd: torch's operations below must not record a derivative of
 // their own, which would be that of a part of the operator.
@@ -77,12 +35,75 @@ Tensor as_matrix(const Tensor& t, int64_t rows, int64_t columns) {
   return torch::stable::reshape(t, std::vector<int64_t>{rows, columns});
 }
 
-// --- Linear layer with a leaky rectifier: the products are torch's ---
+Tensor as_vector(const Tensor& t) {
+  return torch::stable::reshape(t, std::vector<int64_t>{t.numel()});
+}
+
+// --- Linear layer with a leaky rectifier ---
+
+// FASTGAN_LINEAR=tiles takes our own products, in fewer launches, where a layer is too small to
+// fill the device; otherwise, and by default, the products are torch's, which obey its settings.
+bool wants_tiles() {
+  static const bool wanted = [] {
+    const char* choice = std::getenv("FASTGAN_LINEAR");
+    const std::string text = choice ? choice : "";
+    STD_TORCH_CHECK(text.empty() || text == "library" || text == "tiles", "FASTGAN_LINEAR is '",
+                    text, "'; set it to library or tiles, or unset it");
+    return text == "tiles";
+  }();
+  return wanted;
+}
+
+// A rule of shapes and dtypes alone: equal calls give equal bits.
+bool takes_tiles(ScalarType dtype, const LinearSizes& s) {
+  constexpr int64_t kMostSum = 2048, kMostProducts = int64_t{1} << 26;
+  return wants_tiles() && dtype != ScalarType::Double && s.batch <= kMostSum && s.in <= kMostSum &&
+         s.out <= kMostSum && s.batch * s.in * s.out <= kMostProducts;
+}
+
+// `dispatch` among the types that the tiles take.
+template <class F>
+void dispatch_tiles(ScalarType dtype, const F& f) {
+  dispatch(dtype, "x", [&](auto tag) {
+    if constexpr (!std::is_same_v<decltype(tag), double>) f(tag);
+  });
+}
+
+Tensor forward_tiles(const LinearSizes& s, const Tensor& x, const Tensor& weight,
+                     const std::optional<Tensor>& bias, double negative_slope,
+                     cudaStream_t stream) {
+  const Tensor xc = contiguous(x), wc = contiguous(weight);
+  const std::optional<Tensor> bc = bias ? std::optional<Tensor>(contiguous(*bias)) : std::nullopt;
+  Tensor y = new_empty(x, s.result);
+  dispatch_tiles(x.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    STD_CUDA_CHECK(linear_tiles<T>({s.batch, s.in, s.out}, in_ptr<T>(xc), in_ptr<T>(wc),
+                                   bc ? in_ptr<T>(*bc) : nullptr, negative_slope, out_ptr<T>(y),
+                                   stream));
+  });
+  return y;
+}
+
+void backward_tiles(const LinearSizes& s, const Tensor& grad_pre, const Tensor& x,
+                    const Tensor& weight, Tensor* grad_x, Tensor* grad_weight,
+                    cudaStream_t stream) {
+  const Tensor xc = contiguous(x), wc = contiguous(weight);
+  dispatch_tiles(x.scalar_type(), [&](auto tag) {
+    using T = decltype(tag);
+    STD_CUDA_CHECK(
+        linear_backward_tiles<T>({s.batch, s.in, s.out}, in_ptr<T>(grad_pre), in_ptr<T>(xc),
+                                 in_ptr<T>(wc), grad_x ? out_ptr<T>(*grad_x) : nullptr,
+                                 grad_weight ? out_ptr<T>(*grad_weight) : nullptr, stream));
+  });
+}
 
 Tensor linear_leaky_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                          double negative_slope) {
   const LinearSizes s = check_linear(x, weight, bias, negative_slope);
   const OnDeviceOf device(x);
+  if (takes_tiles(x.scalar_type(), s)) {
+    return forward_tiles(s, x, weight, bias, negative_slope, device.stream());
+  }
   const Tensor product = matmul(as_matrix(detached(x), s.batch, s.in),
                                 torch::stable::transpose(detached(weight), 0, 1));
   Tensor y = torch::stable::reshape(contiguous(product), s.result);
@@ -106,19 +127,37 @@ std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_backward(const Tensor& grad
   const Tensor gc = contiguous(grad), sc = contiguous(sign);
   const std::vector<int64_t> none{0};
   Tensor grad_pre = new_empty(grad, std::vector<int64_t>{s.batch, s.out});
+  Tensor grad_bias = new_empty(weight, none);
   dispatch(x.scalar_type(), "x", [&](auto tag) {
     using T = decltype(tag);
-    STD_CUDA_CHECK(leaky_relu_backward<T>(in_ptr<T>(gc), in_ptr<T>(sc), grad.numel(),
-                                          negative_slope, out_ptr<T>(grad_pre), device.stream()));
+    if (!need_bias) {
+      STD_CUDA_CHECK(leaky_relu_backward<T>(in_ptr<T>(gc), in_ptr<T>(sc), s.batch, s.out,
+                                            negative_slope, out_ptr<T>(grad_pre), device.stream()));
+      return;
+    }
+    using A = arithmetic_t<T>;
+    constexpr ScalarType wide = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
+    Tensor sums = new_empty(weight, std::vector<int64_t>{strips_of(s.batch), s.out}, wide);
+    STD_CUDA_CHECK(leaky_relu_bias_backward<T>(in_ptr<T>(gc), in_ptr<T>(sc), s.batch, s.out,
+                                               negative_slope, out_ptr<T>(grad_pre),
+                                               out_ptr<A>(sums), device.stream()));
+    grad_bias =
+        sums.size(0) == 1 ? as_vector(sums) : torch::stable::sum(sums, std::vector<int64_t>{0});
+    if (wide != x.scalar_type()) grad_bias = torch::stable::to(grad_bias, x.scalar_type());
   });
+  if (takes_tiles(x.scalar_type(), s)) {
+    Tensor grad_x = new_empty(x, need_x ? sizes_of(x) : none);
+    Tensor grad_weight = new_empty(weight, need_weight ? sizes_of(weight) : none);
+    backward_tiles(s, grad_pre, x, weight, need_x ? &grad_x : nullptr,
+                   need_weight ? &grad_weight : nullptr, device.stream());
+    return {grad_x, grad_weight, grad_bias};
+  }
   Tensor grad_x =
       need_x ? torch::stable::reshape(contiguous(matmul(grad_pre, detached(weight))), sizes_of(x))
              : new_empty(x, none);
   Tensor grad_weight = need_weight ? contiguous(matmul(torch::stable::transpose(grad_pre, 0, 1),
                                                        as_matrix(detached(x), s.batch, s.in)))
                                    : new_empty(weight, none);
-  const std::vector<int64_t> rows{0};
-  Tensor grad_bias = need_bias ? torch::stable::sum(grad_pre, rows) : new_empty(weight, none);
   return {grad_x, grad_weight, grad_bias};
 }
 
@@ -182,14 +221,36 @@ std::tuple<Tensor, Tensor> generator_loss(const Tensor& fake_logits, bool satura
 
 // --- Adam ---
 
+// What a launch over lists of tensors takes: their pointers and sizes.
 template <class T>
-void run_adam(const Adam<T>& constants, const std::vector<Tensor>& params,
-              const std::vector<Tensor>& grads, const std::vector<Tensor>& exp_avgs,
-              const std::vector<Tensor>& exp_avg_sqs, cudaStream_t stream) {
-  for (size_t i = 0; i < params.size(); ++i) {
-    STD_CUDA_CHECK(adam<T>(constants, params[i].numel(), in_ptr<T>(grads[i]), out_ptr<T>(params[i]),
-                           out_ptr<T>(exp_avgs[i]), out_ptr<T>(exp_avg_sqs[i]), stream));
-  }
+std::vector<T*> pointers(const std::vector<Tensor>& tensors) {
+  std::vector<T*> found;
+  for (const Tensor& t : tensors) found.push_back(out_ptr<T>(t));
+  return found;
+}
+std::vector<int64_t> numels(const std::vector<Tensor>& tensors) {
+  std::vector<int64_t> found;
+  for (const Tensor& t : tensors) found.push_back(t.numel());
+  return found;
+}
+
+// Calls run(AdamTensors<T>) with T the dtype of the parameters; they are not empty.
+template <class Run>
+void with_adam_tensors(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                       const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                       const Run& run) {
+  const auto with = [&](auto tag) {
+    using T = decltype(tag);
+    // The kernels only read the gradients, whatever the type of the table.
+    const auto p = pointers<T>(params), m = pointers<T>(exp_avgs), v = pointers<T>(exp_avg_sqs);
+    std::vector<T*> g;
+    for (const Tensor& t : grads) g.push_back(const_cast<T*>(in_ptr<T>(t)));
+    const std::vector<int64_t> sizes = numels(params);
+    const auto count = static_cast<int64_t>(params.size());
+    STD_CUDA_CHECK(
+        run(AdamTensors<T>{p.data(), m.data(), v.data(), g.data(), sizes.data(), count}));
+  };
+  params[0].scalar_type() == ScalarType::Float ? with(float{}) : with(double{});
 }
 
 void adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
@@ -199,13 +260,55 @@ void adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
   check_adam(params, grads, exp_avgs, exp_avg_sqs, step);
   if (params.empty()) return;
   const OnDeviceOf device(params[0]);
-  if (params[0].scalar_type() == ScalarType::Float) {
-    run_adam<float>(make_adam<float>(step, lr, beta1, beta2, eps, weight_decay, decoupled), params,
-                    grads, exp_avgs, exp_avg_sqs, device.stream());
-  } else {
-    run_adam<double>(make_adam<double>(step, lr, beta1, beta2, eps, weight_decay, decoupled),
-                     params, grads, exp_avgs, exp_avg_sqs, device.stream());
-  }
+  with_adam_tensors(
+      params, grads, exp_avgs, exp_avg_sqs, [&]<class T>(const AdamTensors<T>& tensors) {
+        return adam<T>(make_adam<T>(step, lr, beta1, beta2, eps, weight_decay, decoupled), tensors,
+                       device.stream());
+      });
+}
+
+const float* number_or_null(const std::optional<Tensor>& t) {
+  return t ? in_ptr<float>(*t) : nullptr;
+}
+
+void adam_device_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                  const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+                  const Tensor& step, const Tensor& lr, double beta1, double beta2, double eps,
+                  double weight_decay, bool decoupled, const std::optional<Tensor>& grad_scale,
+                  const std::optional<Tensor>& found_inf) {
+  check_adam_device(params, grads, exp_avgs, exp_avg_sqs, step, lr, grad_scale, found_inf);
+  if (params.empty()) return;
+  const OnDeviceOf device(params[0]);
+  const bool wide = lr.scalar_type() == ScalarType::Double;
+  const AdamOnDevice d{in_ptr<float>(step),
+                       wide ? nullptr : in_ptr<float>(lr),
+                       wide ? in_ptr<double>(lr) : nullptr,
+                       number_or_null(grad_scale),
+                       number_or_null(found_inf),
+                       beta1,
+                       beta2,
+                       eps,
+                       weight_decay,
+                       decoupled};
+  with_adam_tensors(params, grads, exp_avgs, exp_avg_sqs,
+                    [&]<class T>(const AdamTensors<T>& tensors) {
+                      return adam_device<T>(d, tensors, device.stream());
+                    });
+}
+
+void ema_(const std::vector<Tensor>& averages, const std::vector<Tensor>& values, double decay) {
+  check_ema(averages, values, decay);
+  if (averages.empty()) return;
+  const OnDeviceOf device(averages[0]);
+  dispatch(averages[0].scalar_type(), "averages", [&](auto tag) {
+    using T = decltype(tag);
+    const auto a = pointers<T>(averages);
+    std::vector<T*> v;
+    for (const Tensor& t : values) v.push_back(const_cast<T*>(in_ptr<T>(t)));
+    const std::vector<int64_t> sizes = numels(averages);
+    STD_CUDA_CHECK(ema<T>(a.data(), v.data(), sizes.data(), static_cast<int64_t>(a.size()), decay,
+                          device.stream()));
+  });
 }
 
 // --- Philox ---
@@ -227,20 +330,83 @@ void philox_uniform_op(const Tensor& out, int64_t seed, int64_t stream, int64_t 
 void philox_normal_op(const Tensor& out, int64_t seed, int64_t stream, int64_t step) {
   const Philox g = check_philox(out, ScalarType::Float, "float32", seed, stream, step, out.numel());
   const OnDeviceOf device(out);
-  STD_CUDA_CHECK(philox_normal(g, out.numel(), out_ptr<float>(out), device.stream()));
+  STD_CUDA_CHECK(philox_normal(g, {}, out.numel(), out_ptr<float>(out), device.stream()));
 }
 
 void philox_keep_mask_op(const Tensor& out, int64_t seed, int64_t stream, int64_t step,
                          int64_t threshold) {
   const Philox g = check_keep_mask(out, seed, stream, step, threshold);
   const OnDeviceOf device(out);
-  STD_CUDA_CHECK(philox_keep_mask(g, out.numel(), static_cast<uint32_t>(threshold),
+  STD_CUDA_CHECK(philox_keep_mask(g, {}, out.numel(), static_cast<uint32_t>(threshold),
                                   out_ptr<bool>(out), device.stream()));
+}
+
+Counter counter_of(const Tensor& counter, int64_t multiplier, int64_t offset) {
+  return {in_ptr<int64_t>(counter), multiplier, offset};
+}
+
+void philox_normal_at(const Tensor& out, int64_t seed, int64_t stream, const Tensor& counter,
+                      int64_t multiplier, int64_t offset) {
+  const Philox g = check_philox(out, ScalarType::Float, "float32", seed, stream, 0, out.numel());
+  check_counter(counter, out, "out");
+  const OnDeviceOf device(out);
+  STD_CUDA_CHECK(philox_normal(g, counter_of(counter, multiplier, offset), out.numel(),
+                               out_ptr<float>(out), device.stream()));
+}
+
+void philox_keep_mask_at(const Tensor& out, int64_t seed, int64_t stream, const Tensor& counter,
+                         int64_t multiplier, int64_t offset, int64_t threshold) {
+  const Philox g = check_keep_mask(out, seed, stream, 0, threshold);
+  check_counter(counter, out, "out");
+  const OnDeviceOf device(out);
+  STD_CUDA_CHECK(philox_keep_mask(g, counter_of(counter, multiplier, offset), out.numel(),
+                                  static_cast<uint32_t>(threshold), out_ptr<bool>(out),
+                                  device.stream()));
+}
+
+Tensor dropout_at(const Tensor& x, int64_t threshold, int64_t seed, int64_t stream,
+                  const Tensor& counter, int64_t multiplier, int64_t offset, int64_t start) {
+  const Philox g = check_dropout(x, counter, seed, stream, start, threshold);
+  const OnDeviceOf device(x);
+  const Tensor xc = contiguous(x);
+  Tensor y = new_empty(x, sizes_of(x));
+  dispatch(x.scalar_type(), "x", [&](auto tag) {
+    using T = decltype(tag);
+    STD_CUDA_CHECK(dropout<T>(g, counter_of(counter, multiplier, offset), start, x.numel(),
+                              static_cast<uint32_t>(threshold), in_ptr<T>(xc), out_ptr<T>(y),
+                              device.stream()));
+  });
+  return y;
+}
+
+// --- Batches ---
+
+void gather_normalize_op(const Tensor& out, const Tensor& pixels, const Tensor& order,
+                         const Tensor& counter, int64_t multiplier, int64_t offset, int64_t batch,
+                         int64_t batches_per_epoch) {
+  const GatherSizes s = check_gather(out, pixels, order, counter, batch, batches_per_epoch);
+  const OnDeviceOf device(out);
+  const Gather gather{s.rows,
+                      s.channels,
+                      s.plane,
+                      s.channels_last,
+                      pixels.size(0),
+                      order.size(0),
+                      batch,
+                      batches_per_epoch,
+                      in_ptr<int64_t>(order),
+                      counter_of(counter, multiplier, offset)};
+  dispatch_gather(pixels, out, [&](auto pixel, auto element) {
+    using Pixel = decltype(pixel);
+    using T = decltype(element);
+    STD_CUDA_CHECK((gather_normalize<Pixel, T>(gather, in_ptr<Pixel>(pixels), out_ptr<T>(out),
+                                               device.stream())));
+  });
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(fastgan, FASTGAN_DEVICE, m) {
   m.impl("linear_leaky_relu", TORCH_BOX(&linear_leaky_relu));
   m.impl("linear_leaky_relu_backward", TORCH_BOX(&linear_leaky_relu_backward));
   m.impl("discriminator_loss", TORCH_BOX(&discriminator_loss));
@@ -250,6 +416,12 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, m) {
   m.impl("philox_uniform", TORCH_BOX(&philox_uniform_op));
   m.impl("philox_normal", TORCH_BOX(&philox_normal_op));
   m.impl("philox_keep_mask", TORCH_BOX(&philox_keep_mask_op));
+  m.impl("philox_normal_at", TORCH_BOX(&philox_normal_at));
+  m.impl("philox_keep_mask_at", TORCH_BOX(&philox_keep_mask_at));
+  m.impl("dropout_at", TORCH_BOX(&dropout_at));
+  m.impl("gather_normalize", TORCH_BOX(&gather_normalize_op));
+  m.impl("adam_device_", TORCH_BOX(&adam_device_));
+  m.impl("ema_", TORCH_BOX(&ema_));
 }
 
 }  // namespace fastgan::cuda

@@ -1,5 +1,6 @@
 // Philox words, uniforms, normals and dropout masks: a thread takes whole blocks of four words.
 #include "common/dropout.h"
+#include "cuda/counter.cuh"
 #include "cuda/grid.cuh"
 #include "cuda/launch.h"
 
@@ -33,7 +34,8 @@ __global__ void uniform_kernel(Philox g, int64_t n, float* out) {
   }
 }
 
-__global__ void normal_kernel(Philox g, int64_t n, float* out) {
+__global__ void normal_kernel(Philox g, Counter counter, int64_t n, float* out) {
+  at_counter(g, counter);
   for (int64_t block = first_item(); 4 * block < n; block += item_stride()) {
     uint32_t w[4];
     float z[4];
@@ -46,7 +48,9 @@ __global__ void normal_kernel(Philox g, int64_t n, float* out) {
   }
 }
 
-__global__ void keep_mask_kernel(Philox g, int64_t n, uint32_t threshold, bool* out) {
+__global__ void keep_mask_kernel(Philox g, Counter counter, int64_t n, uint32_t threshold,
+                                 bool* out) {
+  at_counter(g, counter);
   for (int64_t block = first_item(); 8 * block < n; block += item_stride()) {
     uint32_t w[4];
     words_of(g, block, w);
@@ -58,33 +62,68 @@ __global__ void keep_mask_kernel(Philox g, int64_t n, uint32_t threshold, bool* 
   }
 }
 
+// A thread takes the elements of whole blocks of eight halves; `start` may cut the first one.
+template <class T>
+__global__ void dropout_kernel(Philox g, Counter counter, int64_t start, int64_t n,
+                               uint32_t threshold, const T* x, T* y) {
+  using A = arithmetic_t<T>;
+  at_counter(g, counter);
+  const A scale = static_cast<A>(threshold ? 65536.0 / static_cast<double>(threshold) : 0.0);
+  const int64_t end = start + n, last = (end + 7) >> 3;
+  for (int64_t block = (start >> 3) + first_item(); block < last; block += item_stride()) {
+    uint32_t w[4];
+    words_of(g, block, w);
+    for (int i = 0; i < 8; ++i) {
+      const int64_t element = 8 * block + i;
+      if (element < start || element >= end) continue;
+      const bool kept = keeps(w[i >> 1], static_cast<uint32_t>(i & 1), threshold);
+      store(y + (element - start), kept ? widen(x[element - start]) * scale : A(0));
+    }
+  }
+}
+
 }  // namespace
 
 cudaError_t philox_words(const Philox& g, int64_t start, int64_t n, int64_t* out,
                          cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
   // One block of words more than n fills: start may cut one.
-  words_kernel<<<blocks_for(n / 4 + 2), kThreads, 0, stream>>>(g, start, n, out);
-  return cudaGetLastError();
+  return launch(words_kernel, blocks_for(n / 4 + 2), kThreads, 0, stream, g, start, n, out);
 }
 
 cudaError_t philox_uniform(const Philox& g, int64_t n, float* out, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
-  uniform_kernel<<<blocks_for((n + 3) / 4), kThreads, 0, stream>>>(g, n, out);
-  return cudaGetLastError();
+  return launch(uniform_kernel, blocks_for((n + 3) / 4), kThreads, 0, stream, g, n, out);
 }
 
-cudaError_t philox_normal(const Philox& g, int64_t n, float* out, cudaStream_t stream) {
+cudaError_t philox_normal(const Philox& g, const Counter& counter, int64_t n, float* out,
+                          cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
-  normal_kernel<<<blocks_for((n + 3) / 4), kThreads, 0, stream>>>(g, n, out);
-  return cudaGetLastError();
+  return launch(normal_kernel, blocks_for((n + 3) / 4), kThreads, 0, stream, g, counter, n, out);
 }
 
-cudaError_t philox_keep_mask(const Philox& g, int64_t n, uint32_t threshold, bool* out,
-                             cudaStream_t stream) {
+cudaError_t philox_keep_mask(const Philox& g, const Counter& counter, int64_t n, uint32_t threshold,
+                             bool* out, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
-  keep_mask_kernel<<<blocks_for((n + 7) / 8), kThreads, 0, stream>>>(g, n, threshold, out);
-  return cudaGetLastError();
+  return launch(keep_mask_kernel, blocks_for((n + 7) / 8), kThreads, 0, stream, g, counter, n,
+                threshold, out);
 }
+
+template <class T>
+cudaError_t dropout(const Philox& g, const Counter& counter, int64_t start, int64_t n,
+                    uint32_t threshold, const T* x, T* y, cudaStream_t stream) {
+  if (n == 0) return cudaSuccess;
+  return launch(dropout_kernel<T>, blocks_for(n / 8 + 2), kThreads, 0, stream, g, counter, start, n,
+                threshold, x, y);
+}
+
+#define FASTGAN_INSTANTIATE(T)                                                               \
+  template cudaError_t dropout<T>(const Philox&, const Counter&, int64_t, int64_t, uint32_t, \
+                                  const T*, T*, cudaStream_t);
+FASTGAN_INSTANTIATE(float)
+FASTGAN_INSTANTIATE(double)
+FASTGAN_INSTANTIATE(bf16)
+FASTGAN_INSTANTIATE(fp16)
+#undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

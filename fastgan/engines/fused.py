@@ -1,5 +1,8 @@
 """The fused engine: whole steps of two multilayer perceptrons in C++, with no autograd in between.
 
+What is here serves the CPU, and the plan and the tables of a run serve both devices; the rest of
+the road on a GPU is in fused_cuda.py.
+
 The networks' own tensors are worked on where they are. Nothing is packed before a run or copied
 back after it, so what a user reads between two runs is what the last step left.
 """
@@ -37,6 +40,14 @@ class FusedEngine(Engine):
 
     name = "fused"
 
+    def __new__(cls, problem: Problem):
+        """The engine of the problem's device."""
+        if cls is FusedEngine and problem.device.type == "cuda":
+            from fastgan.engines.fused_cuda import FusedCudaEngine
+
+            cls = FusedCudaEngine
+        return super().__new__(cls)
+
     def __init__(self, problem: Problem):
         """Read the networks and lay out the working memory; ValueError if they have no plan."""
         super().__init__(problem)
@@ -44,8 +55,6 @@ class FusedEngine(Engine):
         self._rates = (torch.empty(0), (-1.0, -1.0))
         self._memory: Tensor | None = None
         self._memory_key: tuple | None = None
-        # Of the weights, when the copies of them in bfloat16 were made.
-        self._versions: list | None = None
         self._prepare()
 
     @classmethod
@@ -59,19 +68,21 @@ class FusedEngine(Engine):
 
     def describe(self) -> str:
         """Shapes, precision, instruction set, threads and working memory in one line."""
+        threads = torch.get_num_threads()
+        precision = self.problem.precision
+        isa = torch.ops.fastgan.fused_products(precision == "bf16")
+        return (
+            f"whole steps in C++, {self._shapes()}, {precision}, {isa}, "
+            f"{threads} thread{'s' * (threads > 1)}, {self.memory_bytes() / 2**20:.1f} MB of "
+            "working memory"
+        )
+
+    def _shapes(self) -> str:
         g, d = (
             "-".join(str(n) for n in [c.layers[0].linear.in_features, *_widths(c)])
             for c in (self._g, self._d)
         )
-        threads = torch.get_num_threads()
-        precision, isa = self.problem.precision, ops.isa()
-        if precision == "bf16":
-            isa = torch.ops.fastgan.fused_bf16()
-        return (
-            f"whole steps in C++, G {g}, D {d}, {precision}, {isa}, "
-            f"{threads} thread{'s' * (threads > 1)}, {self.memory_bytes() / 2**20:.1f} MB of "
-            "working memory"
-        )
+        return f"G {g}, D {d}"
 
     def memory_bytes(self) -> int:
         """Bytes the engine holds besides the networks, their optimisers and the images."""
@@ -84,7 +95,7 @@ class FusedEngine(Engine):
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p = self.problem
-        losses = torch.empty(n, 2)
+        losses = torch.empty(n, 2, device=p.device)
         done = 0
         while done < n:
             if p.data.resident:
@@ -121,21 +132,15 @@ class FusedEngine(Engine):
 
     def close(self) -> None:
         """Give the working memory back."""
-        self._memory = self._memory_key = self._versions = None
+        self._memory = self._memory_key = None
         self._orders.clear()
 
     def _run(
         self, images: Tensor, order: Tensor | None, losses: Tensor, profile: Tensor | None = None
     ) -> None:
-        p = self.problem
-        if not (self._g.current() and self._d.current()):
-            self._prepare()
-        settings = _settings(p)
-        if settings != self._settings:
-            self._write(settings)
+        self._refresh()
         threads = torch.get_num_threads()
         memory = self._memory_for(threads)
-        fresh = self._versions is not None and self._versions == self._weight_versions()
         torch.ops.fastgan.fused_run.default(
             self._plan,
             self._settings_tensor,
@@ -148,13 +153,18 @@ class FusedEngine(Engine):
             profile,
             self.step,
             threads,
-            fresh,
         )
         # What autograd has saved of these before is out of date now, and must say so.
         torch.autograd.graph.increment_version(self._written)
-        if p.precision == "bf16":
-            self._versions = self._weight_versions()
         self.step += len(losses)
+
+    def _refresh(self) -> None:
+        """Read anew what has changed since the last run."""
+        if not (self._g.current() and self._d.current()):
+            self._prepare()
+        settings = _settings(self.problem)
+        if settings != self._settings:
+            self._write(settings)
 
     def _prepare(self) -> None:
         """Read the networks and the settings anew."""
@@ -181,8 +191,6 @@ class FusedEngine(Engine):
             numbers.network(chain, optimizer, averages if chain is self._g else {})
         self._plan = torch.tensor(numbers.integers, dtype=torch.int64)
         self._settings_tensor = torch.tensor(numbers.reals, dtype=torch.float64)
-        self._weights = [layer.linear.weight for c in (self._g, self._d) for layer in c.layers]
-        self._versions = None
         self._sources = numbers.sources
         self._written = numbers.written
 
@@ -191,9 +199,6 @@ class FusedEngine(Engine):
         return [
             source if key is None else source[0][source[1]][key] for source, key in self._sources
         ]
-
-    def _weight_versions(self) -> list[tuple[int, int]]:
-        return [(w._version, w.data_ptr()) for w in self._weights]
 
     def _memory_for(self, threads: int) -> Tensor:
         key = (self._plan, threads)
@@ -204,7 +209,6 @@ class FusedEngine(Engine):
         ):
             self._memory = _zeros(self.memory_bytes())
             self._memory_key = key
-            self._versions = None
         return self._memory
 
     def _learning_rates(self, n: int) -> Tensor:
@@ -234,7 +238,7 @@ class FusedEngine(Engine):
         self._orders = {e: order for e, order in self._orders.items() if first <= e <= last}
         for e in range(first, last + 1):
             if e not in self._orders:
-                self._orders[e] = random.permutation(p.seed, e, len(p.data))
+                self._orders[e] = random.permutation(p.seed, e, len(p.data), device=p.device)
         if first == last:
             return self._orders[first], steps
         return torch.cat([self._orders[e] for e in range(first, last + 1)]), steps
@@ -248,29 +252,9 @@ class FusedEngine(Engine):
         return batches[0] if len(batches) == 1 else torch.cat(batches)
 
     def _phases(self) -> list[tuple[str, float]]:
-        b = self.problem.batch_size
-
-        def products(name: str, chain: plan.Chain, batches: int) -> list[tuple[str, float]]:
-            return [
-                (f"{name} {i}", 2.0 * b * batches * layer.linear.weight.numel())
-                for i, layer in enumerate(chain.layers)
-            ]
-
-        def work(chain: plan.Chain, batches: int) -> float:
-            return float(b * batches * plan.flops(chain))
-
-        g, d = self._g, self._d
-        return [
-            ("inputs", 0.0),
-            *products("both: G forward", g, 2),
-            *products("D's update: D forward", d, 2),
-            *products("D's update: D backward", d, 2)[:0:-1],
-            ("D's update: weights of D", work(d, 2)),
-            *products("G's update: D forward", d, 1),
-            *products("G's update: D backward", d, 1)[::-1],
-            *products("G's update: G backward", g, 1)[:0:-1],
-            ("G's update: weights of G", work(g, 1)),
-        ]
+        lines = torch.ops.fastgan.fused_phases(self._plan, self._settings_tensor)
+        pairs = (line.split(" ", 1) for line in lines.splitlines())
+        return [(name, float(work)) for work, name in pairs]
 
 
 class _Numbers:
@@ -347,7 +331,9 @@ def _start(optimizer: torch.optim.Optimizer, p: Tensor) -> None:
     """A parameter's optimiser state as torch makes it at the first step."""
     state = optimizer.state[p]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+        group = optimizer.param_groups[0]
+        device = p.device if group.get("capturable") or group.get("fused") else "cpu"
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
@@ -398,18 +384,30 @@ def _averages(problem: Problem) -> dict[Tensor, Tensor]:
 def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     """The two chains of a problem that the engine can run; NoPlan with the reason otherwise."""
     p = problem
-    if not ops.has_kernels(torch.device("cpu")):
-        raise plan.NoPlan("the compiled CPU library is not available (see `fastgan info`)")
-    if p.device.type != "cpu":
-        raise plan.NoPlan(f"it runs on the CPU, and the device is {p.device}")
-    if p.precision == "bf16" and torch.ops.fastgan.fused_bf16() == "none":
+    if p.device.type not in ("cpu", "cuda"):
+        raise plan.NoPlan(f"it runs on the CPU and on CUDA, and the device is {p.device}")
+    if not ops.has_kernels(p.device):
+        raise plan.NoPlan(
+            f"the device is {p.device}, and the compiled {p.device.type.upper()} library is not "
+            "available (see `fastgan info`)"
+        )
+    if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) < (8, 0):
+        raise plan.NoPlan("it needs a GPU of compute capability 8.0 or newer")
+    if p.precision == "fp16":
+        raise plan.NoPlan("precision 'fp16' has no fused form; 'fp32' and 'bf16' have")
+    if p.penalty is not None:
+        raise plan.NoPlan(
+            f"penalty {p.penalty.name!r} differentiates a gradient, which has no fused form"
+        )
+    on_cpu = p.device.type == "cpu"
+    if on_cpu and p.precision == "bf16" and torch.ops.fastgan.fused_products(True) == "none":
         raise plan.NoPlan(
             "precision 'bf16' needs a processor with AMX or AVX-512 BF16 "
             "(and FASTGAN_ISA not below avx512)"
         )
     _check_game(p)
-    g = plan.read(p.generator, "generator", p.latent_shape)
-    d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape))
+    g = plan.read(p.generator, "generator", p.latent_shape, p.device)
+    d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape), p.device)
     if p.game.takes_sigmoid:
         plan.absorb_sigmoid(d)
     last = d.layers[-1]
@@ -466,7 +464,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
     first = optimizer.param_groups[0]
     for group in optimizer.param_groups:
         for option in ("amsgrad", "maximize", "capturable", "differentiable"):
-            if group.get(option):
+            # On a GPU capturable only says where the counter of steps is.
+            on_gpu = chain.layers[0].linear.weight.is_cuda
+            if group.get(option) and not (on_gpu and option == "capturable"):
                 raise plan.NoPlan(f"{name}: {option}=True has no fused form")
         if any(isinstance(beta, Tensor) for beta in group["betas"]):
             raise plan.NoPlan(f"{name}: a tensor as a beta has no fused form")
@@ -507,5 +507,5 @@ def _check_average(problem: Problem) -> None:
     for own, average in pairs:
         if own.shape != average.shape or own.dtype != average.dtype or not average.is_contiguous():
             raise plan.NoPlan("ema: is not a contiguous copy of the generator")
-        if average.device.type != "cpu":
+        if not plan.on(average, problem.device):
             raise plan.NoPlan(f"ema: is on {average.device}")

@@ -416,7 +416,7 @@ Images make_images(const Plan& plan, int64_t epochs) {
 }
 
 Run engine(const Plan& plan, const Images& images, int64_t steps, int threads, bool one_by_one,
-           Bf16 products = Bf16::none) {
+           Products products = Products::fp32) {
   uint64_t state = 1;
   Run r;
   r.g = make_state(plan.latent, plan.g, true, state);
@@ -645,7 +645,7 @@ const Plan plans[] = {
      false},  // whose last bias has no gradient but rounding
 };
 
-double time_reference_pair(int64_t batch, int threads, Bf16 products) {
+double time_reference_pair(int64_t batch, int threads, Products products) {
   const Plan plan{"reference pair",
                   100,
                   784,
@@ -677,8 +677,9 @@ double time_reference_pair(int64_t batch, int threads, Bf16 products) {
   Memory memory(plan_memory(job, nullptr));
   plan_memory(job, memory.data);
   double best = 1e9;
-  const int64_t phases = phase_count(job);
-  std::vector<double> profile(2 * phases), least(2 * phases, 1e9);
+  const std::vector<Phase> names = phases(job);
+  const size_t numbers = 2 * names.size();
+  std::vector<double> profile(numbers), least(numbers, 1e9);
   for (int i = 0; i < 300; ++i) {
     std::fill(profile.begin(), profile.end(), 0.0);
     job.profile = i % 3 == 2 ? profile.data() : nullptr;
@@ -686,15 +687,15 @@ double time_reference_pair(int64_t batch, int threads, Bf16 products) {
     step::run(job);
     const double took = (seconds() - start) / static_cast<double>(steps);
     if (!job.profile) best = took < best ? took : best;
-    for (int64_t p = 0; job.profile && p < 2 * phases; ++p)
-      least[p] = std::fmin(least[p], profile[p]);
+    for (size_t p = 0; job.profile && p < numbers; ++p) least[p] = std::fmin(least[p], profile[p]);
   }
-  std::printf("batch %ld, %d threads: %.3f ms a step;", static_cast<long>(batch), threads,
-              best * 1e3);
-  for (int64_t p = 0; p < phases; ++p)
-    std::printf(" %.0f+%.0f", least[2 * p] / static_cast<double>(steps) * 1e6,
-                least[2 * p + 1] / static_cast<double>(steps) * 1e6);
-  std::printf(" us (work+wait of each phase)\n");
+  std::printf("%s, batch %ld, %d threads: %.3f ms a step\n", products_name(products),
+              static_cast<long>(batch), threads, best * 1e3);
+  const double per_step = 1e6 / static_cast<double>(steps);
+  for (size_t p = 0; p < names.size(); ++p)
+    std::printf("%7.1f us, waiting %5.1f, %6.0f GFLOP/s a core: %s\n", least[2 * p] * per_step,
+                least[2 * p + 1] * per_step,
+                names[p].work / threads / (least[2 * p] * per_step) * 1e-3, names[p].name.c_str());
   return best;
 }
 
@@ -704,29 +705,32 @@ int main(int count, char** arguments) {
   if (count > 1 && std::string(arguments[1]) == "time") {
     time_reference_pair(count > 2 ? std::atoi(arguments[2]) : 64,
                         count > 3 ? std::atoi(arguments[3]) : 2,
-                        count > 4 ? best_bf16() : Bf16::none);
+                        count > 4 ? best_bf16().value_or(Products::fp32) : best_fp32());
     return 0;
   }
-  std::printf("instruction set %s, bfloat16: %s\n", isa_name(isa()), bf16_name(best_bf16()));
+  std::printf("instruction set %s\n", isa_name(isa()));
   constexpr int64_t steps = 6;
   for (const Plan& plan : plans) {
     const Images images = make_images(plan, 20);
     const Run exact = reference(plan, images, steps);
-    const Run one = engine(plan, images, steps, 1, false);
-    compare(plan, one, exact);
-    for (int threads : {2, 3, 5})
-      expect(same(one, engine(plan, images, steps, threads, false)), plan,
-             "bits differ with threads:", threads);
-    compare(plan, engine(plan, images, steps, 2, true), exact);
-    for (Bf16 products : {Bf16::avx512, Bf16::amx}) {
-      if (!has_bf16(products)) continue;
+    for (Products products : {Products::fp32, Products::fp32_amx}) {
+      if (!has_products(products)) continue;
+      const Run one = engine(plan, images, steps, 1, false, products);
+      compare(plan, one, exact);
+      for (int threads : {2, 3, 5})
+        expect(same(one, engine(plan, images, steps, threads, false, products)), plan,
+               std::string(products_name(products)) + ": bits differ with threads:", threads);
+      compare(plan, engine(plan, images, steps, 2, true, products), exact);
+    }
+    for (Products products : {Products::bf16_avx512, Products::bf16_amx}) {
+      if (!has_products(products)) continue;
       const Run narrow = engine(plan, images, 1, 1, false, products);
       Run first = reference(plan, images, 1);
       compare(plan, narrow, first, kLoose);
       const Run all = engine(plan, images, steps, 1, false, products);
       for (int threads : {2, 5})
         expect(same(all, engine(plan, images, steps, threads, false, products)), plan,
-               std::string(bf16_name(products)) + ": bits differ with threads:", threads);
+               std::string(products_name(products)) + ": bits differ with threads:", threads);
     }
   }
   const Images images = make_images(plans[1], 20);

@@ -1,0 +1,203 @@
+"""The fused engine on CUDA: whole steps of two multilayer perceptrons as a few kernels, or as one.
+
+Two programs do the same steps. The chain takes one kernel for each phase of a step; a CUDA graph of
+it is captured once and replayed, because its kernels read the number of the step from the device.
+The persistent kernel does many steps in one launch, and keeps the weights and their moments on chip
+meanwhile. Which of them runs is a matter of shapes; `describe` says which, and why not the other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.engines.fused import _KEPT_ORDER, FusedEngine
+
+_ROWS = 4096
+"""Steps that the tables of losses and learning rates have room for: what bounds a launch."""
+
+_GRAPH_STEPS = 16
+"""Steps in a captured graph; what is left over goes through a graph of one step."""
+
+
+class FusedCudaEngine(FusedEngine):
+    """Runs a pair of MLPs on a CUDA device, any number of steps per call.
+
+    What fits is what `FusedEngine` takes. Products are taken in float32, in TF32 where
+    `torch.backends.cuda.matmul.allow_tf32` says so, or in bfloat16 with precision "bf16"; sums,
+    weights and everything else are float32. The same run gives the same bits.
+
+    Attributes:
+        allow_persistent: whether the persistent kernel may be chosen; set it to False on the class,
+            before an engine is made, to compare the two programs.
+    """
+
+    allow_persistent = True
+
+    def describe(self) -> str:
+        """Shapes, precision, program and working memory in one line."""
+        p = self.problem
+        products = "fp32 with TF32 products" if self._tf32() else p.precision
+        if self._why_chain:
+            kernels = torch.ops.fastgan.fused_cuda_length(self._plan, self._settings_tensor)
+            program = f"graphs of {kernels} kernels a step (not one kernel: {self._why_chain})"
+        else:
+            program = "one persistent kernel"
+        return (
+            f"whole steps on the GPU, {self._shapes()}, {products}, {program}, "
+            f"{self.memory_bytes() / 2**20:.1f} MB of working memory"
+        )
+
+    def memory_bytes(self) -> int:
+        """Bytes the engine holds besides the networks, their optimisers and the images."""
+        tables = (self._memory, self._rate_table, self._loss_table, self._order_table)
+        return sum(t.numel() * t.element_size() for t in tables)
+
+    def profile(self, n: int) -> list[tuple[str, float, float, float]]:
+        """ValueError: the phases of a GPU are timed from outside, with nsys or ncu."""
+        raise ValueError(
+            "profile() times the fused engine on the CPU; on a GPU use torch.profiler or nsys"
+        )
+
+    def close(self) -> None:
+        """Give the working memory back."""
+        super().close()
+        self._graphs.clear()
+        self._settings = None  # the next run lays everything out anew
+
+    def _tf32(self) -> bool:
+        return self.problem.precision == "fp32" and torch.backends.cuda.matmul.allow_tf32
+
+    def _write(self, settings: tuple) -> None:
+        super()._write(settings)
+        p = self.problem
+        count, per_epoch = len(p.data), p.data.batches_per_epoch(p.batch_size)
+        epochs = max(1, _KEPT_ORDER // count - 1)
+        self._rows = min(_ROWS, max(1, epochs * per_epoch // p.d_steps))
+        # Steps may begin and end inside an epoch.
+        epochs = -(-self._rows * p.d_steps // per_epoch) + 1
+
+        def table(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=p.device)
+
+        self._clock = table(5, dtype=torch.int64)
+        self._rate_table = table(self._rows, 2, dtype=torch.float64)
+        self._loss_table = table(self._rows, 2, dtype=torch.float32)
+        self._order_table = table(epochs * count if p.data.resident else 0, dtype=torch.int64)
+        self._why_chain = "allow_persistent is False"
+        if self.allow_persistent:
+            self._why_chain = torch.ops.fastgan.fused_cuda_why_not_persistent(
+                self._plan, self._settings_tensor, self._state(), self._clock, self._tf32()
+            )
+        size = torch.ops.fastgan.fused_cuda_memory(
+            self._plan, self._settings_tensor, 1 if self._why_chain else 2
+        )
+        memory = table(size + 256, dtype=torch.uint8)
+        start = -memory.data_ptr() % 256
+        self._memory = memory[start : start + size]
+        self._feed = None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pointers: tuple = ()
+        # Updates that an optimiser has done, by its first step counter and that one's version.
+        self._counted: dict[int, tuple[Tensor, int, int]] = {}
+
+    def _fed(self) -> Tensor:
+        """The batches of one step, each where the kernels look for it."""
+        self._refresh()
+        p = self.problem
+        if self._feed is None:
+            self._feed = torch.zeros(p.d_steps, p.batch_size, *p.data.shape, device=p.device)
+        first = self.step * p.d_steps
+        for place, update in zip(self._feed, range(first, first + p.d_steps), strict=True):
+            batch = p.data.batch(p.seed, update, p.batch_size)
+            place[: len(batch)].copy_(batch)
+        return self._feed
+
+    def _run(
+        self, images: Tensor, order: Tensor | None, losses: Tensor, profile: Tensor | None = None
+    ) -> None:
+        self._refresh()
+        first = self._epoch()
+        for start in range(0, len(losses), self._rows):
+            part = losses[start : start + self._rows]
+            if order is not None:
+                rest = order[(self._epoch() - first) * len(self.problem.data) :]
+                rest = rest[: len(self._order_table)]
+                self._order_table[: len(rest)].copy_(rest)
+            self._chunk(images, order is not None, part)
+
+    def _epoch(self) -> int:
+        p = self.problem
+        return self.step * p.d_steps // p.data.batches_per_epoch(p.batch_size)
+
+    def _chunk(self, images: Tensor, ordered: bool, losses: Tensor) -> None:
+        p, n = self.problem, len(losses)
+        pairs = ((self._d, p.optimizer_d, n * p.d_steps), (self._g, p.optimizer_g, n))
+        steps = [self._step_counters(chain, optimizer) for chain, optimizer, _ in pairs]
+        done = [self._updates(counters[0]) for counters in steps]
+        # From pageable memory, so the host may go on and forget them as soon as the calls return.
+        clock = torch.tensor([self.step, self.step, self._epoch(), *done])
+        self._clock.copy_(clock, non_blocking=True)
+        self._rate_table[:n].copy_(self._learning_rates(n).expand(n, 2), non_blocking=True)
+        self._launch(images, ordered, n)
+        losses.copy_(self._loss_table[:n])
+        for counters, before, (_, _, more) in zip(steps, done, pairs, strict=True):
+            torch._foreach_add_(counters, float(more))
+            first = counters[0]
+            self._counted[id(first)] = (first, first._version, before + more)
+        # What autograd has saved of these before is out of date now, and must say so.
+        torch.autograd.graph.increment_version(self._written)
+        self.step += n
+
+    @staticmethod
+    def _step_counters(chain, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        return [
+            optimizer.state[p]["step"]
+            for layer in chain.layers
+            for p in layer.parameters
+            if p is not None
+        ]
+
+    def _updates(self, counter: Tensor) -> int:
+        """What an optimiser's step counter says; one on the GPU is read only after a change."""
+        known = self._counted.get(id(counter))
+        if known is not None and known[0] is counter and known[1] == counter._version:
+            return known[2]
+        return int(counter)
+
+    def _launch(self, images: Tensor, ordered: bool, n: int) -> None:
+        if not self._why_chain:
+            self._enqueue(images, ordered, n)
+            return
+        pointers = (images.data_ptr(), images.dtype, ordered, self._tf32())
+        pointers += tuple(t.data_ptr() for t in self._state())
+        if pointers != self._pointers:
+            self._graphs.clear()
+            self._pointers = pointers
+            # Kernels are loaded at their first launch, which a capture does not allow.
+            self._enqueue(images, ordered, 1)
+            n -= 1
+        for size in (_GRAPH_STEPS, 1):
+            if n >= size and size not in self._graphs:
+                self._graphs[size] = graph = torch.cuda.CUDAGraph()
+                with torch.cuda.device(images.device), torch.cuda.graph(graph):
+                    self._enqueue(images, ordered, size)
+            for _ in range(n // size):
+                self._graphs[size].replay()
+            n %= size
+
+    def _enqueue(self, images: Tensor, ordered: bool, steps: int) -> None:
+        torch.ops.fastgan.fused_cuda_run.default(
+            self._plan,
+            self._settings_tensor,
+            self._state(),
+            self._memory,
+            images,
+            self._order_table if ordered else None,
+            self._clock,
+            self._rate_table,
+            self._loss_table,
+            steps,
+            self._tf32(),
+            not self._why_chain,
+        )

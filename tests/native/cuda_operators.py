@@ -1,0 +1,21 @@
+"""A pytest plugin: the CUDA operators, emulated, take the place of the CPU's.
+
+python -m pytest -p native.cuda_operators tests/test_ops.py      # with tests/ on the path
+"""
+
+import warnings
+
+from . import fused_cuda
+
+SOURCES = ("philox", "gather", "linear", "tiles", "losses", "adam", "ema")
+
+import fastgan.ops  # noqa: E402, F401  registers the CPU's operators, before they are replaced
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the replacement, which is the purpose
+    kernels = fused_cuda.load_operators(
+        "operators",
+        "csrc/cuda/ops.cpp",
+        *(f"csrc/cuda/{name}.cu" for name in SOURCES),
+        "tests/native/emulated/exports.cpp",
+    )
