@@ -21,10 +21,10 @@ def likely_cause(problem: Problem, step: int) -> str:
     if not torch.isfinite(p.data.batch(p.seed, update, p.batch_size)).all():
         return "the real images of that step hold values that are not finite"
     causes = []
-    if p.game.name == "wasserstein":
-        causes.append("a Wasserstein critic that nothing keeps Lipschitz")
-    if p.precision == "bf16":
-        causes.append("bfloat16 (try precision='fp32')")
+    if p.game.name == "wasserstein" and p.penalty is None:
+        causes.append("a Wasserstein critic that nothing keeps Lipschitz (try penalty='wgan-gp')")
+    if p.precision != "fp32":
+        causes.append(f"precision {p.precision!r} (try 'fp32')")
     rates = sorted({g["lr"] for o in (p.optimizer_g, p.optimizer_d) for g in o.param_groups})
     rates = " and ".join(f"{float(rate):g}" for rate in rates)
     causes.append(f"a learning rate that is too high (lr is {rates}; try a third of it)")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 FILE = "checkpoint.pt"
 FORMAT = "fastgan checkpoint"
-VERSION = 1
+VERSION = 2
+"""1: neither penalties nor GradScalers."""
 
 
 class CheckpointError(ValueError):

@@ -24,16 +24,16 @@ def info(
     generator: nn.Module | None = None,
     discriminator: nn.Module | None = None,
     *,
-    latent_dim: int = 100,
+    latent_dim: int | tuple[int, ...] = 100,
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> dict:
     """Facts about this installation, and the engine that a pair of networks would get.
 
     Args:
-        generator: maps ``[batch, latent_dim]`` to images. Default: the reference generator.
+        generator: maps ``[batch, *latent_dim]`` to images. Default: the reference generator.
         discriminator: maps images to ``[batch]`` or ``[batch, 1]``. Default: the reference one.
-        latent_dim: length of a latent vector. Default 100.
+        latent_dim: length of a latent vector, or the shape of one latent. Default 100.
         batch_size: images in a batch. Default 64.
         device: where training would run. Default: CUDA if there is one, else the CPU.
 
@@ -58,8 +58,11 @@ def info(
             copy.deepcopy(network).to(device) for network in (generator, discriminator)
         )
         with torch.no_grad():
-            shape = generator(torch.zeros(2, latent_dim, device=device)).shape[1:]
-    images = data.open(torch.zeros(batch_size, *shape, dtype=torch.uint8)).to(device)
+            latent = (latent_dim,) if isinstance(latent_dim, int) else latent_dim
+            shape = generator(torch.zeros(2, *latent, device=device)).shape[1:]
+    # Not data.open, which must guess from the sides of a tensor where its channels are.
+    pixels = torch.zeros(batch_size, *shape, dtype=torch.uint8, device=device)
+    images = data.Images("stand-in", "images of nothing, to ask with", pixels=pixels)
     problem = make_problem(
         generator,
         discriminator,

@@ -6,6 +6,7 @@ I. Loshchilov and F. Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterable
 
@@ -25,8 +26,30 @@ def _tell_once(reason: str) -> None:
         warnings.warn(f"fastgan.optim: {reason}; torch.optim's own step is used", stacklevel=4)
 
 
+def _without_compiler(name: str):
+    """A method of torch's optimisers that does not import torch's compiler when first called.
+
+    They do so to keep themselves out of it, at the price of 0.8 s for every program that never
+    compiles anything.
+    """
+    hidden = getattr(torch.optim.Optimizer, name)
+    plain = getattr(hidden, "__wrapped__", hidden)
+
+    @functools.wraps(hidden)
+    def method(self, *args, **kwargs):
+        chosen = hidden if torch.compiler.is_compiling() else plain
+        return chosen(self, *args, **kwargs)
+
+    return method
+
+
 class _FusedStep:
     """The step shared by Adam and AdamW, which differ in one flag of the operator."""
+
+    add_param_group = _without_compiler("add_param_group")
+    zero_grad = _without_compiler("zero_grad")
+    state_dict = _without_compiler("state_dict")
+    load_state_dict = _without_compiler("load_state_dict")
 
     def __init__(
         self,

@@ -40,6 +40,9 @@ def make_problem(
     precision: str = "fp32",
     device: torch.device | str | None = None,
     seed: int = 0,
+    penalty: str | losses.Penalty | None = None,
+    penalty_weight: float | None = None,
+    penalty_every: int | None = None,
 ) -> Problem:
     """What an engine needs, from what a user says; see `Trainer` for the arguments.
 
@@ -77,6 +80,7 @@ def make_problem(
         raise ValueError(f"seed is {seed!r}; expected an integer in [0, 2**64)")
     device = choose_device(device)
     game = losses.game(loss, label_smoothing)
+    penalty = losses.penalty(penalty, penalty_weight, penalty_every)
     if (generator is None) != (discriminator is None):
         raise ValueError(
             "pass both generator and discriminator, or None for both to get the reference pair"
@@ -119,6 +123,7 @@ def make_problem(
         lr_schedule=lr_schedule,
         ema=average,
         ema_decay=0.0 if ema is None else float(ema),
+        penalty=penalty,
     )
 
 
@@ -202,6 +207,7 @@ def settings(problem: Problem) -> dict[str, Any]:
         "latent_dim": p.latent_dim if isinstance(p.latent_dim, int) else list(p.latent_dim),
         "loss": p.game.name,
         "own_loss": known is None or p.game != losses.game(p.game.name, p.game.label_smoothing),
+        **_written_penalty(p.penalty),
         "d_steps": p.d_steps,
         "lr": [o.param_groups[0]["lr"] for o in (p.optimizer_g, p.optimizer_d)],
         "optimizer": next(n for n, kind in OPTIMIZERS.items() if type(p.optimizer_g) is kind),
@@ -216,8 +222,21 @@ def settings(problem: Problem) -> dict[str, Any]:
     }
 
 
+def _written_penalty(penalty: losses.Penalty | None) -> dict[str, Any]:
+    if penalty is None:
+        return {"penalty": None, "own_penalty": False}
+    known = losses.PENALTIES.get(penalty.name)
+    own = known is None or penalty != losses.penalty(known, penalty.weight, penalty.every)
+    return {
+        "penalty": penalty.name,
+        "own_penalty": own,
+        "penalty_weight": penalty.weight,
+        "penalty_every": penalty.every,
+    }
+
+
 def arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `make_problem` that `settings` wrote down; the loss is not among them."""
+    """The arguments of `make_problem` that `settings` wrote down, without loss and penalty."""
     latent_dim = settings["latent_dim"]
     return {
         "latent_dim": latent_dim if isinstance(latent_dim, int) else tuple(latent_dim),

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastgan import checkpoint
+
+# Of the plot: pixels and colours.
+_WIDTH, _HEIGHT = 880, 495
+_LEFT, _TOP, _BOTTOM, _MARGIN = 70, 32, 44, 16
+_PALE = (221, 221, 221)
+_NAMES = {"d": "discriminator", "g": "generator"}
+_COLOURS = ((31, 119, 180), (255, 127, 14))
 
 
 def grid(images: Tensor, path: str | os.PathLike, columns: int | None = None) -> None:
@@ -52,20 +59,73 @@ def loss_plot(history: Sequence[dict], path: str | os.PathLike) -> None:
         history: log lines, dicts with "step", "d_loss_mean" and "g_loss_mean".
         path: the file.
     """
-    # Costs half a second, and only the plot needs it; Agg draws without a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    # Drawn here, because importing matplotlib and plotting with it take longer than a short run.
     steps = [line["step"] for line in history]
-    marker = "o" if len(steps) < 3 else None
-    for name, label in (("d_loss_mean", "discriminator"), ("g_loss_mean", "generator")):
-        values = [line[name] for line in history]
-        axes.plot(steps, values, label=label, linewidth=1.2, marker=marker)
-    axes.set(xlabel="step", ylabel="loss, mean since the last log line")
-    axes.set_title(Path(path).resolve().parent.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    checkpoint.write(path, lambda file: figure.savefig(file, format="png"))
+    curves = {
+        label: [line[f"{name}_loss_mean"] for line in history] for name, label in _NAMES.items()
+    }
+    x = _Axis(steps, _LEFT, _WIDTH - _MARGIN, ticks=10)
+    y = _Axis(sum(curves.values(), []), _HEIGHT - _BOTTOM, _TOP, ticks=7, room=0.04)
+    # Lines at twice the size, so that shrinking smooths them; text is smooth by itself.
+    picture = Image.new("RGB", (2 * _WIDTH, 2 * _HEIGHT), "white")
+    draw = ImageDraw.Draw(picture)
+    for tick in x.ticks:
+        at = 2 * x.place(tick)
+        draw.line([(at, 2 * _TOP), (at, 2 * (_HEIGHT - _BOTTOM))], _PALE, 2)
+    for tick in y.ticks:
+        at = 2 * y.place(tick)
+        draw.line([(2 * _LEFT, at), (2 * (_WIDTH - _MARGIN), at)], _PALE, 2)
+    for colour, values in zip(_COLOURS, curves.values(), strict=True):
+        points = [
+            (2 * x.place(step), 2 * y.place(value))
+            for step, value in zip(steps, values, strict=True)
+        ]
+        draw.line(points, colour, 4, joint="curve")
+        if len(points) < 3:
+            for point in points:
+                draw.circle(point, 8, colour)
+    picture = picture.reduce(2)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(13)
+    for tick in x.ticks:
+        draw.text((x.place(tick), _HEIGHT - _BOTTOM + 6), f"{tick:.10g}", "black", font, "ma")
+    for tick in y.ticks:
+        draw.text((_LEFT - 6, y.place(tick)), f"{tick:.10g}", "black", font, "rm")
+    draw.text((_WIDTH / 2, _HEIGHT - 10), "step", "black", font, "ms")
+    draw.text((_MARGIN, 14), "loss, mean since the last log line", "black", font, "lm")
+    name = Path(path).resolve().parent.name
+    draw.text((_WIDTH / 2, 14), name if len(name) < 40 else f"{name[:37]}...", "black", font, "mm")
+    right = _WIDTH - _MARGIN
+    for colour, label in reversed(list(zip(_COLOURS, curves, strict=True))):
+        draw.text((right, 14), label, "black", font, "rm")
+        right -= round(font.getlength(label)) + 6
+        draw.line([(right - 20, 14), (right, 14)], colour, 3)
+        right -= 40
+    checkpoint.write(path, lambda file: picture.save(file, format="PNG"))
+
+
+class _Axis:
+    """Where numbers lie between two pixels, and the round ones among them."""
+
+    def __init__(
+        self, numbers: Sequence[float], first: float, last: float, *, ticks: int, room: float = 0.0
+    ):
+        """Over the range of the numbers and a part of it, `room`, on either side.
+
+        The ticks are as many as asked for, or fewer down to half of that.
+        """
+        low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+        if low == high:
+            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        room *= high - low
+        self.low, self.high, self.first, self.last = low - room, high + room, first, last
+        least = (self.high - self.low) / ticks
+        power = 10.0 ** math.floor(math.log10(least))
+        width = next(m * power for m in (1, 2, 5, 10) if m * power >= least)
+        whole = range(math.ceil(self.low / width), math.floor(self.high / width) + 1)
+        self.ticks = [i * width for i in whole]
+
+    def place(self, number: float) -> float:
+        """The pixel of a number."""
+        along = (number - self.low) / (self.high - self.low)
+        return self.first + along * (self.last - self.first)

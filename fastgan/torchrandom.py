@@ -50,23 +50,28 @@ class OwnStates:
     def __init__(self, seed: int, device: torch.device):
         """Start from a seed."""
         self.device = device
-        self._states: dict[str, Tensor] | None = initial(seed, device)
+        self._states = initial(seed, device)
+        self._in_use = False
 
     @contextmanager
     def in_use(self):
         """Torch's generators hold the run's states meanwhile, and then again the program's."""
         outside = read(self.device)
         write(self._states, self.device)
-        self._states = None
+        self._in_use = True
         try:
             yield
         finally:
-            self._states = read(self.device)
+            self._states = self.state_dict()
+            self._in_use = False
             write(outside, self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The run's states as they are, for a checkpoint."""
-        return self._states or read(self.device)
+        """The run's states as they are, for a checkpoint.
+
+        A run that came from CUDA to the CPU keeps that device's state, for when it returns.
+        """
+        return {**self._states, **read(self.device)} if self._in_use else self._states
 
     def load_state_dict(self, states: dict[str, Tensor]) -> None:
         """Take the states of a checkpoint; what it lacks stays as it is."""

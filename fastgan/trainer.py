@@ -96,7 +96,8 @@ class Trainer:
             rates. Default: constant.
         ema: decay of a running average of the generator's weights, such as 0.999; the average is
             what `sample` then uses. Default: none is kept.
-        precision: "fp32" (default), or "bf16" for products in bfloat16 with fp32 weights.
+        precision: "fp32" (default), "bf16" for products in bfloat16 with fp32 weights, or "fp16"
+            for products in float16, the losses scaled by a torch.amp.GradScaler for each network.
         engine: "auto" (default), or the name of the engine to use.
         device: where to train. Default: CUDA if there is a device, else the CPU.
         seed: source of all randomness, in [0, 2**64). Default 0; None picks one and records it.
@@ -105,6 +106,12 @@ class Trainer:
         checkpoint_every: steps between two checkpoints. Default: one a minute. There is always one
             at the end.
         keep: how many of the last checkpoints stay on disk. Default 2.
+        penalty: on the slope of the discriminator: "r1" (Mescheder et al. 2018), "wgan-gp"
+            (Gulrajani et al. 2017) or a `fastgan.losses.Penalty`. Default: none. The losses that
+            are logged are without it.
+        penalty_weight: gamma of R1, lambda of WGAN-GP. Default 10.
+        penalty_every: k, to take the penalty in every k-th discriminator update only, k times as
+            heavy (Karras et al. 2020). Default 1.
 
     Attributes:
         generator, discriminator, optimizer_g, optimizer_d, ema, data: the live objects. Between two
@@ -144,6 +151,9 @@ class Trainer:
         log_every: int = 100,
         checkpoint_every: int | None = None,
         keep: int = 2,
+        penalty: str | losses.Penalty | None = None,
+        penalty_weight: float | None = None,
+        penalty_every: int | None = None,
     ):
         """Check everything, move the networks to the device and choose the engine."""
         problem.at_least(1, log_every=log_every, keep=keep)
@@ -175,6 +185,9 @@ class Trainer:
             precision=precision,
             device=device,
             seed=seed,
+            penalty=penalty,
+            penalty_weight=penalty_weight,
+            penalty_every=penalty_every,
         )
         for network in (p.generator, p.discriminator):
             network.train()
@@ -356,6 +369,7 @@ class Trainer:
         data: Any = None,
         *,
         loss: losses.Game | None = None,
+        penalty: losses.Penalty | None = None,
         lr_schedule: Callable[[int], float] | None = None,
         device: torch.device | str | None = None,
         engine: str | None = None,
@@ -363,7 +377,11 @@ class Trainer:
         """Continue a run exactly where its checkpoint was written.
 
         On the same device, with the same engine and number of threads, the continued run has the
-        same bits as one that was never stopped. The log of the run is cut back to the checkpoint.
+        same bits as one that was never stopped. On another device it starts from the same bits
+        (weights, moments, step, order of the images, masks and uniforms) and then rounds
+        differently: noise within 2e-6, sums in another order. Modules that draw from torch's own
+        generator get another device's numbers, from the run's seed, where the checkpoint has no
+        state of that generator. The log of the run is cut back to the checkpoint.
 
         Args:
             path: the directory of a run, or a checkpoint in it.
@@ -371,6 +389,7 @@ class Trainer:
             discriminator: likewise.
             data: needed if the run was not given its data by a name or path.
             loss: needed if the run used a `Game` of your own.
+            penalty: needed if the run used a `Penalty` of your own.
             lr_schedule: needed if the run had one.
             device: default: the run's device, if this machine has it.
             engine: default: what the run asked for.
@@ -385,6 +404,13 @@ class Trainer:
         saved_loss = None if config["own_loss"] else config["loss"]
         data = checkpoint.require(file, "data", data, config["data"])
         loss = checkpoint.require(file, "loss", loss, saved_loss)
+        # Format 1 had no penalties.
+        if config.get("own_penalty"):
+            checkpoint.require(file, "penalty", penalty, None)
+        elif penalty is None and config.get("penalty"):
+            penalty = losses.penalty(
+                config["penalty"], config["penalty_weight"], config["penalty_every"]
+            )
         if config["lr_schedule"]:
             checkpoint.require(file, "lr_schedule", lr_schedule, None)
         networks = {"generator": generator, "discriminator": discriminator}
@@ -407,6 +433,7 @@ class Trainer:
             **problem.arguments(config),
             data=images,
             loss=loss,
+            penalty=penalty,
             lr_schedule=lr_schedule,
             engine=engine or config["engine"],
             device=device,
@@ -486,7 +513,7 @@ class Trainer:
             return f"stopped by {what} after step {self.step}; nothing was saved (out is None)"
         c = self.config
         how = f"Trainer.resume({str(self.out)!r}, generator, discriminator, data)"
-        own = c["own_loss"] or c["lr_schedule"]
+        own = c["own_loss"] or c["own_penalty"] or c["lr_schedule"]
         if c["generator"] and c["discriminator"] and c["data"] and not own:
             how = f"fastgan train --resume {self.out}"
         return f"stopped by {what} after step {self.step}; saved. To continue: {how}"
@@ -503,6 +530,7 @@ class Trainer:
             "data": {"name": self.data.name, "fingerprint": self._fingerprint},
             **{name: getattr(self, name).state_dict() for name in PARTS},
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "scalers": [scaler.state_dict() for scaler in self._problem.scalers or ()],
             "random": self._random_states.state_dict(),
             "log": self._log.state_dict(),
             "versions": {
@@ -521,6 +549,10 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        for scaler, saved in zip(
+            self._problem.scalers or (), state.get("scalers", ()), strict=True
+        ):
+            scaler.load_state_dict(saved)
         self.engine.step = self._saved_step = state["step"]
         self.seconds, self.goal = state["seconds"], state["goal"]
         self._random_states.load_state_dict(state["random"])

@@ -1,9 +1,11 @@
 """The benchmark harness: its arithmetic, its records, and short real runs."""
 
+import contextlib
 import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +20,15 @@ if not (BENCHMARKS / "bench.py").exists():
 sys.path.insert(0, str(BENCHMARKS))
 
 import bench  # noqa: E402
+import device  # noqa: E402
+import exercise  # noqa: E402
+import gpu  # noqa: E402
 import harness  # noqa: E402
 import machine  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import worker  # noqa: E402
-from plans import GRID, Plan, pair  # noqa: E402
+from plans import DCGAN, GRID, SWEEP, Plan, pair  # noqa: E402
 
 TINY = "hidden=16,depth=2,image=1x8x8,latent=8,batch=8,images=100"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -101,7 +106,13 @@ def test_operations_of_the_reference_pair():
     assert Plan(batch=64).flops == 2 * 64 * (3 * g + 6 * d + 2 * 256 + 256 * 784)
 
 
-@pytest.mark.parametrize("plan", [*pair(), *GRID], ids=lambda plan: plan.title)
+SMALL_DCGAN = [
+    Plan("dcgan", hidden=2, image=(3, size, size), latent=5, batch=2, network="dcgan")
+    for size in (16, 64)
+]
+
+
+@pytest.mark.parametrize("plan", [*pair(), *GRID, *SMALL_DCGAN], ids=lambda plan: plan.title)
 def test_operations_match_what_autograd_does(plan):
     """Counts the products that a step of clean eager really performs."""
     from peers import eager, networks
@@ -114,6 +125,43 @@ def test_operations_match_what_autograd_does(plan):
         torch.autograd.grad(d_loss_of(real), list(discriminator.parameters()))
         torch.autograd.grad(g_loss_of(), list(generator.parameters()))
     assert counted.get_total_flops() == plan.flops
+
+
+@pytest.mark.parametrize("network", ["mlp", "dcgan"])
+def test_operations_of_r1_match_what_autograd_does(network):
+    from peers import eager, networks
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = (3, 16, 16)
+    plan = Plan(hidden=4, image=image, batch=2, network=network, penalty="r1", latent=5)
+    generator, discriminator = networks.build(plan)
+    counted = FlopCounterMode(display=False)
+    # Its hooks on modules cannot see a gradient of an input.
+    counted.mod_tracker = NoModules()
+    with counted:
+        loss = eager.losses_of(plan, generator, discriminator)[0](torch.zeros(2, *image))
+        torch.autograd.grad(loss, list(discriminator.parameters()))
+    without = Plan(hidden=4, image=image, batch=2, network=network, latent=5)
+    g_step = without.flops - _d_step(without)
+    # A convolution's second derivative is taken with respect to the constant above it as well.
+    more = 2 * plan.batch * plan.products("d")[-1] if network == "dcgan" else 0
+    assert counted.get_total_flops() == plan.flops - g_step + more
+
+
+class NoModules(contextlib.nullcontext):
+    parents = ("Global",)
+
+
+def _d_step(plan) -> int:
+    g, d = plan.products("g"), plan.products("d")
+    return 2 * plan.batch * (sum(g) + 4 * sum(d) + 2 * sum(d[1:]))
+
+
+def test_sweep_and_dcgan_are_the_plans_of_the_gpu():
+    assert {(p.batch, p.hidden) for p in SWEEP} >= {(b, h) for b in (64, 8192) for h in (256, 2048)}
+    assert [p.penalty for p in DCGAN] == ["none", "r1"]
+    assert all((p.batch, p.image, p.network) == (128, (3, 64, 64), "dcgan") for p in DCGAN)
+    assert all(p.steps_per_epoch >= p.chunk_on_gpu >= 1 for p in (*SWEEP, *pair()))
 
 
 def test_the_grid_covers_what_it_should():
@@ -156,7 +204,7 @@ def test_parse_reads_and_refuses():
 def test_every_entry_names_a_file_and_selection_finds_it():
     for entry in peers.CATALOGUE.values():
         assert (BENCHMARKS / "peers" / f"{entry.file}.py").exists()
-        assert entry in peers.select(entry.name)
+        assert all(peers.select(entry.name, device=device) == [entry] for device in entry.devices)
     assert {e.name for e in peers.select("jax")} >= {"jax-scan", "jax-jit"}
     assert [e.name for e in peers.select("eager")] == ["eager"]
     with pytest.raises(ValueError, match="nobody"):
@@ -277,7 +325,13 @@ def test_a_race_of_two_in_their_own_processes(tmp_path, capfd):
     assert (tmp_path / "race.png").stat().st_size > 1000
 
 
-def test_a_missing_peer_is_named_with_its_reason(monkeypatch, tmp_path, capfd):
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Saves the seconds of the two native programs."""
+    monkeypatch.setattr(machine, "compiler", lambda: None)
+
+
+def test_a_missing_peer_is_named_with_its_reason(no_compiler, monkeypatch, tmp_path, capfd):
     absent = peers.Entry("absent", "absent:Absent", "fp32", "a peer whose package is missing")
     monkeypatch.setitem(peers.CATALOGUE, "absent", absent)
     arguments = ["--plan", TINY, "--peers", "eager,absent", "--seconds", "0.1", "--inline"]
@@ -289,8 +343,10 @@ def test_a_missing_peer_is_named_with_its_reason(monkeypatch, tmp_path, capfd):
     assert "median" in results["eager"] and "missing" in results["absent"]
 
 
-def test_overhead_contended_and_profile(monkeypatch, capfd):
+def test_overhead_contended_and_profile(no_compiler, monkeypatch, capfd):
     monkeypatch.setattr(harness, "ROUNDS", 2)
+    monkeypatch.setattr(harness, "PAIRS", 3)
+    monkeypatch.setattr(harness, "WARM_SECONDS", 0.05)
     monkeypatch.setattr(harness, "CALLS", 100)
     code, record = run(
         capfd,
@@ -298,7 +354,10 @@ def test_overhead_contended_and_profile(monkeypatch, capfd):
         *("--overhead", "--contended", "--profile"),
     )
     assert code == 0 and "races" not in record
-    assert record["overhead"][0]["results"]["eager"]["single_ms"] > 0
+    cost = record["overhead"][0]["results"]["eager"]
+    assert cost["single_ms"] > 0 and cost["pairs"] == 3
+    low, high = cost["extra_us_quartiles"]
+    assert low <= cost["extra_us"] <= high
     assert record["contended"][0]["results"]["eager"]["slowdown"] > 0
     assert "no profile" in record["profile"][0]["results"]["eager"]["missing"]
     text = report.render(record)
@@ -341,6 +400,12 @@ def _state(peer) -> str:
         (["--threads", "100000"], "--threads"),
         (["--seconds", "0"], "--seconds"),
         (["--overhead", "--picture", "x.png"], "--picture"),
+        (["--limit", "0"], "--limit"),
+        (["--patience", "-1"], "--patience"),
+        (["--plan", "network=dcgan,image=3x48x48"], "square images"),
+        (["--plan", "penalty=r2"], "penalty"),
+        (["--peers", "graph"], "graph does not run with --device cpu"),
+        (["--device", "cuda", "--peers", "fused-avx2"], "fused-avx2 does not run"),
     ],
 )
 def test_bad_arguments_are_refused_with_the_reason(arguments, said, capsys):
@@ -354,7 +419,297 @@ def test_the_list_has_every_peer_and_plan(capsys):
     assert bench.main(["--list"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in peers.CATALOGUE)
-    assert all(plan.title in text for plan in GRID)
+    assert all(plan.title in text for plan in (*GRID, *SWEEP, *DCGAN))
+
+
+def test_no_plan_begins_after_the_limit(no_compiler, capfd):
+    arguments = ["--peers", "eager", "--inline", "--no-record", "--limit", "1e-9"]
+    code, record = run(capfd, *arguments, "--batch", "64,256")
+    assert code == 0 and "races" not in record
+    assert record["left_out"] == [plan.title for plan in pair()]
+    assert "left out when the time was over: reference pair, batch 64" in report.render(record)
+
+
+def test_an_interrupted_run_keeps_what_it_has(no_compiler, monkeypatch, tmp_path, capfd):
+    race, calls = harness.Field.race, []
+
+    def interrupted(field, plan, seconds):
+        calls.append(plan)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return race(field, plan, seconds)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(harness.Field, "race", interrupted)
+    try:
+        code, record = run(
+            capfd,
+            *("--plan", TINY, "--plan", TINY, "--plan", TINY, "--peers", "eager", "--inline"),
+            *("--seconds", "0.05", "--out", str(tmp_path)),
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 1 and len(record["races"]) == 1 and len(record["left_out"]) == 2
+    assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+@LINUX
+def test_a_peer_that_does_not_answer_is_ended_and_named():
+    with harness.Field(peers.select("eager"), 1, patience=20, say=lambda _: None) as field:
+        field.prepare(tiny())
+        stuck = field.peers["eager"]
+        stuck.patience = 0.3
+        with stuck.turn(), pytest.raises(harness.Dead, match="blocks took more than 0.3 s"):
+            stuck.ask("blocks", 10**9, 1)
+        assert stuck.process.returncode is not None
+        assert "its process ended" in field.race(tiny(), 0.05)["eager"]["missing"]
+
+
+# The GPU
+
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@NO_GPU
+def test_without_a_gpu_everything_says_so(capfd):
+    assert bench.main(["--device", "cuda", "--no-record"]) == 3
+    assert "SKIPPED: --device cuda: torch" in capfd.readouterr().err
+    assert exercise.main(["chain"]) == 3
+    assert gpu.main() == 1
+    assert "finds no GPU" in json.loads(capfd.readouterr().out.partition("GPU\n")[2])["missing"]
+    with pytest.raises(machine.Missing):
+        gpu.capability()
+
+
+@NO_GPU
+@pytest.mark.parametrize("name", ["eager", "compile", "jax-scan", "graph"])
+def test_a_peer_without_a_gpu_is_missing_with_the_reason(name):
+    if name.startswith("jax") and not all(map(importlib.util.find_spec, ("jax", "optax"))):
+        pytest.skip("no JAX")
+    host = worker.Host(name, "cuda")
+    assert "GPU" in host.setup(tiny().to_fields(), 1)["missing"]
+
+
+def test_exercise_without_a_gpu_runs_what_a_cpu_can():
+    assert exercise.main(["operators", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("penalty", ["none", "r1"])
+@pytest.mark.parametrize("name", ["reference", "eager", "fastgan-eager"])
+def test_dcgan_steps(name, penalty):
+    plan = Plan(
+        *("dcgan", 8, 4, 2, (3, 16, 16), "none", 0.0, 4, 20), network="dcgan", penalty=penalty
+    )
+    threads = torch.get_num_threads()
+    host = worker.Host(name)
+    try:
+        answer = host.setup(plan.to_fields(), 1)
+        if name == "reference" and penalty == "r1":
+            assert "no gradient penalty" in answer["missing"]
+            return
+        assert "missing" not in answer, answer
+        host.calls(2)
+        said = host.check()
+        assert 0.8 < said["d_loss"] < 2.5 and 0.2 < said["g_loss"] < 1.5
+    finally:
+        host.close()
+        torch.set_num_threads(threads)
+
+
+def test_r1_of_the_eager_peer_is_that_of_fastgan():
+    from peers import eager, networks
+
+    from fastgan import losses
+
+    plans = [
+        Plan(image=(1, 4, 4), hidden=8, latent=3, batch=5, dropout=0.0, penalty=penalty)
+        for penalty in ("none", "r1")
+    ]
+    generator, discriminator = networks.build(plans[0])
+    real = torch.rand(5, 1, 4, 4)
+    totals = []
+    for plan in plans:
+        torch.manual_seed(0)
+        totals.append(eager.losses_of(plan, generator, discriminator)[0](real))
+    images = real.clone().requires_grad_()
+    wanted = losses.penalty("r1").value(discriminator(images), images)
+    torch.testing.assert_close(totals[1] - totals[0], wanted)
+
+
+@pytest.mark.parametrize("share", [0.99, 0.5])
+def test_a_block_on_a_gpu_is_between_events_unless_they_miss_work(monkeypatch, share):
+    from peers.torchpeer import TorchPeer
+
+    did = []
+
+    class Peer(TorchPeer):
+        def run(self, n):
+            did.append(n)
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            did.append("event")
+
+        def elapsed_time(self, end):
+            return 1e3 * share
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: did.append("wait"))
+    times = iter((10.0, 11.0))
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    assert Peer("cuda").block(7, calls=2) == (share if share > 0.95 else 1.0)
+    assert did == ["wait", "event", 7, 7, "event", "wait"]
+
+
+def test_kernels_of_a_step():
+    from peers.torchpeer import kernels_of_a_step
+
+    name = "void fastgan::cuda::(anonymous namespace)::gemm<float, 4>(int, float*)"
+    spans = [(name, 10.0, 14.0), ("copy", 16.0, 17.0), (name, 16.5, 20.0), ("copy", 20.0, 21.0)]
+    rows = kernels_of_a_step(spans, 2)
+    assert [row[0] for row in rows] == ["gemm x 1", "copy x 1", "nothing runs"]
+    assert [row[2] * 2e6 for row in rows] == pytest.approx([7.5, 2.0, 2.0])
+    many = [(f"k{i}", float(i), i + 1.0) for i in range(40)]
+    rows = kernels_of_a_step(many, 1)
+    assert rows[-2][0] == "other kernels x 16"
+    assert sum(row[2] for row in rows) == pytest.approx(40e-6)
+    assert kernels_of_a_step([], 1) == [("nothing runs", 0.0, 0.0, 0.0)]
+
+
+def gpu_record(plan: Plan, **medians: float) -> dict:
+    """As if it had been measured: microseconds a step."""
+    facts = machine.facts(1, native=False)
+    facts["gpu"] = {
+        "name": "NVIDIA Example",
+        "capability": "9.0",
+        "sms": 132,
+        "l2_mib": 50.0,
+        "memory_gib": 140.0,
+        "cuda": "13.0",
+        "cudnn": 91000,
+        "copy_gbs": 4000.0,
+        "matmul_tflops": {"fp32": 50.0, "tf32": 400.0, "bf16": 800.0},
+        "launch_us": 4.0,
+        "node_us": 1.5,
+    }
+    results = {}
+    for name, us in medians.items():
+        seconds = us * 1e-6
+        turns = [([0.9 * seconds, seconds, 1.1 * seconds], 0.0)] * 3
+        raw = {"turns": turns, "steps": 9, "cpu": 1.0, "wall": 1.0, "seconds": 1.0}
+        results[name.replace("_", "-")] = harness.summary(raw) | {"d_loss": 1.3, "g_loss": 0.7}
+    entries = [peers.CATALOGUE[name] for name in results]
+    race = {"plan": plan.to_json(), "results": results}
+    race["ratios"] = harness.ratios(results, entries)
+    when = {"load": [0.0] * 3, "gpu": {"clocks.sm": 1980.0, "temperature.gpu": 40.0}}
+    return {
+        "topic": "pair",
+        "command": "bench.py",
+        "machine": facts,
+        "before": when,
+        "after": when,
+        "races": [race, race],
+    }
+
+
+def test_a_record_of_a_gpu_is_shown_in_its_own_units(tmp_path):
+    medians = {"eager": 900.0, "jax_scan": 200.0, "jax_scan_graph": 150.0, "fused_chain": 75.0}
+    record = gpu_record(Plan(), **medians, auto=30.0, fused=30.0)
+    text = report.render(record)
+    assert "NVIDIA Example, compute capability 9.0, 132 SMs" in text
+    assert "copy 4000 GB/s" in text and "1980 MHz" in text
+    (row,) = {line for line in text.splitlines() if line.startswith("| fused  ")}
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    speed = Plan().flops / 27e-6 / 1e12
+    assert cells[2:7] == ["27.00", "30.00", "6.00", f"{speed:.3g}", f"{speed / 50:.0%}"]
+    (row,) = {line for line in text.splitlines() if line.startswith("| reference pair")}
+    assert "150.00 jax-scan-graph |  5.00" in row
+    assert report.save(record, tmp_path, "pair").name.endswith("-nvidia-example-pair.json")
+    report.picture(record, tmp_path / "race.png")
+    assert (tmp_path / "race.png").stat().st_size > 1000
+    assert device.goals(record)[:3] == [
+        ["reference pair: eager over fused-chain", "10", "12.00"],
+        ["reference pair: jax-scan-graph over fused-chain", "2", "2.00"],
+        ["reference pair: eager over fused", "25", "30.00"],
+    ]
+    assert "30.00" in device.show([], [record])
+
+
+# The script for a borrowed machine
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    monkeypatch.setattr(gpu, "capability", lambda: (9, 0))
+
+
+def test_the_plan_of_the_device_fits_ten_minutes(hopper, tmp_path, capsys):
+    assert device.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    for name in ("build", "memcheck operators", "racecheck persistent", "pair", "dcgan", "ncu"):
+        assert f"| {name} " in text
+    known = device.parts(tmp_path, 1)
+    (build,) = known["build"]
+    assert build.env["TORCH_CUDA_ARCH_LIST"] == "9.0" and build.env["FASTGAN_BUILD"] == "cuda"
+    first = [part for name in device.FIRST for part in known[name]]
+    sure = [part for name in device.SURE for part in known[name]]
+    assert device.longest(sure) + 30 <= device.LIMIT < 600
+    assert {"card", "build", "checks", "pair", "dcgan"} == set(device.SURE) < set(device.FIRST)
+    assert all(device.longest(part) <= device.LIMIT for part in known.values())
+    # Whatever comes back in eight files: one record for each benchmark, a summary and the logs.
+    assert sum(any("--topic" in word for word in part.command) for part in first) <= 6
+    for part in (part for group in known.values() for part in group):
+        peers_asked = [w.partition("=")[2] for w in part.command if w.startswith("--peers=")]
+        for text in peers_asked:
+            assert peers.select(text, device="cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_hangs_or_fails_costs_the_others_nothing(tmp_path):
+    said = []
+    runner = device.Runner(tmp_path, 60, has_gpu=False, say=said.append)
+
+    def part(name, code, seconds=20.0, **options):
+        return device.Part(name, [sys.executable, "-c", code], seconds, gpu=False, **options)
+
+    chosen = [
+        part("hangs", "import time; print('begun', flush=True); time.sleep(60)", 1.0),
+        part("beside", "print('here'); raise SystemExit(7)", beside=True),
+        part("absent", "raise SystemExit(3)"),
+        device.Part("needs one", [sys.executable], 5),
+        device.Part("no program", ["no-such-program"], 5, gpu=False),
+        part("after", "import os; print(os.environ['PYTHONPATH'])"),
+    ]
+    groups = device.groups(chosen)
+    assert [len(group) for group in groups] == [2, 1, 1, 1, 1]
+    assert device.longest(chosen) == 20 + 20 + 5 + 5 + 20
+    for group in groups:
+        runner.run(group)
+    outcomes = {o["part"]: o for o in runner.outcomes}
+    assert outcomes["hangs"]["outcome"] == "TIMED OUT" and outcomes["hangs"]["last"] == "begun"
+    assert outcomes["hangs"]["seconds"] < 10
+    assert outcomes["beside"]["outcome"] == "FAILED (7)" and outcomes["beside"]["last"] == "here"
+    assert outcomes["absent"]["outcome"] == "SKIPPED: no GPU"
+    assert outcomes["needs one"]["outcome"] == "SKIPPED: no GPU"
+    assert "no-such-program is not on the path" in outcomes["no program"]["outcome"]
+    assert outcomes["after"]["outcome"] == "ok"
+    assert str(BENCHMARKS.parent) in outcomes["after"]["last"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == runner.outcomes
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["logs.txt", "summary.json"]
+    assert "===== hangs: TIMED OUT" in (tmp_path / "logs.txt").read_text()
+    runner.end = 0.0
+    runner.run([part("late", "")])
+    assert runner.outcomes[-1]["outcome"] == "SKIPPED: no time left"
+
+
+def test_unknown_parts_are_refused(hopper, capsys):
+    with pytest.raises(SystemExit):
+        device.main(["--parts", "everything"])
+    assert "no part is called 'everything'" in capsys.readouterr().err
 
 
 # Reports

@@ -21,15 +21,17 @@ def make(**options):
     [
         ({"lr": 0.25}, ["learning rate that is too high (lr is 0.25;"]),
         ({"lr": (0.5, 0.25)}, ["lr is 0.25 and 0.5;"]),
-        ({"precision": "bf16"}, ["bfloat16 (try precision='fp32')", ", or a learning rate"]),
+        ({"precision": "bf16"}, ["precision 'bf16' (try 'fp32')", ", or a learning rate"]),
+        ({"precision": "fp16"}, ["precision 'fp16' (try 'fp32')", ", or a learning rate"]),
         ({"loss": "wasserstein"}, ["Wasserstein critic that nothing keeps Lipschitz", "lr is"]),
     ],
 )
 def test_likely_causes(options, causes):
     told = breakdown.likely_cause(make(**options), 1)
     assert all(cause in told for cause in causes)
-    assert ("bfloat16" in told) == ("precision" in options)
+    assert ("precision" in told) == ("precision" in options)
     assert ("Lipschitz" in told) == ("loss" in options)
+    assert "Lipschitz" not in breakdown.likely_cause(make(**options, penalty="wgan-gp"), 1)
 
 
 def test_bad_images_are_the_cause_at_the_step_that_saw_them():

@@ -1,5 +1,6 @@
 """The command line: what it prints, writes and returns; wrong input; signals."""
 
+import itertools
 import json
 import os
 import signal
@@ -69,10 +70,69 @@ def test_json_is_one_line_on_stdout(here, capsys):
     assert out.count("\n") == 1 and "digits" in err
     summary = json.loads(out)
     names = "steps seconds ms_per_step engine device precision d_loss g_loss out"
-    assert list(summary) == names.split()
+    assert list(summary) == [*names.split(), "wall_seconds", "start_seconds", "step_seconds"]
     assert summary["steps"] == 25 and summary["engine"] == "eager" and summary["device"] == "cpu"
     assert summary["out"] == "deep/run" and summary["ms_per_step"] > 0 < summary["g_loss"]
     assert checkpoint.load("deep/run")["threads"] == 1
+
+
+def test_a_run_says_what_it_trains_with(here, capsys):
+    assert run("train", "--steps", 1, *QUICK) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        "learning rates 0.001 (generator) and 0.0005 (discriminator), running average: decay "
+        "0.9995 (fastgan.Trainer's defaults: 0.0002 for both, none)"
+    )
+    assert run("train", "--steps", 1, "--lr", 3e-4, "--ema", 0, *QUICK) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "0.0003 (generator) and 0.0003 (discriminator), running average: none" in first
+    config = fastgan.Trainer(None, None, "digits", device="cpu", engine="eager").config
+    assert config["lr"] == [2e-4, 2e-4] and config["ema"] is None, "as the line says"
+    with pytest.raises(SystemExit):
+        run("train", "--help")
+    assert "fastgan.Trainer, made for any pair, has its own" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_wall_time_and_what_of_it_went_into_steps(here, capsys):
+    began = time.perf_counter()
+    assert run("train", "--steps", 20, "--json", "--out", "a", *QUICK) == 0
+    outside = time.perf_counter() - began
+    out, err = capsys.readouterr()
+    summary = json.loads(out)
+    assert summary["start_seconds"] == 0, "only a process of its own has a start"
+    times = [0, *(summary[name] for name in ("step_seconds", "seconds", "wall_seconds")), outside]
+    assert all(a < b + 2e-3 for a, b in itertools.pairwise(times)), "each is a part of the next"
+    # Resumed, the steps of this call count, not those of the run.
+    assert run("train", "--resume", "a", "--steps", 22, "--json") == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["step_seconds"] == pytest.approx(2 * again["ms_per_step"] / 1e3, abs=2e-3)
+
+    began = time.perf_counter()
+    process = start("train", "--steps", 20, "--json", "--out", "b", *QUICK)
+    out, err = process.communicate(timeout=120)
+    outside = time.perf_counter() - began
+    summary = json.loads(out)
+    assert 0 < summary["start_seconds"] < summary["wall_seconds"] <= outside + 0.02
+    wall = summary["wall_seconds"]
+    steps, begin = summary["step_seconds"] / wall, summary["start_seconds"] / wall
+    assert err.splitlines()[-1] == (
+        f"wall time {wall:.1f} s: {steps:.1%} in steps, {begin:.1%} in starting Python and "
+        f"PyTorch, {1 - steps - begin:.1%} in all else"
+    )
+
+
+def test_training_imports_nothing_that_it_does_not_need(here):
+    code = (
+        "import sys, torch; before = set(sys.modules); from fastgan import cli; "
+        f"status = cli.main(['train', '--steps', '3', '--quiet', *{QUICK}]); "
+        "new = set(sys.modules) - before; "
+        "print(status, sorted({'matplotlib', 'torchvision', 'torch._dynamo'} & new))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Each takes half a second or more: as much as 500 steps.
+    assert done.stdout == "0 []\n", done.stderr
 
 
 def test_quiet_says_nothing(capsys):
@@ -86,6 +146,7 @@ def test_every_setting_arrives(here):
         "minimax", "--d-steps", 2, "--lr", 1e-3, 3e-3, "--betas", 0.1, 0.9, "--precision", "bf16",
         "--engine", "eager", "--device", "cpu", "--seed", 9, "--ema", 0, "--label-smoothing", 0.1,
         "--optimizer", "adamw", "--weight-decay", 0.01, "--eps", 1e-7,
+        "--penalty", "r1", "--penalty-weight", 2, "--penalty-every", 4,
         "--log-every", 3, "--image-size", 14, "--checkpoint-every", 4, "--keep", 1, "--quiet",
     ) == 0  # fmt: skip
     config = json.loads((here / "runs/x/config.json").read_text())
@@ -94,6 +155,7 @@ def test_every_setting_arrives(here):
         "betas": [0.1, 0.9], "precision": "bf16", "engine": "eager", "device": "cpu", "seed": 9,
         "ema": None, "label_smoothing": 0.1, "log_every": 3, "image_shape": [1, 14, 14],
         "optimizer": "adamw", "weight_decay": 0.01, "eps": 1e-7,
+        "penalty": "r1", "penalty_weight": 2.0, "penalty_every": 4,
         "checkpoint_every": 4, "keep": 1, "data": {"source": "digits", "image_size": 14},
     }  # fmt: skip
     assert {name: config[name] for name in expected} == expected
@@ -132,6 +194,8 @@ def test_a_folder_of_images(here):
         (["train", "--threads", "0"], "--threads is 0"),
         (["train", "--eps", "0"], "eps is 0.0"),
         (["train", "--weight-decay", "-1"], "weight_decay is -1.0"),
+        (["train", "--penalty-weight", "2"], "penalty_weight is 2.0, but there is no penalty"),
+        (["train", "--penalty", "r1", "--penalty-every", "0"], "penalty_every is 0"),
         (["train", "--device", "warp"], "device 'warp'"),
         (["train", "--loss", "hinge", "--label-smoothing", "0.1"], "label_smoothing"),
         (["train", "--name", "a", "--out", "b"], "give one of them"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fastgan import data, engines, losses, random
-from fastgan.engines.base import Engine, FinalSigmoid, final_sigmoid
+from fastgan.engines.base import PENALTY_STREAM, Engine, FinalSigmoid, final_sigmoid
 from fastgan.engines.eager import EagerEngine
 from fastgan.models import Discriminator, Generator
 from fastgan.problem import make_problem
@@ -51,10 +51,16 @@ def images(n=22, shape=SHAPE, seed=0):
     return data.open(pixels)
 
 
+DEVICE = "cpu"
+
+
 def problem(g=None, d=None, source=None, **options):
     torch.manual_seed(1)
-    options = {"batch_size": 8, "latent_dim": 5, "device": "cpu", "seed": 11, **options}
-    return make_problem(g or generator(), d or discriminator(), source or images(), **options)
+    options = {"batch_size": 8, "latent_dim": 5, "device": DEVICE, "seed": 11, **options}
+    source = source or images()
+    if options["device"] != "cpu":
+        source = source.to(options["device"], budget_bytes=None if source.resident else 1)
+    return make_problem(g or generator(), d or discriminator(), source, **options)
 
 
 def weights(module):
@@ -155,6 +161,97 @@ def test_eager_is_the_loop_of_the_protocol(d_steps, g_middle, d_middle):
         for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
     assert not same(weights(p.ema), weights(g))
+
+
+@pytest.mark.parametrize("name", ["r1", "wgan-gp"])
+def test_a_penalty_is_in_the_updates_and_not_in_the_losses(name):
+    """Against the step written by hand in float64, with a lazy penalty and two updates of D."""
+
+    def make():
+        torch.manual_seed(6)
+        d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1))
+        return problem(
+            generator().double(), d.double(), loss="wasserstein", d_steps=2, penalty=name,
+            penalty_weight=3.0, penalty_every=3,
+        )  # fmt: skip
+
+    p, q = make(), make()
+    found = EagerEngine(p).run(5)
+    g, d = q.generator, q.discriminator
+    adam_g, adam_d = q.optimizer_g, q.optimizer_d
+    for u in range(10):
+        real = (q.data.pixels[q.data.batch_indices(q.seed, u, 8)].float() * (2 / 255) - 1).double()
+        with torch.no_grad():
+            fake = g(random.normal(q.seed, Stream.LATENT_D, u, (len(real), 5)).double())
+        loss = d(fake).mean() - d(real).mean()
+        total = loss
+        if u % 3 == 0:
+            x = real
+            if name == "wgan-gp":
+                z = random.normal(q.seed, PENALTY_STREAM, u, (len(real),))
+                eps = (0.5 * (1 + torch.erf(z / 2**0.5))).double().view(-1, 1, 1, 1)
+                x = fake + eps * (real - fake)
+            # The slope by the chain rule, layer by layer.
+            first, last = d[1], d[3]
+            h = torch.tanh(first(x.flatten(1)))
+            slope = ((1 - h**2) * last.weight) @ first.weight
+            norm2 = slope.pow(2).sum(1)
+            one = norm2.mean() / 2 if name == "r1" else (norm2.sqrt() - 1).pow(2).mean()
+            total = loss + 3 * 3.0 * one
+        adam_d.zero_grad()
+        total.backward()
+        adam_d.step()
+        if u % 2:
+            adam_g.zero_grad()
+            g_loss = -d(g(random.normal(q.seed, Stream.LATENT_G, u // 2, (len(real), 5)).double()))
+            g_loss.mean().backward()
+            adam_g.step()
+            expected = torch.stack([loss, g_loss.mean()]).float()
+            torch.testing.assert_close(found[u // 2], expected, rtol=1e-5, atol=1e-7)
+    for a, b in zip(weights(p.discriminator), weights(d), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_fp16_trains_with_float32_weights_and_scaled_losses():
+    a, b = problem(batch_size=16), problem(batch_size=16, precision="fp16", penalty="r1")
+    assert a.scalers is None and len(b.scalers) == 2
+    b.penalty = None
+    fp32, fp16 = EagerEngine(a).run(20), EagerEngine(b).run(20)
+    assert all(w.dtype == torch.float32 for w in b.generator.parameters())
+    assert not torch.equal(fp32, fp16)
+    torch.testing.assert_close(fp32, fp16, rtol=0.01, atol=0.003)
+
+
+def test_a_scaled_penalty_has_the_gradients_of_one_that_is_not():
+    """Slopes of 1e-6 vanish in float16 unless they are scaled, in both backward passes."""
+
+    def small(precision):
+        torch.manual_seed(6)
+        d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1))
+        with torch.no_grad():
+            d[3].weight.mul_(1e-5)
+        p = problem(d=d, precision=precision, penalty="r1", penalty_weight=1e5)
+        p.optimizer_d = torch.optim.SGD(d.parameters(), lr=1e3)
+        p.optimizer_g = torch.optim.SGD(p.generator.parameters(), lr=0.0)
+        return p
+
+    p, q = small("fp32"), small("fp16")
+    before = weights(p.discriminator)
+    EagerEngine(p).run(1), EagerEngine(q).run(1)
+    for old, a, b in zip(before, weights(p.discriminator), weights(q.discriminator), strict=True):
+        torch.testing.assert_close(
+            a - old, b - old, rtol=0.05, atol=float((a - old).abs().max()) / 50
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"penalty": "r1"}, "penalty 'r1'"), ({"precision": "fp16"}, "precision 'fp16'")],
+)
+def test_fused_tells_what_it_does_not_have(options, reason):
+    assert reason in engines.load("fused").unsupported(problem(**options))
+    engine, said = engines.choose(problem(**options))
+    assert isinstance(engine, EagerEngine) and "not graph: " in said and reason in said
 
 
 def test_the_reference_pair_on_real_digits():
@@ -316,7 +413,7 @@ class Twice(nn.Module):
         self.seen = []
 
     def forward(self, x):
-        ones = torch.ones(len(x), 36)
+        ones = torch.ones(len(x), 36, device=x.device)
         masks = self.drop(ones), self.drop(ones)
         self.seen.append(torch.stack(masks).detach())
         return self.end(x.flatten(1) * masks[0] * masks[1])

@@ -35,6 +35,24 @@ def test_a_convolutional_pair_is_told_why_not_the_fused_engine():
     assert all(torch.equal(v, before[k]) for k, v in discriminator.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 3, 3), (3, 1, 1), (3, 3, 3), (1, 28, 3), (4, 3, 3), (2, 5, 4)]
+)
+def test_images_of_any_sides_and_channels(shape):
+    size = torch.Size(shape).numel()
+    generator = nn.Sequential(nn.Linear(4, size), nn.Unflatten(1, shape))
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(size, 1))
+    facts = fastgan.info(generator, discriminator, latent_dim=4, device="cpu")
+    if fastgan.ops.library_status()["cpu"] == "loaded":
+        assert facts["engine"] == "fused" and facts["engine_memory_bytes"] > 0
+    # Its sides in their order, whatever they are: only then do these kernels fit.
+    generator = nn.Sequential(nn.ConvTranspose2d(4, shape[0], shape[1:]), nn.Tanh())
+    discriminator = nn.Sequential(nn.Conv2d(shape[0], 2, shape[1:]), nn.Flatten(), nn.Linear(2, 1))
+    facts = fastgan.info(generator, discriminator, latent_dim=(4, 1, 1), device="cpu")
+    assert facts["engine"] == next(n for n in engines.ORDER if facts["engines"][n] is None)
+    assert facts["engine"] != "fused"
+
+
 def test_the_memory_of_the_engine_is_stated_where_it_is_known():
     facts = fastgan.info(device="cpu")
     if facts["engine"] == "fused":

@@ -1,4 +1,4 @@
-"""State dicts move between fastgan's pair and the classic small program, both ways, strictly."""
+"""State dicts move between fastgan's pairs and the programs people know; shapes, first weights."""
 
 import math
 
@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 import fastgan
+from fastgan import data, engines
+from fastgan.models import DCGANDiscriminator, DCGANGenerator
+from fastgan.problem import make_problem
 
 
 class Generator(nn.Module):
@@ -91,3 +94,102 @@ def test_the_copy_with_a_flatten_layer_loads_too():
 def test_a_wrong_state_is_still_refused():
     with pytest.raises(RuntimeError, match="model.0.weight"):
         fastgan.Discriminator().load_state_dict({}, strict=True)
+
+
+# DCGAN
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dcgan_shapes(size, channels):
+    g = DCGANGenerator(7, size, channels, width=2)
+    d = DCGANDiscriminator(size, channels, width=2)
+    z = torch.randn(3, 7)
+    images = g(z)
+    assert images.shape == (3, channels, size, size) and g.img_shape == images.shape[1:]
+    assert images.abs().max() <= 1
+    torch.testing.assert_close(g.eval()(z.view(3, 7, 1, 1)), g(z))
+    scores = d(images)
+    assert scores.shape == (3, 1) and ((scores > 0) & (scores < 1)).all()
+    raw = DCGANDiscriminator(size, channels, width=2, sigmoid=False)
+    raw.load_state_dict(d.state_dict(), strict=True)
+    torch.testing.assert_close(raw.eval()(images).sigmoid(), d.eval()(images))
+
+
+def test_dcgan_at_64_is_the_known_program():
+    """Names and shapes of the example's state dicts; in the paper G begins with 1024 maps of 4x4,
+    which is width 128."""
+    g, d = DCGANGenerator(), DCGANDiscriminator()
+    weights = {name: tuple(t.shape) for name, t in g.state_dict().items() if t.ndim == 4}
+    assert weights == {
+        "main.0.weight": (100, 512, 4, 4),
+        "main.3.weight": (512, 256, 4, 4),
+        "main.6.weight": (256, 128, 4, 4),
+        "main.9.weight": (128, 64, 4, 4),
+        "main.12.weight": (64, 3, 4, 4),
+    }
+    weights = {name: tuple(t.shape) for name, t in d.state_dict().items() if t.ndim == 4}
+    assert weights == {
+        "main.0.weight": (64, 3, 4, 4),
+        "main.2.weight": (128, 64, 4, 4),
+        "main.5.weight": (256, 128, 4, 4),
+        "main.8.weight": (512, 256, 4, 4),
+        "main.11.weight": (1, 512, 4, 4),
+    }
+    norms = {name.rpartition(".")[0] for name in g.state_dict() if "running_mean" in name}
+    assert norms == {"main.1", "main.4", "main.7", "main.10"}
+    norms = {name.rpartition(".")[0] for name in d.state_dict() if "running_mean" in name}
+    assert norms == {"main.3", "main.6", "main.9"}
+    assert sum(p.numel() for p in DCGANGenerator(width=128).parameters()) == sum(
+        (100 * 1024 * 16, 1024 * 512 * 16, 512 * 256 * 16, 256 * 128 * 16, 128 * 3 * 16)
+    ) + 2 * (1024 + 512 + 256 + 128)
+
+
+def test_dcgan_begins_with_the_papers_weights():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        DCGANDiscriminator(32, width=16), nn.Linear(50, 60), nn.BatchNorm1d(4, affine=False)
+    )
+    assert fastgan.models.init_dcgan(network) is network
+    for m in network.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            n = m.weight.numel()
+            assert abs(m.weight.std().item() - 0.02) < 0.02 * 4 / (2 * n) ** 0.5
+            assert abs(m.weight.mean().item()) < 0.02 * 4 / n**0.5
+        if isinstance(m, nn.BatchNorm2d):
+            assert 0 < m.weight.std() < 0.04 and (m.bias == 0).all()
+            assert abs(m.weight.mean().item() - 1) < 0.02 * 4 / m.weight.numel() ** 0.5
+    assert (network[1].bias == 0).all()
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("latent_dim", [6, (6, 1, 1)])
+def test_dcgan_trains_by_the_eager_engine(size, latent_dim):
+    torch.manual_seed(0)
+    g, d = DCGANGenerator(6, size, 3, width=2), DCGANDiscriminator(size, 3, width=2)
+    before = [p.detach().clone() for p in (*g.parameters(), *d.parameters())]
+    images = data.open(torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8))
+    problem = make_problem(g, d, images, batch_size=4, latent_dim=latent_dim, device="cpu")
+    engine, _ = engines.choose(problem, "eager")
+    losses = engine.run(1)
+    # Both begin undecided: 2 ln 2 and ln 2.
+    torch.testing.assert_close(losses, torch.tensor([[1.386, 0.693]]), rtol=0.2, atol=0)
+    after = (*g.parameters(), *d.parameters())
+    assert all((p != q).any() for p, q in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"image_size": 48}, "image_size is 48"),
+        ({"image_size": 8}, "image_size is 8"),
+        ({"channels": 0}, "channels is 0"),
+        ({"width": 0}, "width is 0"),
+    ],
+)
+def test_dcgan_refuses_sizes_it_cannot_have(arguments, said):
+    for network in (DCGANGenerator, DCGANDiscriminator):
+        with pytest.raises(ValueError, match=said):
+            network(**arguments)
+    with pytest.raises(ValueError, match="latent_dim is 0"):
+        DCGANGenerator(0)

@@ -1,6 +1,8 @@
 """The fused optimisers against torch's own."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -229,3 +231,38 @@ def test_step_without_the_library(monkeypatch):
     monkeypatch.setattr(ops, "_kernels", frozenset())
     second.step()
     compare(a, b)
+
+
+@pairs
+def test_inside_torch_compile_the_methods_are_torchs(ours, theirs):
+    a, b = (parameters([(3, 4), (5,)]) for _ in range(2))
+    options = {"lr": 1e-2, "betas": (0.5, 0.999), "weight_decay": 0.01}
+    first, second = ours(a, **options), theirs(b, **options)
+
+    def step(params, optimizer):
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    # Without code generation: what is traced is what is in question.
+    compiled = torch.compile(step, backend="eager")
+    for _ in range(3):
+        assert compiled(a, first) == compiled(b, second)
+    compare(a, b)
+    assert list(first.state_dict()["state"][0]) == list(second.state_dict()["state"][0])
+
+
+def test_the_optimisers_do_not_import_torchs_compiler(tmp_path):
+    code = (
+        "import sys, torch; before = set(sys.modules); from fastgan import optim; "
+        "p = torch.ones(2, requires_grad=True); "
+        "o = optim.Adam([p]); p.sum().backward(); o.step(); o.load_state_dict(o.state_dict()); "
+        "o.zero_grad(); assert p.grad is None; "
+        "print('torch._dynamo' in set(sys.modules) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "False\n"

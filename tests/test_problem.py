@@ -51,7 +51,9 @@ def make(g=None, d=None, source=None, **options):
         ({"eps": 0.0}, "eps is 0.0; expected a finite number above 0"),
         ({"eps": float("nan")}, "eps is nan"),
         ({"ema": 1.0}, "ema is 1.0"),
-        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16"),
+        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16"),
+        ({"penalty": "r3"}, "penalty is 'r3'"),
+        ({"penalty_weight": 2.0}, "penalty_weight is 2.0, but there is no penalty"),
         ({"loss": "nice"}, "nice"),
         ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
         ({"seed": -1}, "seed is -1"),
@@ -142,6 +144,7 @@ def test_settings_make_the_same_problem_again():
     written = settings(make(**options))
     assert {**written, "lr": tuple(written["lr"]), "betas": tuple(written["betas"])} == {
         **options, "latent_dim": 5, "own_loss": False, "lr_schedule": False,
+        "penalty": None, "own_penalty": False,
     }  # fmt: skip
     read = json.loads(json.dumps(written))
     assert settings(make(loss=read["loss"], **arguments(read))) == written
@@ -151,6 +154,11 @@ def test_settings_mark_what_they_cannot_hold():
     game = losses.Game("hinge", lambda r, f: f.mean() - r.mean(), lambda f: -f.mean())
     written = settings(make(*own_pair(), loss=game, lr_schedule=lambda step: 1.0))
     assert written["own_loss"] and written["lr_schedule"] and written["ema"] is None
+    heavy = settings(make(*own_pair(), penalty="r1", penalty_weight=3.0, penalty_every=4))
+    assert not heavy["own_penalty"]
+    assert [heavy[name] for name in ("penalty", "penalty_weight", "penalty_every")] == ["r1", 3, 4]
+    own = losses.Penalty("r1", lambda slope: slope.sum())
+    assert settings(make(*own_pair(), penalty=own))["own_penalty"]
     g, d = own_pair()
     g.insert(0, nn.Flatten())
     written = settings(make(g, d, latent_dim=(5, 1)))

@@ -1,7 +1,12 @@
 """The pictures of a run."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fastgan import report
@@ -23,9 +28,47 @@ def test_grids(tmp_path):
 
 
 def test_a_plot_of_the_losses(tmp_path):
-    for steps in ([10], [10, 20, 30, 40]):
-        lines = [{"step": s, "d_loss_mean": 1.0 / s, "g_loss_mean": s / 10.0} for s in steps]
+    blue, orange = (31, 119, 180), (255, 127, 14)
+    for steps in ([10], [5, 20], [10, 20, 30, 40]):
+        # D falls from above G to below it.
+        lines = [
+            {"step": s, "d_loss_mean": 1 - s / steps[-1], "g_loss_mean": s / steps[-1] - 0.5}
+            for s in (steps if len(steps) > 1 else [0])
+        ]
         report.loss_plot(lines, tmp_path / "loss.png")
-        colours = Image.open(tmp_path / "loss.png").convert("RGB").getcolors(1 << 20)
-        pixels = {colour for _, colour in colours}
-        assert (31, 119, 180) in pixels and (255, 127, 14) in pixels, "a line for each network"
+        picture = Image.open(tmp_path / "loss.png").convert("RGB")
+
+        def heights(colour, columns, picture=picture):
+            found = [
+                y for x in columns for y in range(32, 451) if picture.getpixel((x, y)) == colour
+            ]
+            assert found, "a line for each network"
+            return sum(found) / len(found)
+
+        left = range(60, 200) if len(steps) > 1 else range(450, 490)
+        assert heights(blue, left) < heights(orange, left) - 50
+        if len(steps) > 1:
+            right = range(760, 870)
+            assert heights(blue, right) > heights(orange, right) + 50
+    report.loss_plot([], tmp_path / "empty.png")
+    assert Image.open(tmp_path / "empty.png").size == picture.size
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(6, 12))
+def test_ticks_are_round_and_within_the_axis(low, span, asked):
+    axis = report._Axis([low, low + span], 70, 860, ticks=asked)
+    assert asked * 0.4 - 1 <= len(axis.ticks) <= asked + 1
+    assert all(70 - 1e-6 <= axis.place(tick) <= 860 + 1e-6 for tick in axis.ticks)
+    width = float(f"{axis.ticks[1] - axis.ticks[0]:.3g}")
+    assert f"{width:e}"[:6] in ("1.0000", "2.0000", "5.0000")
+    assert axis.place(low) == pytest.approx(70)
+    assert axis.place(low + span) == pytest.approx(860)
+
+
+def test_pictures_need_no_matplotlib(tmp_path):
+    # Half a second of importing and plotting, more than all else but the steps of a short run.
+    code = (
+        "import sys, torch; from fastgan import report; report.loss_plot([], 'a.png'); "
+        "report.grid(torch.zeros(1, 1, 4, 4), 'b.png'); assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

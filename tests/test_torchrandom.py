@@ -41,3 +41,14 @@ def test_a_run_draws_from_its_own_states_only():
     whole = draws(cut=None)
     assert len(set(whole.tolist())) == 8
     assert torch.equal(whole, draws(cut=1)), "a state saved in use goes on from there"
+
+
+def test_the_state_of_an_absent_device_waits_for_it():
+    states = torchrandom.OwnStates(3, torch.device("cpu"))
+    from_cuda = torch.arange(16, dtype=torch.uint8)
+    states.load_state_dict({"cuda": from_cuda})
+    with states.in_use():
+        torch.randn(5)
+        assert torch.equal(states.state_dict()["cuda"], from_cuda)
+        assert torch.equal(states.state_dict()["cpu"], torch.get_rng_state())
+    assert torch.equal(states.state_dict()["cuda"], from_cuda)

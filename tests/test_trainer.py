@@ -257,6 +257,78 @@ def test_resume_has_the_same_bits(tmp_path, own, engine, optimizer):
     assert torch.equal(*saved)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"penalty": "r1", "penalty_weight": 2.0, "penalty_every": 3},
+        {"penalty": "wgan-gp", "loss": "wasserstein"},
+        {"precision": "fp16"},
+    ],
+    ids=["r1", "wgan-gp", "fp16"],
+)
+def test_penalties_and_scalers_resume_with_the_same_bits(tmp_path, options):
+    options = {"data": {"source": "digits", "image_size": 6}, "log_every": 5, **options}
+    whole = small(tmp_path / "whole", **options)
+    cut = small(tmp_path / "cut", **options)
+    if whole._problem.scalers:
+        for t in (whole, cut):
+            for scaler in t._problem.scalers:
+                scaler.set_growth_interval(8)
+                scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**20})
+    whole.fit(steps=40)
+    cut.fit(steps=20)
+    again = Trainer.resume(tmp_path / "cut")
+    again.fit(steps=40)
+    assert_same_bits(every_bit(whole), every_bit(again))
+    assert again.config == whole.config | {"engine": "eager"}
+    states = [[s.state_dict() for s in t._problem.scalers or ()] for t in (whole, again)]
+    assert states[0] == states[1]
+    assert again._problem.penalty == whole._problem.penalty
+    assert all(state["scale"] > 2.0**16 for state in states[0]), "not that of a new scaler"
+
+
+def test_a_penalty_of_ones_own_must_be_given_again(tmp_path):
+    own = losses.Penalty("mine", lambda slope: slope.abs().mean(), weight=2.0)
+    small(tmp_path / "a", data="digits", penalty=own).fit(steps=2)
+    with pytest.raises(CheckpointError, match="a penalty of your own.*pass penalty="):
+        Trainer.resume(tmp_path / "a")
+    assert Trainer.resume(tmp_path / "a", penalty=own).fit(steps=4)["steps"] == 4
+
+
+def test_a_checkpoint_from_before_penalties_resumes(tmp_path):
+    small(tmp_path / "a", data="digits").fit(steps=2)
+    path = tmp_path / "a" / "checkpoint.pt"
+    state = checkpoint.load(path)
+    del state["scalers"], state["config"]["penalty"], state["config"]["own_penalty"]
+    state["version"] = 1
+    torch.save(state, path)
+    assert Trainer.resume(tmp_path / "a").fit(steps=4)["steps"] == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids="to ".join)
+def test_a_run_resumes_on_another_device(tmp_path, devices):
+    options = {"batch_size": 8, "latent_dim": 5, "ema": 0.9, "log_every": 10, "seed": 5}
+    source = data.open(pixels())
+    there, here = devices
+    g, d = own_pair()
+    Trainer(g, d, source, device=there, out=tmp_path / "a", **options).fit(steps=20)
+    saved = checkpoint.load(tmp_path / "a")
+    t = Trainer.resume(tmp_path / "a", *own_pair(seed=9), source, device=here)
+    assert t.device.type == here and t.step == 20
+    for name in ("generator", "discriminator", "ema"):
+        for key, value in getattr(t, name).state_dict().items():
+            assert value.device.type == here and torch.equal(value.cpu(), saved[name][key])
+    for name in ("optimizer_g", "optimizer_d"):
+        for i, entry in getattr(t, name).state_dict()["state"].items():
+            for key, value in entry.items():
+                assert torch.equal(value.cpu(), saved[name]["state"][i][key])
+    assert t.fit(steps=40)["steps"] == 40 and t.sample(3).device.type == here
+    # And home again.
+    back = Trainer.resume(tmp_path / "a", *own_pair(), source, device=there)
+    assert back.step == 40 and back.fit(steps=50)["steps"] == 50
+
+
 def test_resume_goes_on_to_the_goal_of_the_run(tmp_path):
     t = small(tmp_path / "a", data="digits")
     t.fit(steps=30, until=lambda state: state.step == 10)

@@ -1,12 +1,15 @@
 """The engines, fastest first, and the choice between them."""
 
+import logging
 from importlib import import_module
 
-from fastgan.engines.base import Engine, Problem, check
+from fastgan.engines.base import CannotRun, Engine, Problem, check
 
-__all__ = ["ORDER", "Engine", "Problem", "choose", "load"]
+__all__ = ["ORDER", "CannotRun", "Engine", "Problem", "choose", "load"]
 
-ORDER = ("fused", "eager")
+logger = logging.getLogger("fastgan")
+
+ORDER = ("fused", "graph", "eager")
 """Modules of this package, in the order in which `auto` tries them; fused.py holds FusedEngine."""
 
 
@@ -29,7 +32,8 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
 
     Raises:
         ValueError: the networks do not fit the data, the loss or each other; the name is unknown;
-            or the engine asked for cannot run this problem (the message has its reason).
+            or the engine asked for cannot run this problem (the message has its reason). With
+            "auto", an engine that fails when tried is passed over with a warning.
     """
     if name not in ("auto", *ORDER):
         load(name)
@@ -40,7 +44,13 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
         if reason := kind.unsupported(problem):
             passed_over.append(f"not {candidate}: {reason}")
             continue
-        engine = kind(problem)
+        try:
+            engine = kind(problem)
+        except CannotRun as reason:
+            passed_over.append(f"not {candidate}: {reason}")
+            if name == "auto":
+                logger.warning("engine %s was tried and cannot run this: %s", candidate, reason)
+            continue
         return engine, "; ".join([f"engine {candidate}: {engine.describe()}", *passed_over])
     if name == "auto":
         raise ValueError("no engine can run this: " + "; ".join(passed_over))

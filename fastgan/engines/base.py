@@ -8,6 +8,9 @@ of the generator G.
   two separate passes, and G gets no gradient.
 - G's update takes latents ``normal(seed, Stream.LATENT_G, t, [b, *latent_shape])``, with b the size
   of the step's last real batch (an epoch's last batch may be smaller), and D gets no gradient.
+- With a penalty, D's loss is that much larger before its backward pass, and reported without. The
+  points between real and fake images that WGAN-GP wants are ``fake + eps * (real - fake)``, eps
+  [b] the normal distribution function of ``normal(seed, PENALTY_STREAM, u, [b])``: uniform.
 - After it, each averaged weight becomes decay * average + (1 - decay) * weight; buffers are copied.
 
 Every engine does this with the same numbers; they differ in speed only.
@@ -25,9 +28,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastgan.data import Images
-from fastgan.losses import Game
+from fastgan.losses import Game, Penalty
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+PENALTY_STREAM = 6
+"""The stream of a penalty's draws, beside those of `random.Stream`."""
 RAW_SCORES = ("hinge", "least-squares", "wasserstein")
 SIGMOIDS = (torch.sigmoid, Tensor.sigmoid, torch.special.expit)
 SIGMOIDS_IN_PLACE = (torch.sigmoid_, Tensor.sigmoid_)
@@ -55,18 +60,32 @@ class Problem:
     d_steps: int = 1
     seed: int = 0
     precision: str = "fp32"
-    """fp32, or bf16: products in bfloat16, weights and sums in float32."""
+    """fp32; bf16: products in bfloat16, weights and sums in float32; fp16: likewise, with each
+    network's loss scaled by a torch.amp.GradScaler."""
     device: torch.device = torch.device("cpu")
     lr_schedule: Callable[[int], float] | None = None
     """A factor on both learning rates at step t."""
     ema: nn.Module | None = None
     """A copy of the generator that receives the running average of its weights."""
     ema_decay: float = 0.999
+    penalty: Penalty | None = None
+    """On the slope of the discriminator."""
+    scalers: tuple[torch.amp.GradScaler, torch.amp.GradScaler] | None = None
+    """The discriminator's and the generator's, with precision fp16; made if not given."""
+
+    def __post_init__(self):
+        """Make what fp16 needs."""
+        if self.precision == "fp16" and self.scalers is None:
+            self.scalers = tuple(torch.amp.GradScaler(self.device.type) for _ in range(2))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, without the batch dimension."""
         return (self.latent_dim,) if isinstance(self.latent_dim, int) else tuple(self.latent_dim)
+
+
+class CannotRun(ValueError):
+    """An engine tried a problem that `unsupported` had nothing against, and could not run it."""
 
 
 class Engine(ABC):
@@ -81,7 +100,7 @@ class Engine(ABC):
     name: ClassVar[str]
 
     def __init__(self, problem: Problem):
-        """Prepare to run the problem from step 0."""
+        """Prepare to run the problem from step 0; CannotRun if trying shows that it cannot be."""
         self.problem = problem
         self.step = 0
 
@@ -96,7 +115,8 @@ class Engine(ABC):
 
         Returns:
             float32 [n, 2] on the problem's device: the D loss (of the last of the `d_steps`
-            updates) and the G loss of each step. Nothing waits for the device.
+            updates, without penalty) and the G loss of each step. Nothing waits for the device,
+            but for what fp16 needs (see the engines).
         """
 
     @abstractmethod
