@@ -9,7 +9,9 @@ import argparse
 import functools
 import json
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -18,15 +20,23 @@ for place in (HERE.parent, HERE):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
+import gpu  # noqa: E402
 import harness  # noqa: E402
 import machine  # noqa: E402
 import plans  # noqa: E402
 import report  # noqa: E402
 from peers import CATALOGUE, select  # noqa: E402
 
+PATIENCE = 120.0  # with a GPU: a kernel that never ends must not take the others' results with it
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark. Returns 0, or 1 if a peer failed or its losses were not finite."""
+    """Run the benchmark.
+
+    Returns 0; 1 if a peer failed, its losses were not finite, or the run was interrupted; 3 for a
+    device that is not there.
+    """
+    started = time.monotonic()
     parser = _parser()
     options = parser.parse_args(argv)
     if options.list:
@@ -34,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         chosen = _plans(options)
-        entries = select(options.peers, grid=options.grid)
+        entries = select(options.peers, grid=options.grid or options.sweep, device=options.device)
     except ValueError as error:
         parser.error(str(error))
     threads = options.threads or len(machine.usable_cpus())
@@ -42,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--threads {threads}: this process may use {len(machine.usable_cpus())} cpus")
     if options.seconds is not None and options.seconds <= 0:
         parser.error(f"--seconds {options.seconds}: expected a positive number")
+    for name in ("limit", "patience"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            parser.error(f"--{name} {getattr(options, name)}: expected a positive number")
     if options.picture and not _only_races(options):
         parser.error(
             "--picture draws races; it does not go with --overhead, --contended, --profile"
@@ -53,32 +66,63 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("--picture needs matplotlib: pip install matplotlib")
 
     say = functools.partial(print, file=sys.stderr, flush=True)
-    topic = _topic(options)
+    on_gpu = options.device == "cuda"
+    card = None
+    if on_gpu:
+        try:
+            card = gpu.facts(options.card)
+        except machine.Missing as reason:
+            say(f"SKIPPED: --device cuda: {reason}")
+            return 3
+    topic = options.topic or _topic(options)
     command = shlex.join(["bench.py", *(sys.argv[1:] if argv is None else argv)])
     record = {"schema": 1, "topic": topic, "command": command, "machine": machine.facts(threads)}
+    if on_gpu:
+        record["machine"]["gpu"] = card
     record["peers"] = {
         entry.name: {"precision": entry.precision, "about": entry.about} for entry in entries
     }
-    record["before"] = harness.surroundings()
-    with harness.Field(entries, threads, inline=options.inline, say=say) as field:
-        for number, plan in enumerate(chosen, 1):
-            say(f"{plan.title} ({number} of {len(chosen)})")
-            if _only_races(options):
-                results = field.race(plan, options.seconds or (2.0 if options.grid else 4.0))
-                _add(record, "races", plan, results)
-                record["races"][-1]["ratios"] = harness.ratios(results, entries)
-            if options.overhead:
-                _add(record, "overhead", plan, field.overhead(plan))
-            if options.contended:
-                _add(record, "contended", plan, field.contended(plan))
-            if options.profile:
-                _add(record, "profile", plan, field.profile(plan))
-    record["after"] = harness.surroundings()
+    record["before"] = harness.surroundings(options.device)
+    # As Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with harness.Field(
+        entries,
+        threads,
+        device=options.device,
+        patience=options.patience or (PATIENCE if on_gpu else None),
+        inline=options.inline,
+        say=say,
+    ) as field:
+        done = 0
+        try:
+            for plan in chosen:
+                if options.limit and time.monotonic() - started > options.limit:
+                    say("--limit is over")
+                    break
+                say(f"{plan.title} ({done + 1} of {len(chosen)})")
+                if _only_races(options):
+                    many = options.grid or options.sweep
+                    results = field.race(plan, options.seconds or (2.0 if many else 4.0))
+                    _add(record, "races", plan, results)
+                    record["races"][-1]["ratios"] = harness.ratios(results, entries)
+                    record["races"][-1] |= harness.gpu_state(options.device)
+                if options.overhead:
+                    _add(record, "overhead", plan, field.overhead(plan))
+                if options.contended:
+                    _add(record, "contended", plan, field.contended(plan))
+                if options.profile:
+                    _add(record, "profile", plan, field.profile(plan))
+                done += 1
+        except KeyboardInterrupt:
+            say("interrupted: what has been measured is kept")
+        if done < len(chosen):
+            record["left_out"] = [plan.title for plan in chosen[done:]]
+    record["after"] = harness.surroundings(options.device)
 
     print(json.dumps(record) if options.json else report.render(record), flush=True)
     if not options.no_record:
         say(f"recorded in {report.save(record, Path(options.out), topic)}")
-    if options.picture:
+    if options.picture and record.get("races"):
         report.picture(record, Path(options.picture))
         say(f"drawn in {options.picture}")
     failed = [
@@ -87,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, result in race["results"].items()
         if "error" in result or result.get("missing", "").startswith(("failed", "its process"))
     ]
-    return 1 if failed else 0
+    return 1 if failed or done < len(chosen) and not options.limit else 0
 
 
 def _add(record: dict, key: str, plan: plans.Plan, results: dict) -> None:
@@ -104,8 +148,9 @@ def _plans(options) -> list[plans.Plan]:
     except ValueError:
         raise ValueError(f"--batch {options.batch!r}: expected numbers like 64,256") from None
     chosen = [plans.Plan.parse(text) for text in options.plan or []]
-    if options.grid:
-        chosen += plans.GRID
+    for name, more in (("grid", plans.GRID), ("sweep", plans.SWEEP), ("dcgan", plans.DCGAN)):
+        if getattr(options, name):
+            chosen += more
     return chosen or plans.pair(batches)
 
 
@@ -113,16 +158,29 @@ def _topic(options) -> str:
     if not _only_races(options):
         kinds = [k for k in ("overhead", "contended", "profile") if getattr(options, k)]
         return " and ".join(kinds)
-    return "grid" if options.grid else "plans" if options.plan else "pair"
+    kinds = [k for k in ("grid", "sweep", "dcgan") if getattr(options, k)]
+    return " and ".join(kinds) or ("plans" if options.plan else "pair")
 
 
 def _catalogue() -> str:
-    rows = [[e.name, f"peers/{e.file}.py", e.precision, e.about] for e in CATALOGUE.values()]
-    listed = [[p.title, report._describe(p.to_json())] for p in plans.pair() + plans.GRID]
+    rows = [
+        [e.name, f"peers/{e.file}.py", ", ".join(e.devices), e.precision, e.about]
+        for e in CATALOGUE.values()
+    ]
+    listed = [
+        [option, p.title, report.describe(p.to_json())]
+        for option, group in (
+            ("", plans.pair()),
+            ("--grid", plans.GRID),
+            ("--sweep", plans.SWEEP),
+            ("--dcgan", plans.DCGAN),
+        )
+        for p in group
+    ]
     return "\n\n".join(
         [
-            report.table(["peer", "file", "precision", "what it is"], rows, numbers=4),
-            report.table(["plan", "networks"], listed, numbers=2),
+            report.table(["peer", "file", "device", "precision", "what it is"], rows, numbers=5),
+            report.table(["option", "plan", "networks"], listed, numbers=3),
         ]
     )
 
@@ -140,11 +198,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--grid", action="store_true", help=f"{len(plans.GRID)} other plans instead")
     what.add_argument(
+        "--sweep",
+        action="store_true",
+        help=f"{len(plans.SWEEP)} plans for a GPU: batch 64 to 8192, hidden 256 to 2048",
+    )
+    what.add_argument(
+        "--dcgan", action="store_true", help="DCGAN 64x64, batch 128, without and with R1"
+    )
+    what.add_argument(
         "--plan",
         action="append",
         metavar="KEY=VALUE,...",
         help="a plan of your own (repeatable), such as "
-        "hidden=512,depth=3,image=3x32x32,batchnorm=g,dropout=0.3,latent=128,batch=128",
+        "hidden=512,depth=3,image=3x32x32,batchnorm=g,dropout=0.3,latent=128,batch=128, or "
+        "network=dcgan,hidden=64,image=3x64x64,penalty=r1,batch=128",
     )
     what.add_argument(
         "--peers",
@@ -153,11 +220,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--list", action="store_true", help="list peers and plans, and stop")
     how = parser.add_argument_group("how")
+    how.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the peers run; without a GPU, cuda ends with exit status 3 (default cpu)",
+    )
+    how.add_argument(
+        "--card",
+        type=Path,
+        metavar="FILE",
+        help="what was measured of the card some minutes ago; measured and written if not there",
+    )
     how.add_argument("--threads", type=int, help="cores for every peer (default: all)")
     how.add_argument(
         "--seconds",
         type=float,
-        help="timed seconds for each peer and plan (default 4; 2 with --grid)",
+        help="timed seconds for each peer and plan (default 4; 2 with --grid and --sweep)",
+    )
+    how.add_argument(
+        "--limit", type=float, metavar="S", help="begin no further plan after so many seconds"
+    )
+    how.add_argument(
+        "--patience",
+        type=float,
+        metavar="S",
+        help="stop a peer that takes longer to set up or to answer (default: none on the cpu, "
+        f"{PATIENCE:.0f} on a GPU)",
     )
     how.add_argument(
         "--inline",
@@ -180,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         default=str(HERE / "records"),
         help="folder of records (default benchmarks/records)",
     )
+    where.add_argument("--topic", help="the record's name, after date and machine")
     where.add_argument("--no-record", action="store_true", help="write no record")
     where.add_argument("--json", action="store_true", help="print the record instead of tables")
     where.add_argument("--picture", metavar="PNG", help="draw the race as bars")

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Pipe
 from pathlib import Path
 
+import gpu
 import machine
 import worker
 from peers import Entry
@@ -32,8 +33,10 @@ BLOCKS_A_TURN = 3
 SETTLE_SECONDS = 0.03  # after another process had the caches
 WARM_SECONDS = 0.4
 DISTURBED = 0.15  # cores that other processes may use before a turn is set aside
-ROUNDS = 5  # of the questions besides the race
-CALLS = 1000  # in a round of the question what a call costs
+ROUNDS = 7  # of the question what a busy neighbour costs
+PAIRS = 21  # of the question what a call costs: single steps beside as many in one call
+CALLS = 1000  # steps of one of a pair, or fewer that take PAIR_SECONDS
+PAIR_SECONDS = 0.2
 
 
 class Dead(Exception):
@@ -41,19 +44,35 @@ class Dead(Exception):
 
 
 class Process:
-    """A peer in a process of its own, stopped whenever it is not its turn."""
+    """A peer in a process of its own, stopped whenever it is not its turn.
 
-    def __init__(self, entry: Entry, threads: int, cpus: list[int]):
+    ``patience``: seconds after which an answer is not waited for any longer; None for no limit.
+    """
+
+    def __init__(
+        self,
+        entry: Entry,
+        threads: int,
+        cpus: list[int],
+        device: str = "cpu",
+        patience: float | None = None,
+    ):
         self.entry = entry
+        self.patience = patience
         ours, theirs = Pipe()
         environment = dict(os.environ)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC", "PJRT_NPROC"):
             environment[name] = str(threads)
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        if device == "cpu":
+            environment.setdefault("JAX_PLATFORMS", "cpu")
+        else:
+            # The peers share the GPU's memory: JAX would take three quarters of it at once.
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         environment |= entry.env
 
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), entry.name, str(theirs.fileno())],
+            [sys.executable, str(HERE / "worker.py"), entry.name, str(theirs.fileno()), device],
             pass_fds=[theirs.fileno()],
             env=environment,
             # Nothing a peer prints may end up in --json.
@@ -78,6 +97,12 @@ class Process:
     def ask(self, command: str, *arguments):
         try:
             self.connection.send((command, *arguments))
+            if not self.connection.poll(self.patience):
+                self.process.kill()
+                # A kernel that never ends keeps its process for a while.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(20)
+                raise Dead(f"{command} took more than {self.patience:g} s, so it was stopped")
             fine, answer = self.connection.recv()
         except (EOFError, OSError):
             code = self.process.wait()
@@ -90,7 +115,8 @@ class Process:
         self.connection.close()
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -100,8 +126,8 @@ class Process:
 class Inline:
     """The same face in this process: idle thread pools are not stopped, a crash takes all."""
 
-    def __init__(self, entry: Entry, threads: int, cpus: list[int]):
-        self.host = worker.Host(entry.name)
+    def __init__(self, entry: Entry, threads: int, cpus: list[int], device: str = "cpu", *_):
+        self.host = worker.Host(entry.name, device)
         self.entry = entry
 
     @contextlib.contextmanager
@@ -121,13 +147,25 @@ class Inline:
 class Field:
     """All the peers of a run."""
 
-    def __init__(self, entries: list[Entry], threads: int, *, inline: bool = False, say=print):
+    def __init__(
+        self,
+        entries: list[Entry],
+        threads: int,
+        *,
+        device: str = "cpu",
+        patience: float | None = None,
+        inline: bool = False,
+        say=print,
+    ):
         self.threads = threads
+        self.device = device
         self.inline = inline
         self.say = say
         self.cpus = machine.pick_cpus(threads)
         kind = Inline if inline else Process
-        self.peers = {entry.name: kind(entry, threads, self.cpus) for entry in entries}
+        self.peers = {
+            entry.name: kind(entry, threads, self.cpus, device, patience) for entry in entries
+        }
         for peer in self.peers.values():
             with peer.turn():
                 pass
@@ -154,7 +192,9 @@ class Field:
                 return {"missing": str(reason)}
 
         # Compilers take most of this time and use one core each, so the peers share the cores.
-        together = [name for name, peer in self.peers.items() if not peer.entry.alone]
+        together = [
+            name for name, peer in self.peers.items() if self.device not in peer.entry.alone
+        ]
         with ThreadPoolExecutor(1 if self.inline else self.threads) as pool:
             answers = dict(zip(together, pool.map(setup, together), strict=True))
         out = {name: answers[name] if name in answers else setup(name) for name in self.peers}
@@ -235,29 +275,34 @@ class Field:
                 steps_a_call = result["granularity"]
                 results[name] = {"missing": f"has no run(1): it does {steps_a_call} steps a call"}
                 continue
-            # A thousand steps a round, or a second's worth of slow ones.
-            n = max(20, min(CALLS, round(1 / result["step"])))
+            n = max(20, min(CALLS, round(PAIR_SECONDS / result["step"])))
             singles, together, others = [], [], []
             try:
                 with self.peers[name].turn() as peer:
-                    for _ in range(ROUNDS):
-                        peer.ask("warm", SETTLE_SECONDS)
+                    peer.ask("warm", WARM_SECONDS)
+                    for number in range(PAIRS):
                         busy = busy_seconds()
-                        calls, cpu = peer.ask("blocks", 1, n)
-                        (block,), more = peer.ask("blocks", n, 1)
-                        singles.append(sum(calls) / n)
+                        # The other way round every time, so that a drift falls on both.
+                        if number % 2:
+                            (block,), more = peer.ask("blocks", n, 1)
+                        calls, cpu = peer.ask("calls", n)
+                        if not number % 2:
+                            (block,), more = peer.ask("blocks", n, 1)
+                        singles.append(calls / n)
                         together.append(block / n)
-                        others.append(_others(busy, cpu + more, sum(calls) + block))
+                        others.append(_others(busy, cpu + more, calls + block))
             except Dead as reason:
                 results[name] = {"missing": str(reason)}
                 continue
             extra = [(a - b) * 1e6 for a, b in zip(singles, together, strict=True)]
+            q1, median, q3 = statistics.quantiles(extra, n=4, method="inclusive")
             results[name] = {
                 "calls": n,
+                "pairs": len(extra),
                 "single_ms": statistics.median(singles) * 1e3,
                 "together_ms": statistics.median(together) * 1e3,
-                "extra_us": statistics.median(extra),
-                "extra_us_range": [min(extra), max(extra)],
+                "extra_us": median,
+                "extra_us_quartiles": [q1, q3],
                 "others": _median(others),
             }
         return results
@@ -313,6 +358,8 @@ class Field:
             if "missing" in result:
                 continue
             steps = max(1, round(seconds / result["step"]))
+            if self.device == "cuda":  # every kernel of every step is written down
+                steps = min(steps, 100)
             try:
                 with self.peers[name].turn() as peer:
                     answer = peer.ask("profile", steps)
@@ -383,14 +430,24 @@ def _median(values: list[float | None]) -> float | None:
     return round(statistics.median(known), 3) if known else None
 
 
-def surroundings() -> dict:
-    """What changes within a run: load, and the distance between the cores."""
+def surroundings(device: str = "cpu") -> dict:
+    """What changes within a run: load, the distance between the cores, a GPU's clocks."""
     out = {"time": time.strftime("%H:%M:%S", time.gmtime()), "load": machine.load()}
     try:
         out["roundtrip_ns"] = machine.roundtrip_ns()
     except machine.Missing as reason:
         out["roundtrip_missing"] = str(reason)
-    return out
+    return out | gpu_state(device)
+
+
+def gpu_state(device: str) -> dict:
+    """{"gpu": its clocks and temperature now}, or why not; nothing on the cpu."""
+    if device != "cuda":
+        return {}
+    try:
+        return {"gpu": gpu.state()}
+    except machine.Missing as reason:
+        return {"gpu_missing": str(reason)}
 
 
 def _status(code: int) -> str:

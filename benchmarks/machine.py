@@ -29,7 +29,7 @@ TELLING_FLAGS = (
     *("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16"),
     *("asimd", "asimdhp", "asimddp", "sve", "sve2", "bf16", "i8mm"),
 )
-PACKAGES = ("fastgan", "torch", "torchvision", "numpy", "jax", "jaxlib", "optax")
+PACKAGES = ("fastgan", "torch", "torchvision", "triton", "numpy", "jax", "jaxlib", "optax")
 
 
 class Missing(Exception):

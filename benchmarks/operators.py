@@ -2,17 +2,23 @@
 
     python benchmarks/operators.py            # the whole grid, 1 and 2 threads: about 6 minutes
     python benchmarks/operators.py --quick    # a corner of it: does everything still run?
+    python benchmarks/operators.py --device cuda --dtype bfloat16
 
 `linear_leaky_relu`, forward and backward in eager, stands beside F.leaky_relu(F.linear(...)); the
 losses, Adam and the random draws beside what a torch program would call. Both sides run in one
 process in short turns, in alternating order, so that whatever else the machine does falls on both.
 A cell's figure is the median over the turns of the ratio of the two; below 1 fastgan is faster. A
 cell counts as slower if three quarters of its turns and the best of all its calls say so.
+
+On a GPU a call is one of many in a CUDA graph, as the engines use the operators, and calls go round
+over sets of inputs that together are twice as large as the L2 (or as many as MOST_SETS): nothing is
+found in the cache because the call before left it there. Replays are timed by events.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import statistics
@@ -21,6 +27,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu
 import machine
 import report
 import torch
@@ -32,8 +39,13 @@ BATCHES = (1, 4, 16, 64, 256, 1024)
 WIDTHS = (64, 256, 1024, 4096)
 THREADS = (1, 2)
 SLOPE = 0.2
+MOST_SETS = 256
+FEWEST_NODES = 16  # calls in a graph, so that its own launch does not count
 
 Call = Callable[[], object]
+Clock = Callable[[Call, int], float]
+Side = Callable[[], Call]
+"""Makes a call on inputs of its own."""
 
 
 def seconds(call: Call, times: int) -> float:
@@ -44,7 +56,51 @@ def seconds(call: Call, times: int) -> float:
     return (time.perf_counter() - begin) / times
 
 
-def race(ours: Call, theirs: Call, turns: int, turn_seconds: float) -> dict:
+def gpu_seconds(call: Call, times: int, *, per: int) -> float:
+    """The time of one of the `per` calls that each `call` replays."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / times / per
+
+
+def input_sets(device: str, nbytes: int) -> int:
+    """How many sets of inputs of that size calls go round over."""
+    if device != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return min(MOST_SETS, 1 + 2 * cache // max(nbytes, 1))
+
+
+def prepare(device: str, sets: int, sides: tuple[Side, Side]) -> tuple[Call, Call, Clock]:
+    """The two sides ready for `race`."""
+    if device != "cuda":
+        ours, theirs = (side() for side in sides)
+        return ours, theirs, seconds
+    rounds = -(-FEWEST_NODES // sets)
+    ours, theirs = (_recorded([side() for _ in range(sets)] * rounds) for side in sides)
+    return ours, theirs, functools.partial(gpu_seconds, per=sets * rounds)
+
+
+def _recorded(calls: list[Call]) -> Call:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
+
+
+def race(
+    ours: Call, theirs: Call, clock: Clock = seconds, *, turns: int, turn_seconds: float
+) -> dict:
     """Both in turns of about `turn_seconds` a side, or of two calls if that is longer.
 
     A turn runs ours, theirs, theirs, ours, the next one the other way round: a drift, and whatever
@@ -53,7 +109,8 @@ def race(ours: Call, theirs: Call, turns: int, turn_seconds: float) -> dict:
     for call in (ours, theirs):  # allocators, thread pools and caches
         call()
         call()
-    times = max(1, int(turn_seconds / 2 / max(seconds(theirs, 3), 1e-9)))
+    per = getattr(clock, "keywords", {}).get("per", 1)
+    times = max(1, int(turn_seconds / 2 / max(per * clock(theirs, 3), 1e-9)))
     mine: list[float] = []
     torchs: list[float] = []
     gc.collect()
@@ -61,8 +118,8 @@ def race(ours: Call, theirs: Call, turns: int, turn_seconds: float) -> dict:
     try:
         for turn in range(turns):
             first, second = (ours, theirs) if turn % 2 else (theirs, ours)
-            a1, b1 = seconds(first, times), seconds(second, times)
-            b2, a2 = seconds(second, times), seconds(first, times)
+            a1, b1 = clock(first, times), clock(second, times)
+            b2, a2 = clock(second, times), clock(first, times)
             outer, inner = (a1, a2), (b1, b2)
             mine.append(outer if turn % 2 else inner)
             torchs.append(inner if turn % 2 else outer)
@@ -78,7 +135,7 @@ def race(ours: Call, theirs: Call, turns: int, turn_seconds: float) -> dict:
         "ratio_quartiles": [round(low, 4), round(high, 4)],
         "ratio_of_best": round(best[0] / best[1], 4),
         "turns": turns,
-        "calls_a_turn": 2 * times,
+        "calls_a_turn": 2 * times * per,
     }
 
 
@@ -89,13 +146,10 @@ def forward_and_backward(layer, x, weight, bias, grad) -> Call:
     return call
 
 
-def linear_cell(batch: int, features: int, out: int, dtype: torch.dtype, pace: dict) -> dict:
+def linear_cell(
+    batch: int, features: int, out: int, dtype: torch.dtype, pace: dict, device: str = "cpu"
+) -> dict:
     torch.manual_seed(0)
-    x, weight, bias = (
-        torch.randn(size, dtype=dtype, requires_grad=True)
-        for size in ((batch, features), (out, features), (out,))
-    )
-    grad = torch.randn(batch, out, dtype=dtype)
 
     def ours(x, weight, bias):
         return ops.linear_leaky_relu(x, weight, bias, SLOPE)
@@ -103,8 +157,96 @@ def linear_cell(batch: int, features: int, out: int, dtype: torch.dtype, pace: d
     def theirs(x, weight, bias):
         return F.leaky_relu(F.linear(x, weight, bias), SLOPE)
 
-    sides = [forward_and_backward(layer, x, weight, bias, grad) for layer in (ours, theirs)]
-    return race(*sides, **pace)
+    # Inputs and gradients.
+    elements = 2 * (batch * features + out * features + out) + batch * out
+    sets = input_sets(device, elements * dtype.itemsize)
+    inputs = []
+    for _ in range(sets):
+        sizes = ((batch, features), (out, features), (out,))
+        made = [torch.randn(n, dtype=dtype, device=device, requires_grad=True) for n in sizes]
+        inputs.append((*made, torch.randn(batch, out, dtype=dtype, device=device)))
+
+    def side(layer) -> Side:
+        following = iter(inputs)
+        return lambda: forward_and_backward(layer, *next(following))
+
+    return race(*prepare(device, sets, (side(ours), side(theirs))), **pace) | {"sets": sets}
+
+
+def gpu_cells(pace: dict) -> dict[str, dict]:
+    """What engines draw and move on the device, beside what a torch program would call."""
+    cells: dict[str, tuple[int, Side, Side]] = {}
+    counter = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def normal(n):
+        def ours():
+            out = torch.empty(n, device="cuda")
+            return lambda: ops.philox_normal_at(out, 0, 0, counter)
+
+        def theirs():
+            out = torch.empty(n, device="cuda")
+            return lambda: out.normal_()
+
+        return 4 * n, ours, theirs
+
+    def dropout(rows, columns):
+        def ours():
+            x = torch.randn(rows, columns, device="cuda")
+            return lambda: ops.dropout_at(x, 0.3, 0, 64, counter, 1, 0)
+
+        def theirs():
+            x = torch.randn(rows, columns, device="cuda")
+            return lambda: F.dropout(x, 0.3)
+
+        return 8 * rows * columns, ours, theirs
+
+    def losses(batch):
+        def both():
+            real, fake = (
+                torch.randn(batch, 1, device="cuda", requires_grad=True) for _ in range(2)
+            )
+            return real, fake
+
+        def ours():
+            real, fake = both()
+            return lambda: torch.autograd.grad(ops.discriminator_loss(real, fake), (real, fake))
+
+        def theirs():
+            real, fake = both()
+            ones, zeros = torch.ones_like(real), torch.zeros_like(fake)
+            bce = F.binary_cross_entropy_with_logits
+            return lambda: torch.autograd.grad(bce(real, ones) + bce(fake, zeros), (real, fake))
+
+        return 32 * batch, ours, theirs
+
+    def gather(batch):
+        pixels = torch.randint(0, 256, (60_000, 1, 28, 28), dtype=torch.uint8, device="cuda")
+        order = torch.randperm(len(pixels), device="cuda")
+        place = {"multiplier": 1, "batch": batch, "batches_per_epoch": len(pixels) // batch}
+        drawn = iter(range(2 * MOST_SETS))
+
+        def ours():
+            at, out = next(drawn), torch.empty(batch, 1, 28, 28, device="cuda")
+            return lambda: ops.gather_normalize(pixels, order, counter, offset=at, out=out, **place)
+
+        def theirs():
+            at = next(drawn) % (len(pixels) // batch)
+            rows = order[at * batch : (at + 1) * batch]
+            return lambda: pixels[rows].float().mul_(2 / 255).sub_(1)
+
+        return 5 * 784 * batch, ours, theirs
+
+    for n in (64 * 100, 1 << 22):
+        cells[f"normal, {n}"] = normal(n)
+    for rows in (64, 8192):
+        cells[f"dropout, {rows} x 256"] = dropout(rows, 256)
+        cells[f"discriminator_loss, batch {rows}"] = losses(rows)
+        cells[f"gather and normalise, batch {rows}"] = gather(rows)
+    measured = {}
+    for name, (nbytes, *sides) in cells.items():
+        sets = input_sets("cuda", nbytes)
+        measured[name] = race(*prepare("cuda", sets, sides), **pace) | {"sets": sets}
+    return measured
 
 
 def other_cells() -> dict[str, tuple[Call, Call]]:
@@ -174,10 +316,15 @@ def grid_table(cells: list[dict], threads: int) -> str:
 
 def show(record: dict) -> str:
     facts = record["machine"]
-    parts = [
+    where = (
         f"{facts['cpu']}, {facts['usable_cores']} cores, instruction set {record['isa']}, core "
-        f"round trip {facts['roundtrip_ns']} ns, load {facts['load']}, "
-        f"torch {facts['versions']['torch']}, git {facts['git']}",
+        f"round trip {facts['roundtrip_ns']} ns, load {facts['load']}"
+    )
+    if "gpu" in facts:
+        card = facts["gpu"]
+        where = f"{card['name']}, copy {card['copy_gbs']} GB/s, {card['matmul_tflops']} TFLOP/s"
+    parts = [
+        f"{where}, torch {facts['versions']['torch']}, git {facts['git']}",
         f"linear_leaky_relu, forward and backward, {record['dtype']}: time over torch's",
     ]
     cells = record["linear_leaky_relu"]
@@ -206,12 +353,21 @@ def show(record: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     dtype = getattr(torch, options.dtype)
+    on_gpu = options.device == "cuda"
+    facts = machine.facts(max(options.threads), native=not (options.quick or on_gpu))
+    if on_gpu:
+        try:
+            facts["gpu"] = gpu.facts()
+        except machine.Missing as reason:
+            print(f"SKIPPED: --device cuda: {reason}", file=sys.stderr)
+            return 3
+        options.threads = options.threads[:1]
     pace = {"turns": 5, "turn_seconds": 1e-3} if options.quick else {}
     pace = {"turns": options.turns, "turn_seconds": options.turn_seconds, **pace}
     batches, widths = ((1, 64), (64, 256)) if options.quick else (BATCHES, WIDTHS)
     record = {
         "topic": "operators",
-        "machine": machine.facts(max(options.threads), native=not options.quick),
+        "machine": facts,
         "isa": ops.isa(),
         "libraries": ops.library_status(),
         "dtype": options.dtype,
@@ -226,17 +382,21 @@ def main(argv: list[str] | None = None) -> int:
         for batch in batches:
             for features in widths:
                 for out in widths:
-                    cell = linear_cell(batch, features, out, dtype, pace)
+                    cell = linear_cell(batch, features, out, dtype, pace, options.device)
                     if is_slower(cell):  # a neighbour's burst must not decide: once more, longer
                         again = {**pace, "turns": 2 * pace["turns"]}
-                        cell = linear_cell(batch, features, out, dtype, again)
+                        cell = linear_cell(batch, features, out, dtype, again, options.device)
                     where = {"batch": batch, "in": features, "out": out, "threads": threads}
                     record["linear_leaky_relu"].append({**where, **cell})
                     if is_slower(cell):
                         record["slower"].append(f"batch {batch}, {features} to {out}, {threads}t")
                     _progress(f"{threads}t batch {batch} {features}->{out}: {cell['ratio']:.3f}")
-        for name, sides in other_cells().items():
-            cell = race(*sides, **pace)
+        others = (
+            gpu_cells(pace)
+            if on_gpu
+            else {name: race(*sides, **pace) for name, sides in other_cells().items()}
+        )
+        for name, cell in others.items():
             record["others"].append({"name": name, "threads": threads, **cell})
             _progress(f"{threads}t {name}: {cell['ratio']:.3f}")
     record["load_after"] = machine.load()
@@ -257,6 +417,7 @@ def _progress(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a corner of the grid, short turns")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS), metavar="N")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=21, help="turns a cell (default 21)")

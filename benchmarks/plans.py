@@ -1,4 +1,4 @@
-"""What is timed: pairs of MLPs, their data, and how many floating-point operations a step takes."""
+"""What is timed: pairs of networks, their data, and the floating-point operations of a step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ class Plan:
 
     G: Linear [BatchNorm] LeakyReLU(0.2) ... Linear Tanh.
     D: Linear [BatchNorm] LeakyReLU(0.2) Dropout ... Linear, and a Sigmoid where the peer needs one.
+    Or the convolutional pair of fastgan.models.dcgan, channels last.
     Adam with lr 2e-4, betas (0.5, 0.999); the non-saturating loss.
 
     Attributes:
+        network: "mlp" or "dcgan". For dcgan, hidden is the width of the networks (their feature
+            maps next to the image); depth, batchnorm and dropout say nothing.
+        penalty: "none", or "r1" in every step: R1_WEIGHT times the mean squared norm of D's
+            gradient at the real images (Mescheder et al. 2018).
         depth: Linear layers in each of the two networks.
         batchnorm: "none", "g" (after G's hidden layers) or "both".
         images: size of the data set; 0 takes what DATA_BYTES allows. Rounded down to whole batches,
@@ -35,6 +40,8 @@ class Plan:
     dropout: float = 0.3
     batch: int = 64
     images: int = 0
+    network: str = "mlp"
+    penalty: str = "none"
 
     lr = 2e-4
     betas = (0.5, 0.999)
@@ -45,6 +52,13 @@ class Plan:
     def __post_init__(self):
         if self.batchnorm not in ("none", "g", "both"):
             raise ValueError(f"batchnorm must be none, g or both, not {self.batchnorm!r}")
+        if self.network not in ("mlp", "dcgan"):
+            raise ValueError(f"network must be mlp or dcgan, not {self.network!r}")
+        if self.penalty not in ("none", "r1"):
+            raise ValueError(f"penalty must be none or r1, not {self.penalty!r}")
+        _, height, width = self.image
+        if self.network == "dcgan" and (height != width or height < 16 or height & (height - 1)):
+            raise ValueError(f"dcgan takes square images of 16, 32, 64 ..., not {height}x{width}")
         for name in ("latent", "hidden", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -80,7 +94,23 @@ class Plan:
         return [self.features, *[self.hidden] * (self.depth - 1), 1]
 
     def has_batchnorm(self, network: str) -> bool:
-        return self.batchnorm == "both" or self.batchnorm == network
+        return self.network == "dcgan" or self.batchnorm in ("both", network)
+
+    def products(self, network: str) -> list[int]:
+        """Multiplications of each layer of "g" or "d", forward, for one sample."""
+        if self.network == "mlp":
+            widths = self.g_widths if network == "g" else self.d_widths
+            return [a * b for a, b in zip(widths, widths[1:], strict=False)]
+        # Convolutions of 4 x 4; a transposed one multiplies at the positions of its input.
+        channels, side, _ = self.image
+        maps, at_image = self.hidden, (side // 2) ** 2 * 16 * channels * self.hidden
+        between = []
+        while side > 8:
+            between.append((side // 4) ** 2 * 16 * maps * 2 * maps)
+            maps, side = 2 * maps, side // 2
+        if network == "d":
+            return [at_image, *between, 16 * maps]
+        return [self.latent * 16 * maps, *between[::-1], at_image]
 
     @property
     def flops(self) -> int:
@@ -88,14 +118,13 @@ class Plan:
 
         D's step: G forward; D forward on real and fake; D's weight gradients, and the gradients
         between its layers. G's step: G forward; D forward; the gradient through D down to the
-        image; G's weight gradients, and the gradients between its layers.
+        image; G's weight gradients, and the gradients between its layers. R1: the gradient through
+        D down to the real images, and that pass's own gradients.
         """
-
-        def products(widths):
-            return [a * b for a, b in zip(widths, widths[1:], strict=False)]
-
-        g, d = products(self.g_widths), products(self.d_widths)
+        g, d = self.products("g"), self.products("d")
         d_step = sum(g) + 2 * (sum(d) + sum(d) + sum(d[1:]))
+        if self.penalty == "r1":
+            d_step += 3 * sum(d) - d[-1]
         g_step = sum(g) + sum(d) + sum(d) + sum(g) + sum(g[1:])
         return 2 * self.batch * (d_step + g_step)
 
@@ -106,6 +135,11 @@ class Plan:
         Long enough that the call itself costs nothing, short enough to take turns with the others.
         """
         return int(min(max(16e9 / self.flops, 4), 256, self.steps_per_epoch))
+
+    @property
+    def chunk_on_gpu(self) -> int:
+        """The same on a GPU, where steps of small networks take microseconds."""
+        return int(min(max(1e12 / self.flops, 8), 1024, self.steps_per_epoch))
 
     def pixels(self) -> np.ndarray:
         """The data set: uint8 ``[data_size, features]``, the same for every peer.
@@ -162,6 +196,10 @@ class Plan:
         return cls(**values)
 
 
+R1_WEIGHT = 5.0
+"""gamma / 2, with the paper's gamma of 10."""
+
+
 def pair(batches: tuple[int, ...] = (64, 256)) -> list[Plan]:
     """The reference pair: latent 100, one hidden layer of 256, 28x28 images."""
     return [Plan(batch=batch) for batch in batches]
@@ -185,4 +223,16 @@ GRID = [
     Plan("widest", hidden=2048, depth=3, batch=256),
     Plan("small batch, wide", hidden=2048, depth=2, batch=16),
     Plan("reference pair", batch=1024),
+]
+
+# On a GPU: from all latency to all arithmetic.
+SWEEP = [
+    Plan(f"hidden {hidden}", hidden=hidden, batch=batch)
+    for batch in (64, 512, 2048, 8192)
+    for hidden in (256, 512, 1024, 2048)
+]
+
+DCGAN = [
+    Plan(name, hidden=64, image=(3, 64, 64), batch=128, network="dcgan", penalty=penalty)
+    for name, penalty in (("DCGAN", "none"), ("DCGAN with R1", "r1"))
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import re
@@ -17,7 +18,10 @@ def save(record: dict, folder: Path, topic: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     facts = record["machine"]
     date = datetime.datetime.fromisoformat(facts["date"]).strftime("%Y-%m-%d")
-    stem = f"{date}-{slug(facts['cpu'])}-{facts['threads']}t-{slug(topic)}"
+    chip = f"{slug(facts['cpu'])}-{facts['threads']}t"
+    if "gpu" in facts:
+        chip = slug(facts["gpu"]["name"])
+    stem = f"{date}-{chip}-{slug(topic)}"
     for number in range(1, 1000):
         path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
         try:
@@ -94,8 +98,64 @@ def _machine(record: dict) -> str:
         f"- {versions}" + (f"; not installed: {', '.join(absent)}" if absent else ""),
         f"- source {facts['git'] or 'not in git'}; command: {record['command']}",
     ]
+    if "gpu" in facts:
+        lines += _gpu(facts["gpu"], before.get("gpu"), after.get("gpu"))
+    if record.get("left_out"):
+        lines.append(f"- left out when the time was over: {', '.join(record['left_out'])}")
     lines += [f"- {what} not measured: {why}" for what, why in facts["missing"].items()]
     return "\n".join(lines)
+
+
+def _gpu(card: dict, before: dict | None, after: dict | None) -> list[str]:
+    def clocks(when):
+        if when is None:
+            return "unknown"
+        return f"{when['clocks.sm']:g} MHz, {when['temperature.gpu']:g} C"
+
+    peaks = ", ".join(f"{kind} {rate:g}" for kind, rate in card["matmul_tflops"].items())
+    lines = [
+        f"- {card['name']}, compute capability {card['capability']}, {card['sms']} SMs, "
+        f"{card['l2_mib']:g} MiB of L2, {card['memory_gib']} GiB; driver "
+        f"{card.get('driver', 'unknown')}, CUDA {card['cuda']}, cuDNN {card['cudnn']}",
+        f"- measured ceilings: copy {card['copy_gbs']:g} GB/s (read + written); matrix products "
+        f"{peaks} TFLOP/s; a launch from Python {card['launch_us']:g} us, a node of a graph "
+        f"{card['node_us']:g} us",
+        f"- clock as found before / after: {clocks(before)} / {clocks(after)}",
+    ]
+    return lines + [f"- {what} unknown: {why}" for what, why in card.get("missing", {}).items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """How times and rates are written: for cores, or for a GPU."""
+
+    time: str
+    scale: float
+    digits: int
+    rate: str
+    operations: float
+    share: int
+    peaks: dict
+
+    @classmethod
+    def of(cls, facts: dict) -> Units:
+        if "gpu" in facts:
+            return cls("us", 1e6, 2, "TFLOP/s", 1e12, 1, facts["gpu"]["matmul_tflops"])
+        peaks = {kind: machine.peak_gflops(facts["peak"], kind) for kind in ("fp32", "bf16")}
+        return cls("ms", 1e3, 3, "GFLOP/s a core", 1e9, facts["threads"], peaks)
+
+    def show(self, seconds: float) -> str:
+        return f"{seconds * self.scale:.{self.digits}f}"
+
+    def speed(self, flops: float, seconds: float) -> float:
+        return flops / seconds / self.operations / self.share
+
+    def show_speed(self, speed: float) -> str:
+        return f"{speed:.0f}" if self.rate.startswith("G") else f"{speed:.3g}"
+
+    def of_peak(self, speed: float, precision: str) -> str:
+        peak = self.peaks.get(precision)
+        return f"{speed / peak:.0%}" if peak else "?"
 
 
 def _load(when: dict) -> str:
@@ -104,24 +164,26 @@ def _load(when: dict) -> str:
 
 def _race(race: dict, facts: dict) -> str:
     plan, results, ratios = race["plan"], race["results"], race["ratios"]
-    ours = [name for name in ("fused", "fused-bf16") if name in ratios] or list(ratios)[:2]
-    heads = ["peer", "precision", "best ms", "median", "IQR", "GFLOP/s a core", "of peak", "cores"]
+    units = Units.of(facts)
+    first = ("graph", "fused", "fused-bf16") if "gpu" in facts else ("fused", "fused-bf16")
+    ours = [name for name in first if name in ratios] or list(ratios)[:2]
+    heads = ["peer", "precision", f"best {units.time}", "median", "IQR", units.rate]
+    heads += ["of peak", "cores"]
     heads += [f"x {name}" for name in ours] + ["D, G loss"]
     rows, notes, aside = [], [], []
     timed = {name: r for name, r in results.items() if "median" in r}
     for name, r in sorted(timed.items(), key=lambda item: item[1]["median"]):
         precision = CATALOGUE[name].precision
-        rate = plan["flops"] / r["best"] / 1e9 / facts["threads"]
-        peak = machine.peak_gflops(facts["peak"], precision)
+        rate = units.speed(plan["flops"], r["best"])
         rows.append(
             [
                 name,
                 precision,
-                f"{r['best'] * 1e3:.3f}",
-                f"{r['median'] * 1e3:.3f}",
-                f"{(r['q3'] - r['q1']) * 1e3:.3f}",
-                f"{rate:.0f}",
-                f"{rate / peak:.0%}" if peak else "?",
+                units.show(r["best"]),
+                units.show(r["median"]),
+                units.show(r["q3"] - r["q1"]),
+                units.show_speed(rate),
+                units.of_peak(rate, precision),
                 f"{r['cores_used']:.2f}",
                 *[f"{ratios[o][name]['median']:.2f}" for o in ours],
                 f"{r['d_loss']:.2f}, {r['g_loss']:.2f}" if "d_loss" in r else "FAILED",
@@ -142,7 +204,7 @@ def _race(race: dict, facts: dict) -> str:
     text = [
         f"## {_title(plan)}",
         "",
-        f"{_describe(plan)}; {plan['flops'] / 1e6:.0f} MFLOP a step.",
+        f"{describe(plan)}; {plan['flops'] / 1e6:.0f} MFLOP a step.",
         "",
         table(heads, rows, numbers=2) if rows else "Nothing could be timed.",
     ]
@@ -153,43 +215,57 @@ def _title(plan: dict) -> str:
     return f"{plan['name']}, batch {plan['batch']}"
 
 
-def _describe(plan: dict) -> str:
+def describe(plan: dict) -> str:
+    # Records from before these two fields existed are of MLPs.
+    penalty = ", R1 in every step" if plan.get("penalty") == "r1" else ""
+    if plan.get("network") == "dcgan":
+        return (
+            f"DCGAN, latent {plan['latent']}, width {plan['hidden']}, image "
+            f"{'x'.join(map(str, plan['image']))}, channels last{penalty}"
+        )
     norm = {"none": "no BatchNorm", "g": "BatchNorm in G", "both": "BatchNorm in G and D"}
     return (
         f"latent {plan['latent']}, hidden {plan['hidden']}, {plan['depth']} Linear layers each, "
         f"image {'x'.join(map(str, plan['image']))}, {norm[plan['batchnorm']]}, "
-        f"dropout {plan['dropout']}"
+        f"dropout {plan['dropout']}{penalty}"
     )
 
 
 def _grid(races: list[dict], facts: dict) -> str:
-    """One line a plan: fastgan against the best of the others."""
+    """One line a plan: fastgan against the best of the others that round no more than it does."""
     rows = []
-    peak = machine.peak_gflops(facts["peak"], "fp32")
+    units = Units.of(facts)
+    kinds = {"fp32": "fused", "bf16": "fused-bf16"}
+    if "gpu" in facts:
+        kinds = {"fp32": "auto", "tf32": "auto-tf32", "bf16": "auto-bf16"}
+    finer = list(kinds)
     for race in races:
         plan, results = race["plan"], race["results"]
         row = [_title(plan), f"{plan['flops'] / 1e6:.0f}"]
-        for precision, ours in (("fp32", "fused"), ("bf16", "fused-bf16")):
+        for precision, ours in kinds.items():
+            allowed = finer[: finer.index(precision) + 1]
             theirs = {
                 name: r["median"]
                 for name, r in results.items()
                 if "median" in r
                 and not CATALOGUE[name].ours
-                and (precision == "bf16" or CATALOGUE[name].precision == "fp32")
+                and CATALOGUE[name].precision in allowed
             }
             best = min(theirs, key=theirs.get, default=None)
             mine = results.get(ours, {}).get("median")
             row += [
-                f"{mine * 1e3:.3f}" if mine else "-",
-                f"{theirs[best] * 1e3:.3f} {best}" if best else "-",
+                units.show(mine) if mine else "-",
+                f"{units.show(theirs[best])} {best}" if best else "-",
                 f"{theirs[best] / mine:.2f}" if mine and best else "-",
             ]
             if precision == "fp32":
-                rate = mine and plan["flops"] / mine / 1e9 / facts["threads"]
-                row.append(f"{rate / peak:.0%}" if rate and peak else "-")
+                rate = mine and units.speed(plan["flops"], mine)
+                row.append(units.of_peak(rate, precision) if rate else "-")
         rows.append(row)
-    heads = ["plan", "MFLOP", "fused ms", "best fp32 peer", "ratio", "of peak"]
-    heads += ["fused-bf16 ms", "best peer of all", "ratio"]
+    heads = ["plan", "MFLOP"]
+    for precision, ours in kinds.items():
+        peers = "best peer of all" if precision == "bf16" else f"best {precision} peer"
+        heads += [f"{ours} {units.time}", peers, "ratio"] + ["of peak"] * (precision == "fp32")
     return "## Against the best peer (medians)\n\n" + table(heads, rows)
 
 
@@ -201,7 +277,7 @@ def _overhead(item: dict, facts: dict) -> str:
             f"{r['single_ms']:.4f}",
             f"{r['together_ms']:.4f}",
             f"{r['extra_us']:+.1f}",
-            f"{r['extra_us_range'][0]:+.1f} to {r['extra_us_range'][1]:+.1f}",
+            f"{r['extra_us_quartiles'][0]:+.1f} to {r['extra_us_quartiles'][1]:+.1f}",
         ]
         for name, r in item["results"].items()
         if "missing" not in r
@@ -210,7 +286,7 @@ def _overhead(item: dict, facts: dict) -> str:
         [
             f"## What one call costs: {_title(item['plan'])}",
             "",
-            table(["peer", "n", "run(1) ms", "run(n)/n ms", "extra us", "range"], rows),
+            table(["peer", "n", "run(1) ms", "run(n)/n ms", "extra us", "quartiles"], rows),
             *_disturbed(item),
             *_missing(item),
         ]
@@ -245,13 +321,13 @@ def _profile(item: dict, facts: dict) -> str:
     for name, r in item["results"].items():
         if "missing" in r:
             continue
-        peak = machine.peak_gflops(facts["peak"], CATALOGUE[name].precision)
+        units, precision = Units.of(facts), CATALOGUE[name].precision
         total = sum(work + wait for _, _, work, wait in r["phases"])
         all_flops = sum(flops for _, flops, _, _ in r["phases"])
         rows = []
         # A phase's rate is that of its kernel, at work; the step's includes the waiting.
         for phase, flops, work, wait in [*r["phases"], ("the step", all_flops, total, 0.0)]:
-            rate = flops / work / 1e9 / facts["threads"] if work and flops else None
+            rate = units.speed(flops, work) if work and flops else None
             rows.append(
                 [
                     phase,
@@ -259,11 +335,11 @@ def _profile(item: dict, facts: dict) -> str:
                     f"{wait * 1e6:.1f}",
                     f"{(work + wait) / total:.1%}" if total else "-",
                     f"{flops / 1e6:.1f}" if flops else "-",
-                    f"{rate:.0f}" if rate else "-",
-                    f"{rate / peak:.0%}" if rate and peak else "-",
+                    units.show_speed(rate) if rate else "-",
+                    units.of_peak(rate, precision) if rate else "-",
                 ]
             )
-        heads = ["phase", "us", "waiting us", "share", "MFLOP", "GFLOP/s a core", "of peak"]
+        heads = ["phase", "us", "waiting us", "share", "MFLOP", units.rate, "of peak"]
         clock = f"{r['seconds'] * 1e6:.1f} us a step by the clock"
         parts += ["", f"{name}, {r['steps']} steps, {clock}", "", table(heads, rows)]
     return "\n".join(parts + _missing(item))
@@ -296,7 +372,8 @@ def picture(record: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    races = record["races"]
+    races, facts = record["races"], record["machine"]
+    units = Units.of(facts)
     columns = min(3, len(races))
     rows = -(-len(races) // columns)
     most = max(sum("median" in r for r in race["results"].values()) for race in races)
@@ -316,32 +393,37 @@ def picture(record: dict, path: Path) -> None:
         )
         colours = {
             (True, "fp32"): "#c23b22",
+            (True, "tf32"): "#d9695a",
             (True, "bf16"): "#e8998d",
             (False, "fp32"): "#44546a",
+            (False, "tf32"): "#71839b",
             (False, "bf16"): "#9fb1c7",
         }
-        medians = [r["median"] * 1e3 for _, r in timed]
+        medians = [r["median"] * units.scale for _, r in timed]
         axis.barh(
             [name for name, _ in timed],
             medians,
             xerr=[
-                [(r["median"] - r["q1"]) * 1e3 for _, r in timed],
-                [(r["q3"] - r["median"]) * 1e3 for _, r in timed],
+                [(r["median"] - r["q1"]) * units.scale for _, r in timed],
+                [(r["q3"] - r["median"]) * units.scale for _, r in timed],
             ],
             color=[colours[CATALOGUE[n].ours, CATALOGUE[n].precision] for n, _ in timed],
             error_kw={"elinewidth": 1, "ecolor": "#222222"},
         )
         for row, (value, (_, r)) in enumerate(zip(medians, timed, strict=True)):
-            axis.text(r["q3"] * 1e3, row, f" {value:.2f}", va="center", fontsize=8)
+            written = f" {value:.0f}" if value >= 100 else f" {value:#.3g}"
+            axis.text(r["q3"] * units.scale, row, written, va="center", fontsize=8)
         axis.set_xlim(0, max(medians, default=1) * 1.18)
         axis.set_title(_title(race["plan"]), fontsize=10)
-        axis.set_xlabel("ms a step, median (shorter is better)", fontsize=8)
+        label = f"{units.time} a step: median and quartiles (shorter is better)"
+        axis.set_xlabel(label, fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    facts = record["machine"]
+    where = f"{facts['cpu']}, {facts['threads']} threads"
+    if "gpu" in facts:
+        where = facts["gpu"]["name"]
     figure.suptitle(
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['date'][:10]}   "
-        "(red: fastgan; pale: bf16)",
+        f"{where}, {facts['date'][:10]}   (red: fastgan; pale: bf16{', tf32' * ('gpu' in facts)})",
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

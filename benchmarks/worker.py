@@ -23,10 +23,11 @@ HERE = Path(__file__).resolve().parent
 class Host:
     """The commands; also used without a process, in the harness's own (``--inline``)."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, device: str = "cpu"):
         from peers import CATALOGUE
 
         self.entry = CATALOGUE[name]
+        self.device = device
         self.peer = None
 
     def setup(self, plan: dict, threads: int) -> dict:
@@ -38,7 +39,7 @@ class Host:
         plan = Plan(**plan)
         start = time.perf_counter()
         try:
-            self.peer = self.entry.load()
+            self.peer = self.entry.load(self.device)
             self.peer.setup(plan, threads)
         except Unavailable as reason:
             self.close()
@@ -55,27 +56,28 @@ class Host:
     def warm(self, seconds: float) -> float:
         """Run for a while, at least one call after a first; seconds per step of the last."""
         n = self.peer.granularity
-        self.peer.run(n)  # page faults, thread pools, lazy libraries: no guide to what follows
+        self.peer.block(n)  # page faults, thread pools, lazy libraries: no guide to what follows
         end = time.perf_counter() + seconds
         while True:
-            start = time.perf_counter()
-            self.peer.run(n)
+            step = self.peer.block(n) / n
             now = time.perf_counter()
             if now >= end:
-                return (now - start) / n
+                return step
             # Longer calls as the speed becomes known: single steps overstate it.
-            want = max(1, int(min(0.1, end - now) / ((now - start) / n)))
+            want = max(1, int(min(0.1, end - now) / step))
             n = max(1, want // self.peer.granularity) * self.peer.granularity
 
     def blocks(self, n: int, count: int) -> tuple[list[float], float]:
         """(seconds of each of ``count`` runs of n steps, cpu seconds that this process used)."""
-        times = []
         cpu = time.process_time()
-        for _ in range(count):
-            start = time.perf_counter()
-            self.peer.run(n)
-            times.append(time.perf_counter() - start)
+        times = [self.peer.block(n) for _ in range(count)]
         return times, time.process_time() - cpu
+
+    def calls(self, count: int) -> tuple[float, float]:
+        """(seconds of ``count`` runs of one step, one after the other, cpu seconds)."""
+        cpu = time.process_time()
+        seconds = self.peer.block(1, calls=count)
+        return seconds, time.process_time() - cpu
 
     def check(self) -> dict:
         """The latest losses and how the peer ran; {"error": ...} if the losses are not finite."""
@@ -97,7 +99,10 @@ class Host:
         try:
             start = time.perf_counter()
             phases = self.peer.profile(steps)
-            return {"phases": phases, "seconds": (time.perf_counter() - start) / steps}
+            seconds = time.perf_counter() - start
+            if self.device == "cuda":  # a profiler takes longer than what it looks at
+                seconds = self.peer.block(steps)
+            return {"phases": phases, "seconds": seconds / steps}
         except Unavailable as reason:
             return {"missing": str(reason)}
 
@@ -109,12 +114,12 @@ class Host:
 
 
 def main() -> None:
-    name, fd = sys.argv[1], int(sys.argv[2])
+    name, fd, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     _die_with_parent()
     # The checkout's own fastgan where none is installed.
     sys.path.append(str(HERE.parent))
     connection = Connection(fd)
-    host = Host(name)
+    host = Host(name, device)
     while True:
         try:
             command, *arguments = connection.recv()

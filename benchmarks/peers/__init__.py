@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import time
 
 
 class Peer:
@@ -18,11 +19,12 @@ class Peer:
 
     granularity = 1  # run(n) takes multiples of this
 
-    def __init__(self, **options):
+    def __init__(self, device: str = "cpu", **options):
+        self.device = device
         self.options = options
 
     @classmethod
-    def available(cls) -> str | None:
+    def available(cls, device: str = "cpu") -> str | None:
         """Why this peer cannot run here, or None."""
         return None
 
@@ -31,8 +33,15 @@ class Peer:
         raise NotImplementedError
 
     def run(self, n: int) -> None:
-        """Do n steps and return when they are done."""
+        """Do n steps and return when they are done, or on a GPU when they are asked for."""
         raise NotImplementedError
+
+    def block(self, n: int, calls: int = 1) -> float:
+        """Seconds of that many calls of ``run(n)``, until the last step is done."""
+        start = time.perf_counter()
+        for _ in range(calls):
+            self.run(n)
+        return time.perf_counter() - start
 
     def losses(self) -> tuple[float, float]:
         """D's and G's loss of the latest step."""
@@ -60,11 +69,12 @@ class Entry:
 
     Attributes:
         where: "file:Class" in this folder.
-        precision: of the matrix products, "fp32" or "bf16".
+        precision: of the matrix products, "fp32", "tf32" or "bf16".
         options: arguments of the class.
         env: environment of its process.
         grid: takes part in the grid by default (the others are slower twins, or for one question).
-        alone: is set up while nothing else runs, because it times candidates meanwhile.
+        alone: devices on which it is set up while nothing else runs, because it times candidates.
+        devices: where it runs.
     """
 
     name: str
@@ -74,7 +84,8 @@ class Entry:
     options: dict = dataclasses.field(default_factory=dict)
     env: dict = dataclasses.field(default_factory=dict)
     grid: bool = True
-    alone: bool = False
+    alone: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     @property
     def ours(self) -> bool:
@@ -84,21 +95,44 @@ class Entry:
     def file(self) -> str:
         return self.where.partition(":")[0]
 
-    def load(self) -> Peer:
+    def load(self, device: str = "cpu") -> Peer:
         """Create the peer; ``Unavailable`` with the reason if that is impossible."""
         module, _, name = self.where.partition(":")
         try:
             cls = getattr(importlib.import_module(f"peers.{module}"), name)
         except ImportError as error:
             raise Unavailable(str(error)) from None
-        reason = cls.available()
+        reason = cls.available(device)
         if reason:
             raise Unavailable(reason)
-        return cls(**self.options)
+        return cls(device, **self.options)
 
 
 # Inductor keeps what its autotuning chose, for ever: a choice made on a busy machine must not stay.
 AUTOTUNE = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+
+# XLA drives a loop from the host, iteration by iteration, unless whole loops may become graphs.
+LOOPS = {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+WHILE"}
+TF32, BF16 = {"precision": "tf32"}, {"precision": "bf16"}
+CPU, CUDA = ("cpu",), ("cuda",)
+
+
+def _jax(*arguments, **options) -> Entry:
+    """On a GPU, XLA chooses among kernels by timing them."""
+    return Entry(*arguments, alone=CUDA, **options)
+
+
+def _also_tf32(entry: Entry) -> tuple[Entry, Entry]:
+    """The entry, and on a GPU its twin that may round the operands of products to tf32."""
+    return entry, dataclasses.replace(
+        entry,
+        name=f"{entry.name}-tf32",
+        precision="tf32",
+        about=f"{entry.about}, products in tf32",
+        options=entry.options | TF32,
+        devices=CUDA,
+    )
+
 
 CATALOGUE = {
     entry.name: entry
@@ -110,7 +144,9 @@ CATALOGUE = {
             "the beginner's program: DataLoader, BCELoss, no detach, plain Adam",
             grid=False,
         ),
-        Entry("eager", "eager:Eager", "fp32", "clean eager PyTorch, tensors in memory"),
+        *_also_tf32(
+            Entry("eager", "eager:Eager", "fp32", "clean eager PyTorch, tensors in memory")
+        ),
         Entry(
             "compile",
             "compile:Compiled",
@@ -118,14 +154,26 @@ CATALOGUE = {
             "the whole step in one torch.compile graph, default mode",
             grid=False,
         ),
-        Entry(
-            "compile-max",
-            "compile:Compiled",
-            "fp32",
-            "the same, mode max-autotune",
-            options={"mode": "max-autotune"},
-            env=AUTOTUNE,
-            alone=True,
+        *_also_tf32(
+            Entry(
+                "compile-reduce",
+                "compile:Compiled",
+                "fp32",
+                "the same, mode reduce-overhead: replayed as a CUDA graph",
+                options={"mode": "reduce-overhead"},
+                devices=CUDA,
+            )
+        ),
+        *_also_tf32(
+            Entry(
+                "compile-max",
+                "compile:Compiled",
+                "fp32",
+                "the same, mode max-autotune",
+                options={"mode": "max-autotune"},
+                env=AUTOTUNE,
+                alone=("cpu", "cuda"),
+            )
         ),
         Entry("amp", "amp:AmpEager", "bf16", "clean eager under bf16 autocast"),
         Entry(
@@ -133,6 +181,7 @@ CATALOGUE = {
             "amp:Medium",
             "bf16",
             "clean eager, float32 tensors, products in bf16 (set_float32_matmul_precision)",
+            devices=CPU,
         ),
         Entry(
             "amp-compile",
@@ -142,30 +191,57 @@ CATALOGUE = {
             grid=False,
         ),
         Entry(
+            "amp-compile-reduce",
+            "amp:AmpCompiled",
+            "bf16",
+            "the same, mode reduce-overhead",
+            options={"mode": "reduce-overhead"},
+            devices=CUDA,
+        ),
+        Entry(
             "amp-compile-max",
             "amp:AmpCompiled",
             "bf16",
             "the same, mode max-autotune",
             options={"mode": "max-autotune"},
             env=AUTOTUNE,
-            alone=True,
+            alone=("cpu", "cuda"),
         ),
-        Entry("jax-jit", "jax:Jit", "fp32", "JAX, one jitted call a step", grid=False),
-        Entry("jax-scan", "jax:Scan", "fp32", "JAX, lax.scan over many steps"),
-        Entry(
+        _jax("jax-jit", "jax:Jit", "fp32", "JAX, one jitted call a step", grid=False),
+        *_also_tf32(_jax("jax-scan", "jax:Scan", "fp32", "JAX, lax.scan over many steps")),
+        *_also_tf32(
+            _jax(
+                "jax-scan-graph",
+                "jax:Scan",
+                "fp32",
+                "JAX, lax.scan over many steps, XLA told to make a CUDA graph of the loop",
+                env=LOOPS,
+                devices=CUDA,
+            )
+        ),
+        _jax(
             "jax-jit-bf16",
             "jax:Jit",
             "bf16",
             "JAX, one jitted call a step, bf16 products",
-            options={"precision": "bf16"},
+            options=BF16,
             grid=False,
         ),
-        Entry(
+        _jax(
             "jax-scan-bf16",
             "jax:Scan",
             "bf16",
             "JAX, lax.scan over many steps, bf16 products",
-            options={"precision": "bf16"},
+            options=BF16,
+        ),
+        _jax(
+            "jax-scan-graph-bf16",
+            "jax:Scan",
+            "bf16",
+            "JAX, the scan as a CUDA graph, bf16 products",
+            options=BF16,
+            env=LOOPS,
+            devices=CUDA,
         ),
         Entry(
             "fastgan-eager",
@@ -179,22 +255,78 @@ CATALOGUE = {
             "fastgan:Engine",
             "bf16",
             "fastgan, engine eager, bf16",
-            options={"engine": "eager", "precision": "bf16"},
+            options={"engine": "eager"} | BF16,
             grid=False,
         ),
+        *_also_tf32(
+            Entry(
+                "auto",
+                "fastgan:Engine",
+                "fp32",
+                "fastgan, the engine that auto takes",
+                options={"engine": "auto"},
+                devices=CUDA,
+            )
+        ),
         Entry(
-            "fused",
+            "auto-bf16",
             "fastgan:Engine",
-            "fp32",
-            "fastgan, engine fused",
-            options={"engine": "fused"},
+            "bf16",
+            "fastgan, the engine that auto takes, bf16",
+            options={"engine": "auto"} | BF16,
+            devices=CUDA,
+        ),
+        *_also_tf32(
+            Entry(
+                "graph",
+                "fastgan:Engine",
+                "fp32",
+                "fastgan, engine graph",
+                options={"engine": "graph"},
+                devices=CUDA,
+            )
+        ),
+        Entry(
+            "graph-bf16",
+            "fastgan:Engine",
+            "bf16",
+            "fastgan, engine graph, bf16 autocast",
+            options={"engine": "graph"} | BF16,
+            devices=CUDA,
+        ),
+        *_also_tf32(
+            Entry(
+                "fused",
+                "fastgan:Engine",
+                "fp32",
+                "fastgan, engine fused",
+                options={"engine": "fused"},
+            )
         ),
         Entry(
             "fused-bf16",
             "fastgan:Engine",
             "bf16",
             "fastgan, engine fused, bf16 products, fp32 master weights",
-            options={"engine": "fused", "precision": "bf16"},
+            options={"engine": "fused"} | BF16,
+        ),
+        *_also_tf32(
+            Entry(
+                "fused-chain",
+                "fastgan:Engine",
+                "fp32",
+                "fastgan, engine fused, held to a kernel a phase",
+                options={"engine": "fused", "program": "chain"},
+                devices=CUDA,
+            )
+        ),
+        Entry(
+            "fused-chain-bf16",
+            "fastgan:Engine",
+            "bf16",
+            "fastgan, engine fused, held to a kernel a phase, bf16 products",
+            options={"engine": "fused", "program": "chain"} | BF16,
+            devices=CUDA,
         ),
         Entry(
             "fused-avx2",
@@ -204,25 +336,31 @@ CATALOGUE = {
             options={"engine": "fused"},
             env={"FASTGAN_ISA": "avx2"},
             grid=False,
+            devices=CPU,
         ),
     )
 }
 
 
-def select(text: str | None, *, grid: bool = False) -> list[Entry]:
-    """The peers of a comma-separated list of names or files; all (or the grid's) when not given."""
+def select(text: str | None, *, grid: bool = False, device: str = "cpu") -> list[Entry]:
+    """The peers of a comma-separated list of names or files; all (or the grid's) when not given.
+
+    Only those that run on the device; a name of another device's is an error.
+    """
+    here = [entry for entry in CATALOGUE.values() if device in entry.devices]
     if not text:
-        return [entry for entry in CATALOGUE.values() if entry.grid or not grid]
+        return [entry for entry in here if entry.grid or not grid]
     out = []
     for word in filter(None, (part.strip() for part in text.split(","))):
-        found = [e for e in CATALOGUE.values() if word in (e.name,)] or [
-            e for e in CATALOGUE.values() if e.file == word
-        ]
+        found = [e for e in here if word == e.name] or [e for e in here if e.file == word]
+        if not found and word in CATALOGUE:
+            raise ValueError(f"--peers: {word} does not run with --device {device}")
         if not found:
-            files = sorted({e.file for e in CATALOGUE.values()})
+            files = sorted({e.file for e in here})
+            names = ", ".join(e.name for e in here)
             raise ValueError(
                 f"--peers: no peer or file is called {word!r}; "
-                f"peers: {', '.join(CATALOGUE)}; files: {', '.join(files)}"
+                f"peers: {names}; files: {', '.join(files)}"
             )
         out += [entry for entry in found if entry not in out]
     return out

@@ -1,4 +1,4 @@
-"""PyTorch in bfloat16 on the cpu: autocast, eager and compiled; and bf16 products of float32."""
+"""PyTorch in bfloat16: autocast, eager and compiled; and on the cpu bf16 products of float32."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import torch
 from peers.compile import Compiled
 from peers.eager import Eager
 
-_bf16 = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+
+def _bf16(peer):
+    return functools.partial(torch.autocast, peer.device, torch.bfloat16)
 
 
 class AmpEager(Eager):
     """Clean eager under autocast: weights, moments and losses in float32, layers in bf16."""
 
-    autocast = staticmethod(_bf16)
+    autocast = property(_bf16)
 
 
 class AmpCompiled(Compiled):
     """The whole-step graph under autocast."""
 
-    autocast = staticmethod(_bf16)
+    autocast = property(_bf16)
 
 
 class Medium(Eager):

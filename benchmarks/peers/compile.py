@@ -12,17 +12,20 @@ import contextlib
 import os
 
 import torch
+from torch._dynamo.utils import counters
+from torch.utils._triton import has_triton
 
-from peers import Peer, eager, networks
+from peers import eager, networks
+from peers.torchpeer import TorchPeer
 
 
-class Compiled(Peer):
+class Compiled(TorchPeer):
     """One compiled call a step. Option ``mode``: as in torch.compile."""
 
-    autocast = staticmethod(contextlib.nullcontext)
-
     @classmethod
-    def available(cls):
+    def available(cls, device="cpu"):
+        if reason := super().available(device):
+            return reason
         if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
             return f"torch {torch.__version__} cannot trace autograd.grad inside torch.compile"
         from torch._inductor import cpp_builder
@@ -31,23 +34,34 @@ class Compiled(Peer):
             cpp_builder.get_cpp_compiler()
         except Exception:
             return "torch.compile needs a C++ compiler, and none was found"
+        if device == "cuda" and not has_triton():
+            return "torch.compile needs Triton on a GPU, and it does not work here"
         return None
 
     def setup(self, plan, threads):
-        torch.set_num_threads(threads)
+        self.begin(threads)
         torch._dynamo.config.trace_autograd_ops = True
         torch._dynamo.reset()
-        self.generator, self.discriminator = networks.build(plan)
-        self.data = networks.images(plan).float().mul_(2 / 255).sub_(1)
-        self.order = networks.Order(plan)
+        self.generator, self.discriminator = networks.build(plan, device=self.device)
+        self.data = networks.normalised(plan, self.device)
+        self.order = networks.Order(plan, self.device)
         g_adam = Adam(self.generator.parameters(), plan)
         d_adam = Adam(self.discriminator.parameters(), plan)
         d_loss_of, g_loss_of = eager.losses_of(
-            plan, self.generator, self.discriminator, self.autocast
+            plan, self.generator, self.discriminator, self.autocast, self.device
         )
+        if self.device == "cuda":
+            # What a replayed graph finds at a fixed address it need not copy in every step.
+            networks_own = [
+                t
+                for network in (self.generator, self.discriminator)
+                for t in (*network.parameters(), *network.buffers())
+            ]
+            for kept in (self.data, *networks_own, *g_adam.state(), *d_adam.state()):
+                torch._dynamo.mark_static_address(kept)
 
         def step(data, index):
-            d_loss = d_loss_of(data.index_select(0, index))
+            d_loss = d_loss_of(networks.take(data, index))
             d_adam.update(torch.autograd.grad(d_loss, d_adam.params))
             g_loss = g_loss_of()
             g_adam.update(torch.autograd.grad(g_loss, g_adam.params))
@@ -57,7 +71,7 @@ class Compiled(Peer):
             step, fullgraph=True, dynamic=False, mode=self.options.get("mode")
         )
         with _quiet():
-            for _ in range(3):
+            for _ in range(5):  # a graph is recorded at the third call
                 self.run(1)
 
     def run(self, n):
@@ -66,6 +80,13 @@ class Compiled(Peer):
 
     def losses(self):
         return tuple(loss.item() for loss in self.latest)
+
+    def describe(self):
+        mode = self.options.get("mode", "default")
+        if self.device != "cuda" or mode == "default":
+            return f"mode {mode}"
+        skipped = counters["inductor"]["cudagraph_skips"]
+        return f"mode {mode}, {f'{skipped} graphs NOT replayed' if skipped else 'as a CUDA graph'}"
 
 
 class Adam:
@@ -77,7 +98,10 @@ class Adam:
         self.plan = plan
         self.m = [torch.zeros_like(p) for p in self.params]
         self.v = [torch.zeros_like(p) for p in self.params]
-        self.t = torch.zeros(())
+        self.t = torch.zeros((), device=self.params[0].device)
+
+    def state(self) -> list[torch.Tensor]:
+        return [self.t, *self.m, *self.v]
 
     @torch.no_grad()
     def update(self, grads):

@@ -10,59 +10,66 @@ from __future__ import annotations
 import contextlib
 
 import torch
+from plans import R1_WEIGHT
 from torch.nn.functional import softplus
 
-from peers import Peer, networks
+from peers import networks
+from peers.torchpeer import TorchPeer
 
 
-def losses_of(plan, generator, discriminator, autocast=contextlib.nullcontext):
+def losses_of(plan, generator, discriminator, autocast=contextlib.nullcontext, device="cpu"):
     """(D's loss of a real batch, G's loss of a fresh batch): two functions, for other peers too."""
     batch, latent = plan.batch, plan.latent
-    together = not plan.has_batchnorm("d")
+    penalised = plan.penalty == "r1"
+    together = not (plan.has_batchnorm("d") or penalised)
 
     def d_loss(real):
+        if penalised:
+            real = real.detach().requires_grad_()
         with autocast():
             with torch.no_grad():
-                fake = generator(torch.randn(batch, latent))
+                fake = generator(torch.randn(batch, latent, device=device))
             if together:
                 logits = discriminator(torch.cat((real, fake.float()))).float()
                 real_logits, fake_logits = logits[:batch], logits[batch:]
             else:
                 real_logits = discriminator(real).float()
                 fake_logits = discriminator(fake).float()
-        return softplus(-real_logits).mean() + softplus(fake_logits).mean()
+        loss = softplus(-real_logits).mean() + softplus(fake_logits).mean()
+        if penalised:
+            (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+            loss = loss + R1_WEIGHT * slope.flatten(1).square().sum(1).mean()
+        return loss
 
     def g_loss():
         with autocast():
-            logits = discriminator(generator(torch.randn(batch, latent))).float()
+            fake = generator(torch.randn(batch, latent, device=device))
+            logits = discriminator(fake).float()
         return softplus(-logits).mean()
 
     return d_loss, g_loss
 
 
-class Eager(Peer):
+class Eager(TorchPeer):
     """One step: two losses, two calls of autograd.grad, two fused Adam updates."""
 
-    autocast = staticmethod(contextlib.nullcontext)
-
     def setup(self, plan, threads):
-        torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision("highest")
-        self.generator, self.discriminator = networks.build(plan)
+        self.begin(threads)
+        self.generator, self.discriminator = networks.build(plan, device=self.device)
         self.g_params = list(self.generator.parameters())
         self.d_params = list(self.discriminator.parameters())
         adam = {"lr": plan.lr, "betas": plan.betas, "eps": plan.eps, "fused": True}
         self.optimizer_g = torch.optim.Adam(self.g_params, **adam)
         self.optimizer_d = torch.optim.Adam(self.d_params, **adam)
-        self.data = networks.images(plan).float().mul_(2 / 255).sub_(1)
-        self.order = networks.Order(plan)
+        self.data = networks.normalised(plan, self.device)
+        self.order = networks.Order(plan, self.device)
         self.d_loss, self.g_loss = losses_of(
-            plan, self.generator, self.discriminator, self.autocast
+            plan, self.generator, self.discriminator, self.autocast, self.device
         )
 
     def run(self, n):
         for _ in range(n):
-            d_loss = self.d_loss(self.data.index_select(0, self.order.next()))
+            d_loss = self.d_loss(networks.take(self.data, self.order.next()))
             update(self.optimizer_d, self.d_params, d_loss)
             g_loss = self.g_loss()
             update(self.optimizer_g, self.g_params, g_loss)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from peers import Unavailable, networks
+from peers.torchpeer import TorchPeer
 
-from peers import Peer, Unavailable, networks
 
-
-class Engine(Peer):
-    """Options: ``engine`` ("eager", "fused"), ``precision`` ("fp32", "bf16")."""
+class Engine(TorchPeer):
+    """Options: ``engine``, an engine's name or "auto"; ``precision`` ("fp32", "tf32", "bf16");
+    ``program``: with "chain" the fused engine on CUDA leaves its persistent kernel aside."""
 
     @classmethod
-    def available(cls):
+    def available(cls, device="cpu"):
+        if reason := super().available(device):
+            return reason
         try:
             import fastgan.engines  # noqa: F401
         except Exception as error:
@@ -19,25 +21,31 @@ class Engine(Peer):
         return None
 
     def setup(self, plan, threads):
-        from fastgan import data, engines, losses, optim
+        from fastgan import data, engines
+        from fastgan.engines.fused_cuda import FusedCudaEngine
+        from fastgan.problem import make_problem
 
-        torch.set_num_threads(threads)
-        generator, discriminator = networks.build(plan, sigmoid=True)
-        adam = {"lr": plan.lr, "betas": plan.betas, "eps": plan.eps}
+        self.begin(threads)
+        generator, discriminator = networks.build(plan, sigmoid=True, device=self.device)
+        penalty = {} if plan.penalty == "none" else {"penalty": plan.penalty}
         try:
-            problem = engines.Problem(
-                generator=generator,
-                discriminator=discriminator,
-                game=losses.game("non-saturating"),
-                optimizer_g=optim.Adam(generator.parameters(), **adam),
-                optimizer_d=optim.Adam(discriminator.parameters(), **adam),
-                data=data.open(networks.images(plan)),
+            problem = make_problem(
+                generator,
+                discriminator,
+                data.open(networks.images(plan)).to(self.device),
                 batch_size=plan.batch,
                 latent_dim=plan.latent,
+                lr=plan.lr,
+                betas=plan.betas,
+                eps=plan.eps,
                 seed=plan.seed,
-                precision=self.options.get("precision", "fp32"),
-                device=torch.device("cpu"),
+                precision="bf16" if self.options.get("precision") == "bf16" else "fp32",
+                device=self.device,
+                **penalty,
             )
+            if self.device == "cuda":
+                # Asked for when the engine lays out its memory; a process has one peer.
+                FusedCudaEngine.allow_persistent = self.options.get("program") != "chain"
             self.engine, self.why = engines.choose(problem, self.options["engine"])
         except (ValueError, RuntimeError, KeyError, ImportError) as error:
             raise Unavailable(str(error)) from error
@@ -49,10 +57,12 @@ class Engine(Peer):
         return tuple(self.latest[-1].tolist())
 
     def describe(self):
-        return self.engine.describe()
+        return f"{self.engine.name}: {self.engine.describe()}"
 
     def profile(self, steps: int) -> list[tuple[str, float, float, float]]:
         """For each phase of a step: (name, operations, seconds at work, seconds waiting)."""
+        if self.device == "cuda":
+            return super().profile(steps)
         if not hasattr(self.engine, "profile"):
             raise Unavailable(f"engine {self.engine.name!r} has no profile(steps)")
         return [tuple(row) for row in self.engine.profile(steps)]
@@ -60,3 +70,4 @@ class Engine(Peer):
     def close(self):
         if hasattr(self, "engine"):
             self.engine.close()
+        super().close()

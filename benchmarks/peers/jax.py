@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from peers import Peer
+from peers import Peer, Unavailable
 
 # The thread pool of XLA's cpu client has as many threads as the process has cpus: the harness sets
 # the affinity and these variables before this file is imported.
@@ -22,6 +22,9 @@ THREADS_FROM = ("NPROC", "PJRT_NPROC")
 
 # Iterations of the scan that XLA may compile as one: 10 % on cpu, and no more beyond four.
 UNROLL = 4
+
+# A GPU's default for float32 products is tf32.
+PRODUCTS = {"fp32": "highest", "tf32": "tensorfloat32", "bf16": "default"}
 
 
 def init_mlp(key, widths, batchnorm: bool):
@@ -128,7 +131,22 @@ class Jax(Peer):
 
     steps_a_call = 1
 
+    @classmethod
+    def available(cls, device="cpu"):
+        if device == "cuda":
+            try:
+                jax.devices("gpu")
+            except RuntimeError as error:
+                return f"JAX has no GPU here: {error}"
+        return None
+
     def setup(self, plan, threads):
+        if plan.network != "mlp" or plan.penalty != "none":
+            raise Unavailable("this peer is written for MLPs without a penalty")
+        if self.device == "cuda":
+            jax.config.update("jax_default_device", jax.devices("gpu")[0])
+            precision = self.options.get("precision", "fp32")
+            jax.config.update("jax_default_matmul_precision", PRODUCTS[precision])
         self.plan = plan
         self.granularity = self.steps_a_call = self.choose_steps(plan)
         step, self.state = make_step(plan, self.options.get("precision", "fp32"))
@@ -165,7 +183,8 @@ class Jax(Peer):
         return tuple(loss.reshape(-1)[-1].item() for loss in self.latest)
 
     def describe(self):
-        limits = ", ".join(f"{name}={os.environ.get(name)}" for name in THREADS_FROM)
+        names = THREADS_FROM if self.device == "cpu" else ("XLA_FLAGS",)
+        limits = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
         return f"{jax.devices()[0]}; {self.steps_a_call} steps a call; {limits}"
 
 
@@ -181,10 +200,10 @@ class Jit(Jax):
 
 
 class Scan(Jax):
-    """lax.scan over ``plan.chunk`` steps in one call."""
+    """lax.scan over many steps in one call."""
 
     def choose_steps(self, plan):
-        return plan.chunk
+        return plan.chunk if self.device == "cpu" else plan.chunk_on_gpu
 
     def compile(self, step):
         @functools.partial(jax.jit, donate_argnums=0)

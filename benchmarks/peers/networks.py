@@ -7,9 +7,21 @@ import torch
 from torch import nn
 
 
-def build(plan, *, sigmoid: bool = False) -> tuple[nn.Module, nn.Module]:
-    """(G, D) with PyTorch's default initialisation: [b, latent] -> [b, C, H, W] -> [b, 1]."""
+def build(plan, *, sigmoid: bool = False, device: str = "cpu") -> tuple[nn.Module, nn.Module]:
+    """(G, D) with their usual initialisation: [b, latent] -> [b, C, H, W] -> [b, 1].
+
+    Convolutional networks are channels last.
+    """
     torch.manual_seed(plan.seed)
+    if plan.network == "dcgan":
+        from fastgan.models import DCGANDiscriminator, DCGANGenerator
+
+        channels, size, _ = plan.image
+        pair = (
+            DCGANGenerator(plan.latent, size, channels, plan.hidden),
+            DCGANDiscriminator(size, channels, plan.hidden, sigmoid),
+        )
+        return tuple(m.to(device, memory_format=torch.channels_last) for m in pair)
     generator = _stack(plan.g_widths, plan, batchnorm=plan.has_batchnorm("g"), dropout=0.0)
     generator += [nn.Tanh(), nn.Unflatten(1, plan.image)]
     discriminator = [nn.Flatten()]
@@ -18,7 +30,7 @@ def build(plan, *, sigmoid: bool = False) -> tuple[nn.Module, nn.Module]:
     )
     if sigmoid:
         discriminator.append(nn.Sigmoid())
-    return nn.Sequential(*generator), nn.Sequential(*discriminator)
+    return nn.Sequential(*generator).to(device), nn.Sequential(*discriminator).to(device)
 
 
 def _stack(widths, plan, *, batchnorm: bool, dropout: float) -> list[nn.Module]:
@@ -41,17 +53,31 @@ def images(plan, pixels: np.ndarray | None = None) -> torch.Tensor:
     return torch.from_numpy(pixels).view(-1, *plan.image)
 
 
+def normalised(plan, device: str) -> torch.Tensor:
+    """The data set on the device: float32 [n, C, H, W] in [-1, 1]; channels last for dcgan."""
+    data = images(plan).to(device).float().mul_(2 / 255).sub_(1)
+    if plan.network == "dcgan":
+        data = data.contiguous(memory_format=torch.channels_last)
+    return data
+
+
+def take(data: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows of the data, channels last if it is: index_select would put channels first."""
+    return data.index_select(0, index) if data.is_contiguous() else data[index]
+
+
 class Order:
     """Which images come next: a fresh permutation every epoch, whole batches."""
 
-    def __init__(self, plan):
+    def __init__(self, plan, device: str = "cpu"):
+        self.device = device
         self.size, self.batch, self.steps = plan.data_size, plan.batch, plan.steps_per_epoch
         self.position = self.steps
 
     def next(self) -> torch.Tensor:
         """Indices of the next batch, int64 [batch]."""
         if self.position == self.steps:
-            self.rows = torch.randperm(self.size).view(-1, self.batch)
+            self.rows = torch.randperm(self.size, device=self.device).view(-1, self.batch)
             self.position = 0
         self.position += 1
         return self.rows[self.position - 1]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from peers import Peer, networks
+from peers import Unavailable, networks
+from peers.torchpeer import TorchPeer
 
 
 class Digits(Dataset):
@@ -52,13 +53,15 @@ def _normalize(tensor: torch.Tensor, mean, std) -> torch.Tensor:
     return tensor.sub_(mean).div_(std)
 
 
-class Reference(Peer):
-    """One step: one batch of the loader, D's update, G's update."""
+class Reference(TorchPeer):
+    """One step: one batch of the loader, D's update, G's update; PyTorch's settings as they are."""
 
     def setup(self, plan, threads):
+        if plan.penalty != "none":
+            raise Unavailable("the beginner's program has no gradient penalty")
         torch.set_num_threads(threads)
         self.plan = plan
-        self.generator, self.discriminator = networks.build(plan, sigmoid=True)
+        self.generator, self.discriminator = networks.build(plan, sigmoid=True, device=self.device)
         self.criterion = nn.BCELoss()
         self.optimizer_g = torch.optim.Adam(
             self.generator.parameters(), lr=plan.lr, betas=plan.betas
@@ -77,11 +80,12 @@ class Reference(Peer):
             except StopIteration:
                 self.batches = iter(self.loader)
                 images, _ = next(self.batches)
+            images = images.to(self.device)
             size = images.size(0)
-            real_labels = torch.ones(size, 1)
-            fake_labels = torch.zeros(size, 1)
+            real_labels = torch.ones(size, 1, device=self.device)
+            fake_labels = torch.zeros(size, 1, device=self.device)
 
-            fake_images = self.generator(torch.randn(size, self.plan.latent))
+            fake_images = self.generator(torch.randn(size, self.plan.latent, device=self.device))
             real_loss = self.criterion(self.discriminator(images), real_labels)
             fake_loss = self.criterion(self.discriminator(fake_images), fake_labels)
             d_loss = real_loss + fake_loss
@@ -89,7 +93,7 @@ class Reference(Peer):
             d_loss.backward()
             self.optimizer_d.step()
 
-            fake_images = self.generator(torch.randn(size, self.plan.latent))
+            fake_images = self.generator(torch.randn(size, self.plan.latent, device=self.device))
             g_loss = self.criterion(self.discriminator(fake_images), real_labels)
             self.optimizer_g.zero_grad()
             g_loss.backward()
