@@ -1,4 +1,4 @@
-// The training step for AVX-512 with products in bfloat16 on AMX tiles.
+// The training step for AVX-512 with products on AMX tiles: in bfloat16, and in float32.
 // What the headers of the standard library define comes before the target is raised: an inline
 // function of theirs compiled for it could be the copy that the linker keeps.
 #include "common/activation.h"
@@ -28,6 +28,12 @@
 #  define FASTGAN_VECTOR_BYTES 64
 #  define FASTGAN_VECTOR_REGISTERS 32
 #  define FASTGAN_PRODUCTS 2
+#  include "cpu/step_impl.h"
+
+#  undef FASTGAN_VARIANT
+#  undef FASTGAN_PRODUCTS
+#  define FASTGAN_VARIANT amx_fp32
+#  define FASTGAN_PRODUCTS 3
 #  include "cpu/step_impl.h"
 
 #  if defined(__clang__)
