@@ -52,4 +52,44 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "Tensor(c!)[] exp_avg_sqs, Tensor step, Tensor lr, float beta1, float beta2, float eps, "
       "float weight_decay, bool decoupled, Tensor? grad_scale, Tensor? found_inf) -> ()");
   m.def("ema_(Tensor(a!)[] averages, Tensor[] values, float decay) -> ()");
+
+  // The fused engine on the CPU.
+  // The bytes of working memory that fused_run needs.
+  m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
+  // Does losses.size(0) steps from first_step on. state: parameters, moments, step counters,
+  // averages and statistics, as numbered by the plan. images [count, ...] with order, the
+  // permutations of the epochs from that of the first step on; or, without order, the batches
+  // themselves one after another. rates: of D and G, [2] or [steps, 2]. profile [phases, 2] is
+  // added to.
+  m.def(
+      "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
+      "Tensor images, Tensor? order, Tensor rates, Tensor(c!) losses, Tensor(d!)? profile, "
+      "int first_step, int threads) -> ()");
+  // The instructions that take products in float32 or in bfloat16; "none" where there are none.
+  m.def("fused_products(bool bf16) -> str");
+  // The phases of a step, a line each: floating-point operations of its products, name.
+  m.def("fused_phases(Tensor plan, Tensor settings) -> str");
+
+  // The fused engine on CUDA.
+  // The bytes of working memory that fused_cuda_run needs: with 2 copies of the inputs for the
+  // persistent kernel, with 1 for the chain.
+  m.def("fused_cuda_memory(Tensor plan, Tensor settings, int copies) -> int");
+  // Kernels that the chain launches for a step.
+  m.def("fused_cuda_length(Tensor plan, Tensor settings) -> int");
+  // Why the persistent kernel cannot run the plan; empty if it can. memory: any tensor on the
+  // device.
+  m.def(
+      "fused_cuda_why_not_persistent(Tensor plan, Tensor settings, Tensor[] state, Tensor memory, "
+      "bool tf32) -> str");
+  // Launches `steps` steps from the clock on, on the current stream. plan and settings are on the
+  // CPU, everything else on the device of memory. clock int64 [5]: the next step, the step of row
+  // 0 of rates and losses, the epoch of the first permutation of order, and the updates that D's
+  // and G's optimisers had done by the step of row 0. images [count, ...] with order, the
+  // permutations of the epochs; or, without, float32 [d_steps, batch, ...], the batches of one
+  // step. rates float64 [rows, 2], losses float32 [rows, 2]: of D and G. The caller sees to it that
+  // the tables reach as far as the steps do. Safe in graph capture.
+  m.def(
+      "fused_cuda_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
+      "Tensor images, Tensor? order, Tensor(c!) clock, Tensor rates, Tensor(d!) losses, int steps, "
+      "bool tf32, bool persistent) -> ()");
 }

@@ -115,24 +115,6 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, m) {
-  // The bytes of working memory that fused_run needs.
-  m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
-  // Does losses.size(0) steps from first_step on. state: parameters, moments, step counters,
-  // averages and statistics, as numbered by the plan. images [count, ...] with order, the
-  // permutations of the epochs from that of the first step on; or, without order, the batches
-  // themselves one after another. rates: of D and G, [2] or [steps, 2]. profile [phases, 2] is
-  // added to.
-  m.def(
-      "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor images, Tensor? order, Tensor rates, Tensor(c!) losses, Tensor(d!)? profile, "
-      "int first_step, int threads) -> ()");
-  // The instructions that take products in float32 or in bfloat16; "none" where there are none.
-  m.def("fused_products(bool bf16) -> str");
-  // The phases of a step, a line each: floating-point operations of its products, name.
-  m.def("fused_phases(Tensor plan, Tensor settings) -> str");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
   m.impl("fused_products", TORCH_BOX(&products_op));
 }

@@ -99,30 +99,6 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, m) {
-  // The bytes of working memory that fused_cuda_run needs: with 2 copies of the inputs for the
-  // persistent kernel, with 1 for the chain.
-  m.def("fused_cuda_memory(Tensor plan, Tensor settings, int copies) -> int");
-  // Kernels that the chain launches for a step.
-  m.def("fused_cuda_length(Tensor plan, Tensor settings) -> int");
-  // Why the persistent kernel cannot run the plan; empty if it can. memory: any tensor on the
-  // device.
-  m.def(
-      "fused_cuda_why_not_persistent(Tensor plan, Tensor settings, Tensor[] state, Tensor memory, "
-      "bool tf32) -> str");
-  // Launches `steps` steps from the clock on, on the current stream. plan and settings are on the
-  // CPU, everything else on the device of memory. clock int64 [5]: the next step, the step of row
-  // 0 of rates and losses, the epoch of the first permutation of order, and the updates that D's
-  // and G's optimisers had done by the step of row 0. images [count, ...] with order, the
-  // permutations of the epochs; or, without, float32 [d_steps, batch, ...], the batches of one
-  // step. rates float64 [rows, 2], losses float32 [rows, 2]: of D and G. The caller sees to it that
-  // the tables reach as far as the steps do. Safe in graph capture.
-  m.def(
-      "fused_cuda_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor images, Tensor? order, Tensor(c!) clock, Tensor rates, Tensor(d!) losses, int steps, "
-      "bool tf32, bool persistent) -> ()");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
   m.impl("fused_cuda_memory", TORCH_BOX(&memory_op));
   m.impl("fused_cuda_length", TORCH_BOX(&length_op));
