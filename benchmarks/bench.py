@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -83,16 +84,17 @@ def main(argv: list[str] | None = None) -> int:
         entry.name: {"precision": entry.precision, "about": entry.about} for entry in entries
     }
     record["before"] = harness.surroundings(options.device)
-    # As Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with harness.Field(
-        entries,
-        threads,
-        device=options.device,
-        patience=options.patience or (PATIENCE if on_gpu else None),
-        inline=options.inline,
-        say=say,
-    ) as field:
+    with (
+        _sigterm_like_ctrl_c(),
+        harness.Field(
+            entries,
+            threads,
+            device=options.device,
+            patience=options.patience or (PATIENCE if on_gpu else None),
+            inline=options.inline,
+            say=say,
+        ) as field,
+    ):
         done = 0
         try:
             for plan in chosen:
@@ -132,6 +134,15 @@ def main(argv: list[str] | None = None) -> int:
         if "error" in result or result.get("missing", "").startswith(("failed", "its process"))
     ]
     return 1 if failed or done < len(chosen) and not options.limit else 0
+
+
+@contextmanager
+def _sigterm_like_ctrl_c():
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _add(record: dict, key: str, plan: plans.Plan, results: dict) -> None:

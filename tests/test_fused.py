@@ -511,7 +511,7 @@ def problem_losses(n):
             lambda p: setattr(p, "generator", nn.Sequential(nn.Conv2d(3, 3, 1))),
             "generator.0: Conv2d has no fused form",
         ),
-        (lambda p: setattr(p, "device", torch.device("cuda")), "device is cuda"),
+        (lambda p: setattr(p, "device", torch.device("meta")), "device is meta"),
         (
             lambda p: setattr(p, "game", losses.Game("mine", None, None)),
             "game 'mine' has no fused form",

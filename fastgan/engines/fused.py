@@ -386,6 +386,8 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     p = problem
     if p.device.type not in ("cpu", "cuda"):
         raise plan.NoPlan(f"it runs on the CPU and on CUDA, and the device is {p.device}")
+    if p.device.type == "cuda" and not torch.cuda.is_available():
+        raise plan.NoPlan(f"the device is {p.device}, and torch finds no GPU")
     if not ops.has_kernels(p.device):
         raise plan.NoPlan(
             f"the device is {p.device}, and the compiled {p.device.type.upper()} library is not "

@@ -19,3 +19,8 @@ with warnings.catch_warnings():
         *(f"csrc/cuda/{name}.cu" for name in SOURCES),
         "tests/native/emulated/exports.cpp",
     )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say that the tests did reach the kernels."""
+    terminalreporter.write_line(f"emulated launches: {kernels.launches()}")
