@@ -2,31 +2,14 @@
 
 #include <algorithm>
 
+#include "common/arena.h"
+
 namespace fastgan::cpu::step {
 
 namespace {
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Hands out pieces of one block of memory, or only measures them.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    const size_t at = used_;
-    // Whole vectors are read past the end of a row, so a line is left free after each piece.
-    used_ += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64)) + 128;
-    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
-  }
-
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
+// Whole vectors are read past the end of a row, so two lines are left free after each piece.
+constexpr int64_t kLine = 64, kGap = 2 * kLine;
 
 void plan_field(Arena& arena, const Job& job, Field& field, int segments, bool grads) {
   // An odd number of cache lines: rows a power of two apart would fall into few sets of the cache.
@@ -57,7 +40,7 @@ void connect(Layer& layer, Field& below, Field& above, int lift) {
 }  // namespace
 
 size_t plan_memory(Job& job, void* base) {
-  Arena arena(base);
+  Arena arena(base, kLine, kGap);
   job.blocks = (job.batch + kBlock - 1) / kBlock;
   job.padded = job.blocks * kBlock;
   job.units = job.padded / kRowUnit;

@@ -3,7 +3,6 @@
 // function of theirs compiled for it could be the copy that the linker keeps.
 #include "common/activation.h"
 #include "common/adam.h"
-#include "common/bf16.h"
 #include "common/dropout.h"
 #include "cpu/clock.h"
 #include "cpu/kernels.h"

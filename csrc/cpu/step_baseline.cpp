@@ -1,7 +1,6 @@
 // The training step for any processor of this architecture (SSE2 on x86-64, NEON on arm64).
 #include "common/activation.h"
 #include "common/adam.h"
-#include "common/bf16.h"
 #include "common/dropout.h"
 #include "cpu/clock.h"
 #include "cpu/kernels.h"

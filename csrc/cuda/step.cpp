@@ -1,32 +1,13 @@
 // The layout of the fused step's working memory.
 #include "cuda/step.h"
 
+#include "common/arena.h"
+
 namespace fastgan::cuda::step {
 
 namespace {
 
 constexpr int64_t kLine = 256;
-
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// Hands out pieces of one block of memory, or only measures them.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    const size_t at = used_;
-    used_ += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), kLine));
-    return base_ ? reinterpret_cast<T*>(base_ + at) : nullptr;
-  }
-
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 struct Field {
   int64_t width = 0, stride = 0, copy = 0;
@@ -67,7 +48,7 @@ Optimizer optimizer(const PlannedNetwork<Layer>& n) {
 }  // namespace
 
 size_t plan_memory(Job& job, int copies, void* base) {
-  Arena arena(base);
+  Arena arena(base, kLine, 0);
   job.copies = copies;
   job.per_epoch = (job.count + job.batch - 1) / job.batch;
   job.d_optimizer = optimizer(job.d);
