@@ -400,6 +400,8 @@ def test_autograd_notices_that_weights_have_changed():
         loss.backward()
 
 
+    eager.step = engine.step = 1
+    torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)
 def test_a_bad_argument_or_rate_is_told():
     p = problem(lr_schedule=lambda t: float("nan") if t == 3 else 1.0)
     engine = GraphEngine(p, Again())

@@ -63,6 +63,8 @@ class GraphEngine(Engine):
                     self._graphs[kinds] = recording
             finally:
                 self._end(0)
+            # Step 0 was prepared and not done.
+            self._body.count_from(0)
         self._key = self._current_key()
 
     @classmethod
