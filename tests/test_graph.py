@@ -380,6 +380,23 @@ def test_the_step_can_be_set_and_a_closed_engine_runs_again():
     p, q = twins(problem)
     eager, engine = EagerEngine(p), GraphEngine(q, Again())
     eager.step = engine.step = 2**40 + 1
+def test_a_change_of_how_products_are_rounded_counts():
+    matmul, kept = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            # The older names of the setting raise from here on.
+            matmul.fp32_precision = precision
+            recorder = Again()
+            engine = GraphEngine(problem(), recorder)
+            engine.run(1)
+            assert recorder.captured == 1
+        matmul.fp32_precision = "tf32"
+        engine.run(1)
+        assert recorder.captured == 2
+    finally:
+        matmul.fp32_precision = kept
+
+
     torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)
     engine.close()
     torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)

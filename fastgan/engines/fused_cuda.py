@@ -24,8 +24,9 @@ class FusedCudaEngine(FusedEngine):
     """Runs a pair of MLPs on a CUDA device, any number of steps per call.
 
     What fits is what `FusedEngine` takes. Products are taken in float32, in TF32 where
-    `torch.backends.cuda.matmul.allow_tf32` says so, or in bfloat16 with precision "bf16"; sums,
-    weights and everything else are float32. The same run gives the same bits.
+    `torch.backends.cuda.matmul.fp32_precision` says so (torch's older settings set it as well), or
+    in bfloat16 with precision "bf16"; sums, weights and everything else are float32. The same run
+    gives the same bits.
 
     Attributes:
         allow_persistent: whether the persistent kernel may be chosen; set it to False on the class,
@@ -66,7 +67,9 @@ class FusedCudaEngine(FusedEngine):
         self._settings = None  # the next run lays everything out anew
 
     def _tf32(self) -> bool:
-        return self.problem.precision == "fp32" and torch.backends.cuda.matmul.allow_tf32
+        # By this name: the older one raises where a program has used the newer.
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return self.problem.precision == "fp32" and tf32
 
     def _write(self, settings: tuple) -> None:
         super()._write(settings)

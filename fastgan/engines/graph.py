@@ -165,8 +165,10 @@ class GraphEngine(Engine):
             (p.game, p.penalty, p.batch_size, p.latent_dim, p.d_steps, p.seed, p.precision),
             (p.ema_decay, p.lr_schedule is None, p.scalers),
             None if p.data.pixels is None else p.data.pixels.data_ptr(),
-            torch.get_float32_matmul_precision(),
-            (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic),
+            # By these names: the older ones raise where a program has used the newer.
+            torch.backends.cuda.matmul.fp32_precision,
+            (torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision),
+            torch.backends.cudnn.deterministic,
         )
 
     # --- within a run ----------------------------------------------------------------------------
