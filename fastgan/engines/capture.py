@@ -96,8 +96,7 @@ class CudaRecorder:
         # A capture that was broken off leaves the allocator and the generators believing that it
         # goes on; which of them depends on the version of torch.
         pool, self._pool = self._pool, torch.cuda.graph_pool_handle()
-        with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+        # In this order: newer versions end it in reset(), which fails where that was done before.
         with suppress(RuntimeError):
             graph.reset()
         probe = torch.empty(1, device=self.device)
@@ -115,6 +114,8 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, **networks: nn.Module):
         """Networks by the names that their modules are told by."""
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)
         super().__init__()
         self._names = {
             m: f"{name}.{path}" if path else name
