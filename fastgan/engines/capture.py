@@ -8,6 +8,7 @@ captured.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -31,6 +32,7 @@ class CudaRecorder:
         self._generators = generators
         self._stream = torch.cuda.Stream(self.device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     @contextmanager
     def here(self) -> Iterator[None]:
@@ -60,6 +62,10 @@ class CudaRecorder:
                     stream=self._stream,
                     capture_error_mode="thread_local",
                 ),
+        if not self._alive:
+            # A pool ends with its last graph, but while something captured is still held its handle
+            # stays known, and may not be used again.
+            self._pool = torch.cuda.graph_pool_handle()
             ):
                 try:
                     work()
@@ -85,6 +91,7 @@ class CudaRecorder:
         current.wait_stream(self._stream)
 
     def _without_waiting(self, work: Work) -> None:
+        self._alive.add(graph)
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
