@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgan import data, engines, losses
 from fastgan.engines import graph
 from fastgan.engines.base import CannotRun
+from fastgan.engines.capture import CudaRecorder
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.graph import GraphEngine
 
@@ -42,6 +43,9 @@ class Again:
 
     def here(self):
         return nullcontext()
+
+    def aside(self, work):
+        work()
 
     def warm_up(self, work):
         work()
@@ -376,10 +380,6 @@ def test_changes_between_runs_count(change):
     assert (recorder.captured > 0) == CHANGES[change], "recorded anew only where it must be"
 
 
-def test_the_step_can_be_set_and_a_closed_engine_runs_again():
-    p, q = twins(problem)
-    eager, engine = EagerEngine(p), GraphEngine(q, Again())
-    eager.step = engine.step = 2**40 + 1
 def test_a_change_of_how_products_are_rounded_counts():
     matmul, kept = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     try:
@@ -397,6 +397,12 @@ def test_a_change_of_how_products_are_rounded_counts():
         matmul.fp32_precision = kept
 
 
+def test_the_step_can_be_set_and_a_closed_engine_runs_again():
+    p, q = twins(problem)
+    eager, engine = EagerEngine(p), GraphEngine(q, Again())
+    eager.step = engine.step = 1
+    torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)
+    eager.step = engine.step = 2**40 + 1
     torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)
     engine.close()
     torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)
@@ -417,8 +423,6 @@ def test_autograd_notices_that_weights_have_changed():
         loss.backward()
 
 
-    eager.step = engine.step = 1
-    torch.testing.assert_close(engine.run(4), eager.run(4), **TIGHT)
 def test_a_bad_argument_or_rate_is_told():
     p = problem(lr_schedule=lambda t: float("nan") if t == 3 else 1.0)
     engine = GraphEngine(p, Again())
@@ -644,6 +648,75 @@ def test_after_a_step_that_stopped_half_way_the_engine_goes_on_from_what_the_use
     eager.step = engine.step
     torch.testing.assert_close(engine.run(3), eager.run(3), **TIGHT)
     assert_same(p, q, **TIGHT)
+
+
+# --- the recorder's own rules ---------------------------------------------------------------------
+
+
+class Device:
+    """Notes what a recorder asks of torch.cuda, in the order in which it does."""
+
+    def __init__(self, monkeypatch):
+        self.did, self.pools, self.now = [], 0, "main"
+        device = self
+
+        class Stream:
+            def __init__(self, name="side"):
+                self.name = name
+
+            def wait_stream(self, other):
+                device.did.append(f"{self.name} waits for {other.name}")
+
+        class Graph:
+            def replay(self):
+                pass
+
+            def reset(self):
+                device.did.append("reset")
+
+        @contextmanager
+        def stream(chosen):
+            before, device.now = device.now, chosen.name
+            yield
+            device.now = before
+
+        @contextmanager
+        def capture(graph, pool, stream, capture_error_mode):
+            device.did.append(f"capture in pool {pool}")
+            yield
+
+        def handle():
+            self.pools += 1
+            return self.pools
+
+        monkeypatch.setattr(torch.cuda, "Stream", lambda *_: Stream())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(device.now))
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", handle)
+        self.recorder = CudaRecorder(torch.device("cuda", 0), [])
+
+
+def test_what_fails_aside_is_waited_for_before_anything_is_put_back(monkeypatch):
+    device = Device(monkeypatch)
+
+    def fails():
+        device.did.append(f"work on {device.now}")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        device.recorder.aside(fails)
+    assert device.did == ["side waits for main", "work on side", "main waits for side"]
+
+
+def test_a_pool_is_shared_as_long_as_a_recording_lives_in_it(monkeypatch):
+    device = Device(monkeypatch)
+    kept = [device.recorder.capture(lambda: None) for _ in range(2)]
+    kept.clear()
+    device.recorder.capture(lambda: None)
+    first, second, third = device.did
+    assert first == second != third
 
 
 # --- on a GPU -------------------------------------------------------------------------------------

@@ -40,13 +40,32 @@ class CudaRecorder:
         with torch.cuda.device(self.device), torch.autocast("cuda", enabled=False):
             yield
 
+    def aside(self, work: Work) -> None:
+        """Do the work on the side stream, between what the current stream does before and after.
+
+        Where autograd accumulates gradients is settled by the stream that a parameter is first used
+        on, for as long as anything holds on to the result; a capture fails if that is another one.
+        """
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:
+            # Also after an error: what is put back then must not be overtaken.
+            current.wait_stream(self._stream)
+
     def warm_up(self, work: Work) -> None:
         """Do the work once on the side stream, and once more with an error where it waits."""
-        self._aside(work)
+        self.aside(work)
         self._without_waiting(work)
 
     def capture(self, work: Work) -> Work:
         """Record the work without doing it; returns what replays it, on the current stream."""
+        if not self._alive:
+            # A pool ends with its last graph, but while something captured is still held its handle
+            # stays known, and may not be used again.
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
@@ -62,10 +81,6 @@ class CudaRecorder:
                     stream=self._stream,
                     capture_error_mode="thread_local",
                 ),
-        if not self._alive:
-            # A pool ends with its last graph, but while something captured is still held its handle
-            # stays known, and may not be used again.
-            self._pool = torch.cuda.graph_pool_handle()
             ):
                 try:
                     work()
@@ -76,6 +91,7 @@ class CudaRecorder:
         if failure is not None:
             self._recover(graph)
             raise failure
+        self._alive.add(graph)
         return graph.replay
 
     def provoke(self, work: Work) -> None:
@@ -83,19 +99,11 @@ class CudaRecorder:
         self._without_waiting(work)
         self.capture(work)
 
-    def _aside(self, work: Work) -> None:
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()
-        current.wait_stream(self._stream)
-
     def _without_waiting(self, work: Work) -> None:
-        self._alive.add(graph)
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            self._aside(work)
+            self.aside(work)
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
@@ -106,6 +114,8 @@ class CudaRecorder:
         # In this order: newer versions end it in reset(), which fails where that was done before.
         with suppress(RuntimeError):
             graph.reset()
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)
         probe = torch.empty(1, device=self.device)
         for generator in (torch.cuda.default_generators[self.device.index], *self._generators):
             state = generator.get_state()
@@ -121,8 +131,6 @@ class Watch(TorchDispatchMode):
 
     def __init__(self, **networks: nn.Module):
         """Networks by the names that their modules are told by."""
-        with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(self.device.index, pool)
         super().__init__()
         self._names = {
             m: f"{name}.{path}" if path else name

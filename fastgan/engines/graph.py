@@ -200,7 +200,7 @@ class GraphEngine(Engine):
                 logger.warning("engine graph: some steps go operation by operation: %s", reason)
                 self._unrecordable.add(kinds[0])
                 self._forget()
-        return lambda: body.do(kinds)
+        return lambda: self._recorder.aside(lambda: body.do(kinds))
 
     def _chunk(self, kinds: tuple[Kind, ...]) -> Work | None:
         """The recording of several steps; None if they are better done one by one.
@@ -239,7 +239,7 @@ class GraphEngine(Engine):
             body.do(kinds)
 
         with self._untouched() as buffers:
-            work()
+            recorder.aside(work)
             if name := _replaced(p, buffers):
                 raise CannotRun(
                     f"{name}: the buffer is replaced in a pass, which a replay cannot repeat; "
