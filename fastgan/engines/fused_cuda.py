@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastgan.engines.capture import CudaRecorder, Work
 from fastgan.engines.fused import _KEPT_ORDER, FusedEngine
 
 _ROWS = 4096
@@ -99,7 +100,7 @@ class FusedCudaEngine(FusedEngine):
         start = -memory.data_ptr() % 256
         self._memory = memory[start : start + size]
         self._feed = None
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, Work] = {}
         self._pointers: tuple = ()
         # Updates that an optimiser has done, by its first step counter and that one's version.
         self._counted: dict[int, tuple[Tensor, int, int]] = {}
@@ -176,17 +177,19 @@ class FusedCudaEngine(FusedEngine):
         pointers += tuple(t.data_ptr() for t in self._state())
         if pointers != self._pointers:
             self._graphs.clear()
+            self._recorder = CudaRecorder(images.device, [])
             self._pointers = pointers
             # Kernels are loaded at their first launch, which a capture does not allow.
             self._enqueue(images, ordered, 1)
             n -= 1
         for size in (_GRAPH_STEPS, 1):
             if n >= size and size not in self._graphs:
-                self._graphs[size] = graph = torch.cuda.CUDAGraph()
-                with torch.cuda.device(images.device), torch.cuda.graph(graph):
-                    self._enqueue(images, ordered, size)
+                with self._recorder.here():
+                    self._graphs[size] = self._recorder.capture(
+                        lambda size=size: self._enqueue(images, ordered, size)
+                    )
             for _ in range(n // size):
-                self._graphs[size].replay()
+                self._graphs[size]()
             n %= size
 
     def _enqueue(self, images: Tensor, ordered: bool, steps: int) -> None:
