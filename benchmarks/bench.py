@@ -115,15 +115,18 @@ def main(argv: list[str] | None = None) -> int:
                 if options.profile:
                     _add(record, "profile", plan, field.profile(plan))
                 done += 1
+                if field.interrupted:
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             say("interrupted: what has been measured is kept")
         if done < len(chosen):
             record["left_out"] = [plan.title for plan in chosen[done:]]
     record["after"] = harness.surroundings(options.device)
 
-    print(json.dumps(record) if options.json else report.render(record), flush=True)
+    # Before anything is made of it: what took minutes must not be lost to a table.
     if not options.no_record:
         say(f"recorded in {report.save(record, Path(options.out), topic)}")
+    print(json.dumps(record) if options.json else report.render(record), flush=True)
     if options.picture and record.get("races"):
         report.picture(record, Path(options.picture))
         say(f"drawn in {options.picture}")

@@ -42,12 +42,15 @@ def facts(file: Path | None = None) -> dict:
     """
     if file and file.exists():
         return json.loads(file.read_text())
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), *([str(file)] if file else [])],
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).resolve()), *([str(file)] if file else [])],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+    except subprocess.TimeoutExpired:
+        raise Missing("the GPU could not be measured within three minutes") from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -90,7 +93,7 @@ def _query(*fields: str) -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         raise Missing("nvidia-smi is not on the path")
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "-i=0"]
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:

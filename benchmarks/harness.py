@@ -111,10 +111,13 @@ class Process:
             raise Dead(f"{command} failed: {answer}")
         return answer
 
-    def end(self) -> None:
-        self.connection.close()
+    def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
+
+    def end(self) -> None:
+        self.connection.close()
+        self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
 
@@ -139,6 +142,9 @@ class Inline:
             return getattr(self.host, command)(*arguments)
         except Exception as error:
             raise Dead(f"{command} failed: {type(error).__name__}: {error}") from error
+
+    def kill(self) -> None:
+        pass
 
     def end(self) -> None:
         self.host.close()
@@ -170,11 +176,15 @@ class Field:
             with peer.turn():
                 pass
         self.missing: dict[str, str] = {}
+        self.interrupted = False  # in a race, whose turns until then are kept
 
     def __enter__(self) -> Field:
         return self
 
     def __exit__(self, *_) -> None:
+        # All of them first: with a GPU, a process takes seconds to end.
+        for peer in self.peers.values():
+            peer.kill()
         for peer in self.peers.values():
             peer.end()
 
@@ -218,7 +228,7 @@ class Field:
         A result: best, median, q1, q3 (seconds a step, over the blocks of the turns kept), blocks,
         steps, cores_used (cpu seconds over wall seconds), others (cores that other processes used
         meanwhile: median and most), turns, turns_calm, turns_kept, setup_seconds, d_loss, g_loss,
-        how.
+        how. An interrupt ends the race with what has been measured, and sets `interrupted`.
         """
         results = self.prepare(plan)
         racing = {name: r for name, r in results.items() if "missing" not in r}
@@ -226,11 +236,21 @@ class Field:
             result |= {"turns": [], "steps": 0, "wall": 0.0, "cpu": 0.0}
         shuffle = random.Random(plan.seed)
         turn_seconds = BLOCK_SECONDS * BLOCKS_A_TURN
-        for _ in range(max(3, round(seconds / turn_seconds))):
-            for name in shuffle.sample(sorted(racing), len(racing)):
-                self._turn(name, racing, results)
+        try:
+            for _ in range(max(3, round(seconds / turn_seconds))):
+                for name in shuffle.sample(sorted(racing), len(racing)):
+                    self._turn(name, racing, results)
+        except KeyboardInterrupt:
+            self.interrupted = True
         for name, result in racing.items():
             if "missing" in results[name]:
+                continue
+            if self.interrupted:
+                # The signal may have ended the peers as well: nothing more is asked of them.
+                if sum(len(times) for times, _ in result["turns"]) > 1:
+                    results[name] = summary(result) | {"error": "interrupted: fewer turns"}
+                else:
+                    results[name] = {"missing": "interrupted before it was timed twice"}
                 continue
             try:
                 with self.peers[name].turn():

@@ -110,7 +110,8 @@ def _gpu(card: dict, before: dict | None, after: dict | None) -> list[str]:
     def clocks(when):
         if when is None:
             return "unknown"
-        return f"{when['clocks.sm']:g} MHz, {when['temperature.gpu']:g} C"
+        # Numbers, or what nvidia-smi says in their place.
+        return f"{_plain(when['clocks.sm'])} MHz, {_plain(when['temperature.gpu'])} C"
 
     peaks = ", ".join(f"{kind} {rate:g}" for kind, rate in card["matmul_tflops"].items())
     lines = [
@@ -123,6 +124,10 @@ def _gpu(card: dict, before: dict | None, after: dict | None) -> list[str]:
         f"- clock as found before / after: {clocks(before)} / {clocks(after)}",
     ]
     return lines + [f"- {what} unknown: {why}" for what, why in card.get("missing", {}).items()]
+
+
+def _plain(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -453,6 +453,31 @@ def test_an_interrupted_run_keeps_what_it_has(no_compiler, monkeypatch, tmp_path
     assert len(list(tmp_path.glob("*.json"))) == 1
 
 
+def test_an_interrupted_race_keeps_its_turns(no_compiler, monkeypatch, tmp_path, capfd):
+    turn, turns = harness.Field._turn, []
+
+    def interrupted(field, name, *rest):
+        turns.append(name)
+        if len(turns) == 4:
+            raise KeyboardInterrupt
+        turn(field, name, *rest)
+
+    monkeypatch.setattr(harness.Field, "_turn", interrupted)
+    # What is drawn of a record comes after it is safe.
+    monkeypatch.setattr(report, "render", lambda record: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench.main(
+            ["--plan", TINY, "--plan", TINY, "--peers", "eager,fastgan-eager", "--inline"]
+            + ["--seconds", "0.05", "--out", str(tmp_path)]
+        )
+    (path,) = tmp_path.glob("*.json")
+    record = json.loads(path.read_text())
+    results = record["races"][0]["results"]
+    assert sorted(r["turns"] for r in results.values()) == [1, 2]
+    assert all(r["median"] > 0 and "interrupted" in r["error"] for r in results.values())
+    assert len(record["races"]) == len(record["left_out"]) == 1
+
+
 @LINUX
 def test_a_peer_that_does_not_answer_is_ended_and_named():
     with harness.Field(peers.select("eager"), 1, patience=20, say=lambda _: None) as field:
@@ -629,6 +654,8 @@ def test_a_record_of_a_gpu_is_shown_in_its_own_units(tmp_path):
     (row,) = {line for line in text.splitlines() if line.startswith("| reference pair")}
     assert "150.00 jax-scan-graph |  5.00" in row
     assert report.save(record, tmp_path, "pair").name.endswith("-nvidia-example-pair.json")
+    record["before"]["gpu"] = {"clocks.sm": "[N/A]", "temperature.gpu": 40.0}
+    assert "before / after: [N/A] MHz, 40 C" in report.render(record)
     report.picture(record, tmp_path / "race.png")
     assert (tmp_path / "race.png").stat().st_size > 1000
     assert device.goals(record)[:3] == [
