@@ -22,10 +22,13 @@ def losses_of(plan, generator, discriminator, autocast=contextlib.nullcontext, d
     batch, latent = plan.batch, plan.latent
     penalised = plan.penalty == "r1"
     together = not (plan.has_batchnorm("d") or penalised)
+    nothing = torch.zeros((), device=device, requires_grad=penalised)
 
     def d_loss(real):
         if penalised:
-            real = real.detach().requires_grad_()
+            # As good as requires_grad_(), which Dynamo follows only from torch 2.12 on.
+            compiling = torch.compiler.is_compiling()
+            real = real + nothing if compiling else real.detach().requires_grad_()
         with autocast():
             with torch.no_grad():
                 fake = generator(torch.randn(batch, latent, device=device))
