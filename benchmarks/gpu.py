@@ -93,7 +93,8 @@ def _query(*fields: str) -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         raise Missing("nvidia-smi is not on the path")
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
+    query = f"--query-gpu={','.join(fields)}"
+    command = [program, query, "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:

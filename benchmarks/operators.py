@@ -87,6 +87,7 @@ def prepare(device: str, sets: int, sides: tuple[Side, Side]) -> tuple[Call, Cal
 
 def _recorded(calls: list[Call]) -> Call:
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which fills the inputs
     with torch.cuda.stream(stream):
         for call in calls[:2]:
             call()

@@ -423,6 +423,7 @@ def test_operators_in_a_captured_graph():
         return dropped
 
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         body()
     torch.cuda.current_stream().wait_stream(side)
