@@ -677,18 +677,20 @@ def hopper(monkeypatch):
 def test_the_plan_of_the_device_fits_ten_minutes(hopper, tmp_path, capsys):
     assert device.main(["--dry-run", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    for name in ("build", "memcheck operators", "racecheck persistent", "pair", "dcgan", "ncu"):
+    for name in ("build", "memcheck operators", "racecheck persistent", "pair", "dcgan-r1", "ncu"):
         assert f"| {name} " in text
     known = device.parts(tmp_path, 1)
-    (build,) = known["build"]
-    assert build.env["TORCH_CUDA_ARCH_LIST"] == "9.0" and build.env["FASTGAN_BUILD"] == "cuda"
+    build, _ = known["build"]
+    assert build.env["TORCH_CUDA_ARCH_LIST"] == "9.0" and build.env["FASTGAN_BUILD"] == "auto"
     first = [part for name in device.FIRST for part in known[name]]
     sure = [part for name in device.SURE for part in known[name]]
     assert device.longest(sure) + 30 <= device.LIMIT < 600
     assert {"card", "build", "checks", "pair", "dcgan"} == set(device.SURE) < set(device.FIRST)
     assert all(device.longest(part) <= device.LIMIT for part in known.values())
-    # Whatever comes back in eight files: one record for each benchmark, a summary and the logs.
-    assert sum(any("--topic" in word for word in part.command) for part in first) <= 6
+    # All comes back in eight files: a record of each benchmark, the card, a summary and the logs.
+    assert sum(any("--topic" in word for word in part.command) for part in first) <= 5
+    plans = [w.partition("=")[2] for part in known["dcgan"] for w in part.command if "--plan" in w]
+    assert [Plan.parse(text) for text in plans] == DCGAN
     for part in (part for group in known.values() for part in group):
         peers_asked = [w.partition("=")[2] for w in part.command if w.startswith("--peers=")]
         for text in peers_asked:
@@ -731,6 +733,28 @@ def test_a_part_that_hangs_or_fails_costs_the_others_nothing(tmp_path):
     runner.end = 0.0
     runner.run([part("late", "")])
     assert runner.outcomes[-1]["outcome"] == "SKIPPED: no time left"
+
+
+def test_what_ignores_the_signal_is_ended_and_a_flood_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "GRACE", 0.5)
+    runner = device.Runner(tmp_path, 60, has_gpu=False, say=lambda _: None)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    saves = (
+        "import signal, time\n"
+        "try:\n    signal.signal(signal.SIGTERM, signal.default_int_handler); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('x' * 600_000); print('saved')"
+    )
+    runner.run(
+        [
+            device.Part(name, [sys.executable, "-c", code], 3.0, gpu=False)
+            for name, code in (("deaf", deaf), ("deaf too", deaf), ("saves", saves))
+        ]
+    )
+    outcomes = {o["part"]: o for o in runner.outcomes}
+    assert {o["outcome"] for o in outcomes.values()} == {"TIMED OUT"}
+    assert all(o["seconds"] < 4.5 for o in outcomes.values())
+    assert outcomes["saves"]["last"] == "saved"
+    assert 500_000 < (tmp_path / "logs.txt").stat().st_size < 510_000
 
 
 def test_unknown_parts_are_refused(hopper, capsys):
