@@ -72,10 +72,15 @@ def info(
         device=device,
     )
     reasons = {name: engines.load(name).unsupported(problem) for name in engines.ORDER}
-    chosen = next(name for name, reason in reasons.items() if reason is None)
-    engine = engines.load(chosen)(problem)
-    memory = engine.memory_bytes()
-    engine.close()
+    for chosen in [name for name, reason in reasons.items() if reason is None]:
+        try:
+            engine = engines.load(chosen)(problem)
+        except engines.CannotRun as reason:  # only trying told
+            reasons[chosen] = str(reason)
+            continue
+        memory = engine.memory_bytes()
+        engine.close()
+        break
     record = Path(__file__).with_name("_build.json")
     return {
         "fastgan": fastgan.__version__,

@@ -92,3 +92,19 @@ def test_the_command_prints_the_same_facts(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     out = done.stdout
     assert set(json.loads(out)) == set(fastgan.info())
+
+
+def test_an_engine_that_only_trying_judges_is_passed_over(monkeypatch):
+    class Tried:
+        @classmethod
+        def unsupported(cls, problem):
+            return None
+
+        def __init__(self, problem):
+            raise engines.CannotRun("a step cannot be recorded")
+
+    load = engines.load
+    monkeypatch.setattr(engines, "load", lambda name: load(name) if name == "eager" else Tried)
+    facts = fastgan.info(device="cpu")
+    assert facts["engine"] == "eager"
+    assert "not graph: a step cannot be recorded" in report(facts)
