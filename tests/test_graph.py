@@ -657,7 +657,7 @@ class Device:
     """Notes what a recorder asks of torch.cuda, in the order in which it does."""
 
     def __init__(self, monkeypatch):
-        self.did, self.pools, self.now = [], 0, "main"
+        self.did, self.pools, self.now, self.broken = [], 0, "main", False
         device = self
 
         class Stream:
@@ -684,6 +684,8 @@ class Device:
         def capture(graph, pool, stream, capture_error_mode):
             device.did.append(f"capture in pool {pool}")
             yield
+            if device.broken:
+                raise RuntimeError("the capture was invalidated")
 
         def handle():
             self.pools += 1
@@ -708,6 +710,21 @@ def test_what_fails_aside_is_waited_for_before_anything_is_put_back(monkeypatch)
     with pytest.raises(ZeroDivisionError):
         device.recorder.aside(fails)
     assert device.did == ["side waits for main", "work on side", "main waits for side"]
+
+
+def test_an_interrupted_capture_is_recovered_from_and_still_an_interrupt(monkeypatch):
+    device = Device(monkeypatch)
+    device.broken = True
+    monkeypatch.setattr(CudaRecorder, "_recover", lambda *_: device.did.append("recover"))
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        device.recorder.capture(interrupted)
+    with pytest.raises(RuntimeError, match="invalidated"):
+        device.recorder.capture(lambda: None)
+    assert device.did.count("recover") == 2
 
 
 def test_a_pool_is_shared_as_long_as_a_recording_lives_in_it(monkeypatch):

@@ -23,6 +23,9 @@ class CudaRecorder:
     """Captures work as CUDA graphs.
 
     The seam between an engine and the device: `GraphEngine` needs nothing else that is CUDA's own.
+
+    Give up all of its recordings or none: with any graph, PyTorch frees the cuBLAS workspace of the
+    stream, which the others were recorded with (pytorch#193402).
     """
 
     def __init__(self, device: torch.device, generators: list[torch.Generator]):
@@ -69,7 +72,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators:
             graph.register_generator_state(generator)
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             # The outer context puts the current stream back where capture_end raises.
             with (
@@ -84,7 +87,8 @@ class CudaRecorder:
             ):
                 try:
                     work()
-                except Exception as error:
+                except BaseException as error:
+                    # Ctrl-C too: ending a capture that it broke off would put its own error first.
                     failure = error
         except Exception as error:
             failure = failure or error
