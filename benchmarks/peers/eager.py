@@ -26,7 +26,7 @@ def losses_of(plan, generator, discriminator, autocast=contextlib.nullcontext, d
 
     def d_loss(real):
         if penalised:
-            # As good as requires_grad_(), which Dynamo follows only from torch 2.12 on.
+            # As good as requires_grad_(), which the compiler of torch 2.11 does not follow.
             compiling = torch.compiler.is_compiling()
             real = real + nothing if compiling else real.detach().requires_grad_()
         with autocast():
