@@ -41,11 +41,11 @@ struct Program {
 __device__ void wait_for_all(uint32_t* arrivals, uint32_t& target) {
   target += gridDim.x;
   __syncthreads();
+  // The release and the acquire speak for the whole block: its barriers before and after order its
+  // other threads' accesses with this one's. Fences besides would only take their time twice.
   if (threadIdx.x == 0) {
-    __threadfence();
     add_release(arrivals, 1);
     while (static_cast<int32_t>(load_acquire(arrivals) - target) < 0) spin_wait();
-    __threadfence();
   }
   __syncthreads();
 }
