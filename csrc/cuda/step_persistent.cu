@@ -194,18 +194,21 @@ int64_t shared_bytes(const Job& job, const Device& device) {
 }
 
 template <Math math>
-cudaError_t launch_program(const Program& program, int blocks, int64_t bytes, cudaStream_t stream) {
+cudaError_t launch_program(const Program& program, const Device& device, int64_t bytes,
+                           cudaStream_t stream) {
+  // All that there is, not what this job needs: another thread's job may need more.
   cudaError_t error =
       cudaFuncSetAttribute(persistent_kernel<math>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(bytes));
+                           static_cast<int>(device.shared_bytes));
   if (error != cudaSuccess) return error;
   int resident = 0;
   error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, persistent_kernel<math>,
                                                         kThreads, static_cast<size_t>(bytes));
   if (error != cudaSuccess) return error;
   if (resident < 1) return cudaErrorCooperativeLaunchTooLarge;
-  return launch_cooperative(persistent_kernel<math>, dim3(static_cast<unsigned>(blocks)),
-                            dim3(kThreads), static_cast<size_t>(bytes), stream, program);
+  return launch_cooperative(persistent_kernel<math>,
+                            dim3(static_cast<unsigned>(device.multiprocessors)), dim3(kThreads),
+                            static_cast<size_t>(bytes), stream, program);
 }
 
 }  // namespace
@@ -253,13 +256,13 @@ cudaError_t run_persistent(const Job& job, const Device& device, cudaStream_t st
   const int64_t bytes = shared_bytes(job, device);
   switch (job.math) {
     case Math::tf32:
-      error = launch_program<Math::tf32>(program, device.multiprocessors, bytes, stream);
+      error = launch_program<Math::tf32>(program, device, bytes, stream);
       break;
     case Math::bf16:
-      error = launch_program<Math::bf16>(program, device.multiprocessors, bytes, stream);
+      error = launch_program<Math::bf16>(program, device, bytes, stream);
       break;
     default:
-      error = launch_program<Math::fp32>(program, device.multiprocessors, bytes, stream);
+      error = launch_program<Math::fp32>(program, device, bytes, stream);
   }
   return error == cudaSuccess ? advance(job.clock, job.steps, stream) : error;
 }
