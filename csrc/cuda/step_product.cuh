@@ -271,11 +271,15 @@ __device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t
   };
   float sums[T::Own] = {};
   __syncthreads();  // what an earlier tile left has been read
-  for (int piece = 0; piece < T::Stages - 1; ++piece) load(piece);
-  for (int piece = 0; piece < pieces; ++piece) {
-    copy_async_wait<T::Stages - 2>();
-    __syncthreads();  // the piece has come, and the one before it has been read
+  // One loop fills the stages and goes on filling them: the code is in place when it is needed.
+#pragma unroll 1
+  for (int piece = 1 - T::Stages; piece < pieces; ++piece) {
+    if (piece >= 0) {
+      copy_async_wait<T::Stages - 2>();
+      __syncthreads();  // the piece has come, and the one before it has been read
+    }
     load(piece + T::Stages - 1);
+    if (piece < 0) continue;
     const float* const from = stages + piece % T::Stages * kStage;
     if constexpr (math == Math::fp32) {
       multiply_fp32<T, AAlong, BAlong>(place, from, from + kA, sums);
