@@ -101,22 +101,22 @@ __device__ __forceinline__ bool kept_one(const Philox& g, int64_t element, uint3
   return keeps(word, static_cast<uint32_t>(element & 1), threshold);
 }
 
-// Whether the elements first .. first + 3 of a mask are kept, as bits.
-__device__ __forceinline__ uint32_t kept_four(const Philox& g, int64_t first, uint32_t threshold) {
-  uint32_t w0 = 0, w1 = 0, w2 = 0, w3 = 0, kept = 0;
-  int64_t drawn = -1;
+// Whether the eight elements of a block of a mask are kept, as bits.
+__device__ __forceinline__ uint32_t kept_eight(const Philox& g, int64_t block, uint32_t threshold) {
+  uint32_t w[4], kept = 0;
+  philox_block(g, static_cast<uint32_t>(block), w[0], w[1], w[2], w[3]);
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int64_t element = first + e;
-    if (element >> 3 != drawn) {
-      drawn = element >> 3;
-      philox_block(g, static_cast<uint32_t>(drawn), w0, w1, w2, w3);
-    }
-    const uint32_t word = element & 4 ? (element & 2 ? w3 : w2) : (element & 2 ? w1 : w0);
-    const bool keep = keeps(word, static_cast<uint32_t>(element & 1), threshold);
-    kept |= static_cast<uint32_t>(keep) << e;
-  }
+  for (uint32_t e = 0; e < 8; ++e)
+    kept |= static_cast<uint32_t>(keeps(w[e / 2], e % 2, threshold)) << e;
   return kept;
+}
+// The same of the elements first .. first + 3.
+__device__ __forceinline__ uint32_t kept_four(const Philox& g, int64_t first, uint32_t threshold) {
+  const int64_t block = first >> 3;
+  const int place = static_cast<int>(first & 7);
+  uint32_t kept = kept_eight(g, block, threshold);
+  if (place > 4) kept |= kept_eight(g, block + 1, threshold) << 8;
+  return kept >> place & 0xfu;
 }
 
 // y = dropout(activation(x)) on four neighbours of row `row` of a segment of the field above l.
