@@ -184,6 +184,17 @@ def test_more_layers_than_one_launch_updates(kernels, monkeypatch):
 
 
 @needs_emulator
+@pytest.mark.parametrize("name", ["deep", "hinge"])
+def test_a_device_with_little_shared_memory(kernels, name):
+    kernels.device(4, 8, 9, shared=99)
+    p, q = problem(name), problem(name)
+    engine = Emulated(p)
+    assert engine._why_chain
+    assert off_by(engine.run(3), FusedEngine(q).run(3)) < 1e-4
+    close(p, q, 1e-3)
+
+
+@needs_emulator
 @pytest.mark.parametrize("kind", [EmulatedChain, Emulated])
 def test_one_call_or_many(kernels, kind):
     p, q = problem("hinge"), problem("hinge")

@@ -253,11 +253,16 @@ class Chain {
 
   const Step& common() const { return job_; }
 
-  // The kind of tile that is done first.
-  template <class Use>
+  // The kind of tile that is done first, among those that the device has the shared memory for. The
+  // large one, with its short pieces, always fits: smaller GPUs of an architecture have 99 KiB.
+  template <bool AAlong, bool BAlong, class Use>
   void with_tile(int64_t rows, int64_t columns, int64_t depth, const Use& use) const {
+    static_assert(LargeTile::Bytes<AAlong, BAlong> <= 64 * 1024);
     const auto cycles = [&](auto tile) {
-      return tile_cycles<decltype(tile)>(rows, columns, depth, device_.multiprocessors, math);
+      using T = decltype(tile);
+      return T::template Bytes<AAlong, BAlong> <= static_cast<int64_t>(device_.shared_bytes)
+                 ? tile_cycles<T>(rows, columns, depth, device_.multiprocessors, math)
+                 : INT64_MAX;
     };
     const int64_t small = cycles(SmallTile{}), middle = cycles(MiddleTile{}),
                   large = cycles(LargeTile{});
@@ -289,7 +294,7 @@ class Chain {
         break;
       }
       case Phase::forward:
-        with_tile(rows, l.out, l.in, [&](auto tile) {
+        with_tile<true, true>(rows, l.out, l.in, [&](auto tile) {
           using T = decltype(tile);
           emit(forward_kernel<T, math>, forward_tiles<T>(l, rows), kForwardBytes<T>, common(), l,
                i_, k_, p.from, segments, take_count());
@@ -305,7 +310,7 @@ class Chain {
              take_count());
         break;
       case Phase::backward:
-        with_tile(rows, l.in, l.out, [&](auto tile) {
+        with_tile<true, false>(rows, l.in, l.out, [&](auto tile) {
           using T = decltype(tile);
           emit(backward_kernel<T, math>, backward_tiles<T>(l, rows), kBackwardBytes<T>, common(), l,
                layer(p.other), i_, k_, p.from, segments);
@@ -326,7 +331,7 @@ class Chain {
     const Layer* largest = &layer(p.layer);
     for (int n = p.layer; n < p.other; ++n)
       if (layer(n).in * layer(n).out > largest->in * largest->out) largest = &layer(n);
-    with_tile(largest->out, update_columns(*largest), rows, [&](auto tile) {
+    with_tile<false, false>(largest->out, update_columns(*largest), rows, [&](auto tile) {
       using T = decltype(tile);
       for (int first = p.layer; first < p.other; first += kUpdated) {
         Updated u{};

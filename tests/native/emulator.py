@@ -113,9 +113,10 @@ class Kernels:
         if self.emulated:
             self._library.emulator_seed(ctypes.c_uint64(seed))
 
-    def device(self, multiprocessors=132, major=9, minor=0):
-        """Choose the device."""
-        self._library.emulator_device(*map(ctypes.c_int64, (multiprocessors, major, minor)))
+    def device(self, multiprocessors=132, major=9, minor=0, shared=227):
+        """Choose the device; `shared` KiB of shared memory for a block."""
+        numbers = multiprocessors, major, minor, shared
+        self._library.emulator_device(*map(ctypes.c_int64, numbers))
 
     def launches(self):
         """How many launches there were so far."""
