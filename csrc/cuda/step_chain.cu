@@ -66,8 +66,9 @@ struct Updated {
 };
 static_assert(sizeof(Updated) + sizeof(Step) <= 4000);
 
+// Left to itself, ptxas spills the small tile's registers for blocks that shared memory rules out.
 template <class T, Math math>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     update_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Updated, u), int64_t i, int64_t k,
                   int from, int segments) {
   FASTGAN_DYNAMIC_SHARED(shared);
