@@ -400,7 +400,8 @@ def test_half_precision_rounding_is_torchs(kernels):
 # --- The operators around the kernels ---
 
 # What of test_ops.py holds for operators that do not look at what is on the device.
-SHARED = "(opcheck or on_the_shapes or losses or adam or ema or dropout or draws) and not errors_of"
+SHARED = "(opcheck or on_the_shapes or autocast or losses or adam or ema or dropout or draws)"
+SHARED += " and not errors_of"
 
 
 @pytest.mark.skipif(

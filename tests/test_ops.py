@@ -135,6 +135,26 @@ def test_operator_on_the_shapes_of_a_gan(batch, features, out, dtype):
             close(a, b, dtype, scale)
 
 
+@needs_library
+def test_operator_under_autocast():
+    x, weight, bias = layer((9, 33), 17, True, torch.float32, grad=False)
+    grad = torch.randn(9, 17)
+    y = torch.ops.fastgan.linear_leaky_relu(x, weight, bias, 0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.ops.fastgan.linear_leaky_relu(x, weight, bias, 0.2)
+        grads = torch.ops.fastgan.linear_leaky_relu_backward(
+            grad, x, weight, y, 0.2, True, True, True
+        )
+    for a, b in zip(
+        (found, *grads),
+        (y, *reference.linear_leaky_relu_backward(grad, x, weight, y, 0.2)),
+        strict=True,
+    ):
+        # Of the dtype of x, though the products may be autocast's.
+        assert a.dtype == torch.float32
+        assert (a - b).abs().max() < 2e-2 * b.abs().max()
+
+
 @roads
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "expanded"])
 def test_non_contiguous_inputs(road, kind):

@@ -19,7 +19,6 @@ namespace fastgan::cuda {
 namespace {
 
 using torch::stable::contiguous;
-using torch::stable::matmul;
 using torch::stable::new_empty;
 
 // The same values outside autograd: torch's operations below must not record a derivative of
@@ -33,6 +32,12 @@ Tensor detached(const Tensor& t) {
 
 Tensor as_matrix(const Tensor& t, int64_t rows, int64_t columns) {
   return torch::stable::reshape(t, std::vector<int64_t>{rows, columns});
+}
+
+// a b by torch, contiguous and of a's dtype: autocast, where it is on, reaches inside an operator.
+Tensor product(const Tensor& a, const Tensor& b) {
+  const Tensor c = contiguous(torch::stable::matmul(a, b));
+  return c.scalar_type() == a.scalar_type() ? c : torch::stable::to(c, a.scalar_type());
 }
 
 Tensor as_vector(const Tensor& t) {
@@ -104,9 +109,9 @@ Tensor linear_leaky_relu(const Tensor& x, const Tensor& weight, const std::optio
   if (takes_tiles(x.scalar_type(), s)) {
     return forward_tiles(s, x, weight, bias, negative_slope, device.stream());
   }
-  const Tensor product = matmul(as_matrix(detached(x), s.batch, s.in),
-                                torch::stable::transpose(detached(weight), 0, 1));
-  Tensor y = torch::stable::reshape(contiguous(product), s.result);
+  Tensor y = torch::stable::reshape(product(as_matrix(detached(x), s.batch, s.in),
+                                            torch::stable::transpose(detached(weight), 0, 1)),
+                                    s.result);
   const std::optional<Tensor> bc = bias ? std::optional<Tensor>(contiguous(*bias)) : std::nullopt;
   dispatch(x.scalar_type(), "x", [&](auto tag) {
     using T = decltype(tag);
@@ -152,11 +157,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_backward(const Tensor& grad
                    need_weight ? &grad_weight : nullptr, device.stream());
     return {grad_x, grad_weight, grad_bias};
   }
-  Tensor grad_x =
-      need_x ? torch::stable::reshape(contiguous(matmul(grad_pre, detached(weight))), sizes_of(x))
-             : new_empty(x, none);
-  Tensor grad_weight = need_weight ? contiguous(matmul(torch::stable::transpose(grad_pre, 0, 1),
-                                                       as_matrix(detached(x), s.batch, s.in)))
+  Tensor grad_x = need_x ? torch::stable::reshape(product(grad_pre, detached(weight)), sizes_of(x))
+                         : new_empty(x, none);
+  Tensor grad_weight = need_weight ? product(torch::stable::transpose(grad_pre, 0, 1),
+                                             as_matrix(detached(x), s.batch, s.in))
                                    : new_empty(weight, none);
   return {grad_x, grad_weight, grad_bias};
 }
