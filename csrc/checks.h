@@ -238,12 +238,13 @@ inline Philox check_keep_mask(const Tensor& out, int64_t seed, int64_t stream, i
   return check_philox(out, ScalarType::Bool, "bool", seed, stream, step, (out.numel() + 1) / 2);
 }
 
-inline Philox check_dropout(const Tensor& x, const Tensor& counter, int64_t seed, int64_t stream,
-                            int64_t start, int64_t threshold) {
+// A mask for `elements` on the device of x.
+inline Philox check_dropout(const Tensor& x, int64_t elements, const Tensor& counter, int64_t seed,
+                            int64_t stream, int64_t start, int64_t threshold) {
   check_threshold(threshold);
   STD_TORCH_CHECK(start >= 0, "start is ", start, "; expected 0 or more");
   check_counter(counter, x, "x");
-  return check_draw("x", seed, stream, 0, (start + x.numel() + 1) / 2);
+  return check_draw("x", seed, stream, 0, (start + elements + 1) / 2);
 }
 
 }  // namespace fastgan

@@ -42,6 +42,17 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   m.def(
       "dropout_at(Tensor x, int threshold, int seed, int stream, Tensor counter, int multiplier, "
       "int offset, int start) -> Tensor");
+  // dropout_at of linear_leaky_relu, and the derivative; negative_slope >= 0. sign: the result.
+  m.def(
+      "linear_leaky_relu_dropout_at(Tensor x, Tensor weight, Tensor? bias, float negative_slope, "
+      "int threshold, int seed, int stream, Tensor counter, int multiplier, int offset, int start) "
+      "-> Tensor");
+  m.def(
+      "linear_leaky_relu_dropout_backward_at(Tensor grad, Tensor x, Tensor weight, Tensor sign, "
+      "float negative_slope, bool need_x, bool need_weight, bool need_bias, int threshold, int "
+      "seed, "
+      "int stream, Tensor counter, int multiplier, int offset, int start) "
+      "-> (Tensor, Tensor, Tensor)");
   // Rows of pixels by the order of the epoch at hand.
   m.def(
       "gather_normalize(Tensor(a!) out, Tensor pixels, Tensor order, Tensor counter, "

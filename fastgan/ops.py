@@ -35,6 +35,7 @@ __all__ = [
     "keep_mask_at",
     "library_status",
     "linear_leaky_relu",
+    "linear_leaky_relu_dropout_at",
     "philox_normal_at",
 ]
 
@@ -90,8 +91,13 @@ if "cpu" in _kernels:
     def _(x, weight, bias, negative_slope):
         return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
+    @torch.library.register_fake("fastgan::linear_leaky_relu_dropout_at")
+    def _(x, weight, bias, negative_slope, *mask):
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    @torch.library.register_fake("fastgan::linear_leaky_relu_dropout_backward_at")
     @torch.library.register_fake("fastgan::linear_leaky_relu_backward")
-    def _(grad, x, weight, sign, negative_slope, need_x, need_weight, need_bias):
+    def _(grad, x, weight, sign, negative_slope, need_x, need_weight, need_bias, *mask):
         return (
             x.new_empty(x.shape if need_x else (0,)),
             weight.new_empty(weight.shape if need_weight else (0,)),
@@ -609,10 +615,13 @@ class _DropoutAt(torch.autograd.Function):
 
 
 def _dropout_operator(x, counter, where):
+    return torch.ops.fastgan.dropout_at(x, *_mask(counter, where))
+
+
+def _mask(counter, where):
+    """The last arguments of an operator that drops."""
     threshold, seed, stream, multiplier, offset, start = where
-    return torch.ops.fastgan.dropout_at(
-        x, threshold, seed, stream, counter, multiplier, offset, start
-    )
+    return threshold, seed, stream, counter, multiplier, offset, start
 
 
 def dropout_at(
@@ -648,6 +657,67 @@ def dropout_at(
         where = threshold, signed(seed), int(stream), multiplier, offset, start
         return _DropoutAt.apply(x, counter, where)
     return reference.dropout_at(x, threshold, seed, stream, counter, multiplier, offset, start)
+
+
+class _LinearLeakyReLUDropoutAt(torch.autograd.Function):
+    """The layer with its dropout, for negative_slope >= 0.
+
+    What is kept has the sign of the pre-activation; what is dropped passes no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, negative_slope, counter, where):
+        out = torch.ops.fastgan.linear_leaky_relu_dropout_at(
+            x, weight, bias, negative_slope, *_mask(counter, where)
+        )
+        ctx.negative_slope, ctx.where = negative_slope, where
+        ctx.save_for_backward(x, weight, out, counter)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, out, counter = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            gx, gw, gb = torch.ops.fastgan.linear_leaky_relu_dropout_backward_at(
+                *(grad, x, weight, out, ctx.negative_slope, *need[:3]), *_mask(counter, ctx.where)
+            )
+        else:
+            # As where nothing is dropped, but for the mask, which is linear.
+            grad = _DropoutAt.apply(grad, counter, ctx.where)
+            gx, gw, gb = reference.linear_leaky_relu_backward(
+                grad, x, weight, out.detach(), ctx.negative_slope
+            )
+        none = None, None, None
+        return gx if need[0] else None, gw if need[1] else None, gb if need[2] else None, *none
+
+
+def linear_leaky_relu_dropout_at(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    negative_slope: float,
+    p: float,
+    seed: int,
+    stream: int,
+    counter: Tensor,
+    multiplier: int = 1,
+    offset: int = 0,
+    *,
+    start: int = 0,
+) -> Tensor:
+    """:func:`dropout_at` of :func:`linear_leaky_relu`: the same mask, and no pass of its own.
+
+    On CUDA bias, rectifier and dropout are one pass, and so are the derivatives of the three;
+    elsewhere, and where the operator does not take the layer, the two functions are called. The
+    result is rounded once. Arguments and result are theirs.
+    """
+    if weight.is_cuda and _on_cuda(x, weight, bias, negative_slope):
+        _check_draw(seed, stream, counter)
+        where = keep_threshold(p), signed(seed), int(stream), multiplier, offset, start
+        return _LinearLeakyReLUDropoutAt.apply(x, weight, bias, negative_slope, counter, where)
+    y = linear_leaky_relu(x, weight, bias, negative_slope)
+    return dropout_at(y, p, seed, stream, counter, multiplier, offset, start=start)
 
 
 def _differentiable_here() -> bool:

@@ -184,6 +184,20 @@ def linear_leaky_relu_backward(
     return grad_pre @ weight, rows.t() @ x.reshape(batch, weight.shape[1]), rows.sum(0)
 
 
+def linear_leaky_relu_dropout_at(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float, *mask
+) -> Tensor:
+    """The layer above and `dropout_at`, whose other arguments are `mask`."""
+    return dropout_at(linear_leaky_relu(x, weight, bias, negative_slope), *mask)
+
+
+def linear_leaky_relu_dropout_backward_at(
+    grad: Tensor, x: Tensor, weight: Tensor, sign: Tensor, negative_slope: float, *mask
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients of x, weight and bias; `sign` as above, at least where the mask keeps."""
+    return linear_leaky_relu_backward(dropout_at(grad, *mask), x, weight, sign, negative_slope)
+
+
 # --- Minimax losses from logits -------------------------------------------------------------------
 # I. Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014; with labels smoothed as in T.
 # Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016. Every loss is a mean over

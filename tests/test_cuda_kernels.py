@@ -105,10 +105,34 @@ def test_more_words_than_one_stride_of_the_grid(kernels):
 def test_dropout(kernels, dtype, n, start, shift, threshold, order):
     kernels.seed(order)
     x, y, counter = draw(n, dtype, shift), torch.empty(n, dtype=dtype), torch.tensor([7])
-    kernels.dropout_at(CODE[dtype], 5, 64, counter, 3, 2, start, n, threshold, x, y)
-    expected = reference.dropout_at(x, threshold, 5, 64, counter, 3, 2, start)
+    kernels.dropout_at(CODE[dtype], counter, start, threshold, n, x, y)
+    expected = reference.dropout_at(x, *mask_of((counter, start, threshold)))
     assert torch.equal(y == 0, expected == 0)
     close(y, expected, expected.double().abs().max().item() if n else 1.0)
+
+
+def mask_of(drop):
+    """The mask that the native functions draw for (counter, start, threshold), as the twin's."""
+    counter, start, threshold = drop
+    return threshold, 5, 64, counter, 3, 2, start
+
+
+drops = st.one_of(
+    st.just((None, 0, 0)),
+    st.tuples(
+        st.just(torch.tensor([7])),
+        st.integers(0, 60),
+        st.sampled_from([0, 300, 32768, 45875, 65536]),  # float16 holds what 1/300 scales
+    ),
+)
+
+
+def dropped(x, drop):
+    return x if drop[0] is None else reference.dropout_at(x, *mask_of(drop))
+
+
+def scale_of(drop):
+    return 65536 / drop[2] if drop[0] is not None and drop[2] else 1.0
 
 
 # --- Batches ---
@@ -170,14 +194,17 @@ def test_rows_outside_the_data_are_nan(kernels):
     shift=st.integers(0, 2),
     bias=st.booleans(),
     slope=slopes,
+    drop=drops,
     order=seeds,
 )
-def test_bias_leaky_relu(kernels, dtype, rows, columns, shift, bias, slope, order):
+def test_bias_leaky_relu(kernels, dtype, rows, columns, shift, bias, slope, drop, order):
     kernels.seed(order)
     y, b = draw(rows * columns, dtype, shift), draw(columns, dtype, shift, 1)
     shifted = y.double().view(rows, columns) + (b.double() if bias else 0)
-    kernels.bias_rectify(CODE[dtype], y, b if bias else None, rows, columns, slope)
-    close(y.view(rows, columns), F.leaky_relu(shifted, slope), 6.0)
+    kernels.bias_rectify(CODE[dtype], y, b if bias else None, rows, columns, slope, *drop)
+    y, expected = y.view(rows, columns), dropped(F.leaky_relu(shifted, slope), drop)
+    close(y, expected, 6.0 * scale_of(drop))
+    assert drop[0] is None or (y[dropped(torch.ones_like(shifted), drop) == 0] == 0).all()
 
 
 @given(
@@ -187,9 +214,10 @@ def test_bias_leaky_relu(kernels, dtype, rows, columns, shift, bias, slope, orde
     shift=st.integers(0, 2),
     slope=slopes,
     sums=st.booleans(),
+    drop=drops,
     order=seeds,
 )
-def test_leaky_relu_backward(kernels, dtype, rows, columns, shift, slope, sums, order):
+def test_leaky_relu_backward(kernels, dtype, rows, columns, shift, slope, sums, drop, order):
     kernels.seed(order)
     grad, sign = (draw(rows * columns, dtype, shift, i) for i in range(2))
     found = torch.empty_like(grad)
@@ -197,17 +225,18 @@ def test_leaky_relu_backward(kernels, dtype, rows, columns, shift, slope, sums, 
     strips = kernels._library.strips(rows)
     assert strips == -(-rows // 512)
     total = torch.full((strips, columns), 3.0, dtype=wide) if sums else None
-    kernels.rectify_backward(CODE[dtype], grad, sign, rows, columns, slope, found, total)
-    expected = reference.leaky_relu_backward(grad.double(), sign.double(), slope)
-    close(found, expected, 6.0)
+    kernels.rectify_backward(CODE[dtype], grad, sign, rows, columns, slope, *drop, found, total)
+    expected = reference.leaky_relu_backward(dropped(grad.double(), drop), sign.double(), slope)
+    close(found, expected, 6.0 * scale_of(drop))
     if sums:
-        close(total.sum(0), expected.view(rows, columns).sum(0), 4.0 * max(rows, 1) ** 0.5)
+        scale = 4.0 * max(rows, 1) ** 0.5 * scale_of(drop)
+        close(total.sum(0), expected.view(rows, columns).sum(0), scale)
 
 
 def test_a_matrix_taller_than_the_grid(kernels):
     y = draw(40_000 * 256, torch.float32)
     before = y.clone()
-    kernels.bias_rectify(0, y, None, 40_000 * 256, 1, 0.2)
+    kernels.bias_rectify(0, y, None, 40_000 * 256, 1, 0.2, None, 0, 0)
     assert torch.equal(y, F.leaky_relu(before, 0.2))
 
 
@@ -223,22 +252,24 @@ sides = st.one_of(st.integers(0, 70), st.sampled_from([8, 32, 64, 96]))
     shift=st.sampled_from([0, 0, 1]),
     bias=st.booleans(),
     slope=slopes,
+    drop=drops,
     wanted=st.sampled_from([(True, True), (True, False), (False, True), (False, False)]),
     order=seeds,
 )
-def test_tiles(kernels, dtype, batch, features, out, shift, bias, slope, wanted, order):
+def test_tiles(kernels, dtype, batch, features, out, shift, bias, slope, drop, wanted, order):
     kernels.seed(order)
     x, weight, b, grad = (
         draw(n, dtype, shift, i)
         for i, n in enumerate((batch * features, out * features, out, batch * out))
     )
     y, sizes = torch.empty(batch, out, dtype=dtype), (batch, features, out)
-    kernels.tiles(CODE[dtype], *sizes, x, weight, b if bias else None, slope, y)
+    kernels.tiles(CODE[dtype], *sizes, x, weight, b if bias else None, slope, *drop, y)
     x, weight, grad = x.view(batch, features), weight.view(out, features), grad.view(batch, out)
     # float32 keeps about 22 bits of each factor.
     widest = 2 if dtype == torch.float32 else 1
     pre = F.linear(x.double(), weight.double(), b.double() if bias else None)
-    close(y, F.leaky_relu(pre, slope), widest * (4 * features**0.5 + 4))
+    expected = dropped(F.leaky_relu(pre, slope), drop)
+    close(y, expected, widest * (4 * features**0.5 + 4) * scale_of(drop))
     gx, gw = torch.full_like(x, 7), torch.full_like(weight, 7)
     given_to = [t if want else None for t, want in zip((gx, gw), wanted, strict=True)]
     kernels.backward_tiles(CODE[dtype], *sizes, grad, x, weight, *given_to)
@@ -251,7 +282,7 @@ def test_tiles(kernels, dtype, batch, features, out, shift, bias, slope, wanted,
 def test_an_infinite_value_spoils_its_row_only(kernels):
     x, weight = torch.tensor([[torch.inf, 1.0], [1.0, 1.0]]), torch.tensor([[1.0, 2.0]])
     y = torch.empty(2, 1)
-    kernels.tiles(0, 2, 2, 1, x, weight, None, 0.2, y)
+    kernels.tiles(0, 2, 2, 1, x, weight, None, 0.2, None, 0, 0, y)
     assert not y[0].isfinite() and y[1] == 3
 
 

@@ -833,6 +833,79 @@ def test_a_counter_that_moves_before_the_backward_pass_is_an_error():
         y.sum().backward()
 
 
+def dropping_operator(
+    x, weight, bias, slope, p, seed, stream, counter, multiplier=1, offset=0, *, start=0
+):
+    where = ops.keep_threshold(p), seed, stream, multiplier, offset, start
+    return ops._LinearLeakyReLUDropoutAt.apply(x, weight, bias, slope, counter, where)
+
+
+dropping_roads = pytest.mark.parametrize(
+    "road",
+    [ops.linear_leaky_relu_dropout_at, pytest.param(dropping_operator, marks=needs_library)],
+)
+
+
+@devices
+@dtypes
+@dropping_roads
+@settings(max_examples=30)
+@given(
+    lead=st.lists(st.integers(0, 9), max_size=3),
+    features=st.integers(0, 40),
+    out=st.integers(0, 40),
+    bias=st.booleans(),
+    slope=st.sampled_from([0.2, 0.0, 1.0]),
+    p=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    start=st.integers(0, 9),
+)
+def test_linear_leaky_relu_and_dropout(
+    road, dtype, device, lead, features, out, bias, slope, p, start
+):
+    tensors = layer((*lead, features), out, bias, dtype, device)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    mask = 11, 64, torch.tensor([3], device=device), 2, 1
+    y = road(*tensors, slope, p, *mask, start=start)
+    twin = reference.keep_threshold(p), *mask, start
+    expected = reference.linear_leaky_relu_dropout_at(*exact, slope, *twin)
+    grad = torch.randn(y.shape, dtype=torch.float64).to(y)
+    grad = grad.masked_fill(F.linear(*exact).abs() < 2e-2, 0)  # away from the kink
+    # The layer and the mask as they are alone: what is dropped is zero to the bit.
+    kept = ops.dropout_at(torch.ones_like(y), p, *mask, start=start)
+    assert (y[kept == 0] == 0).all()
+    sizes = [random.keep_scale(p) * scale for scale in scales(*exact, grad)]
+    close(y, expected, dtype, sizes[0])
+    found = with_grads(y, tensors, grad)
+    wanted = with_grads(expected, exact, grad.double())
+    for a, b, scale in zip(found, wanted, sizes[1:] if bias else sizes[1:3], strict=True):
+        close(a, b, dtype, scale)
+
+
+@dropping_roads
+@pytest.mark.parametrize("bias", [True, False])
+def test_derivatives_of_linear_leaky_relu_and_dropout(road, bias):
+    tensors, counter = layer((3, 5), 4, bias), torch.tensor([3])
+    inputs = [t for t in tensors if t is not None]
+
+    def f(x, weight, bias=None):
+        return road(x, weight, bias, 0.2, 0.4, 1, 64, counter)
+
+    assert gradcheck(f, inputs)
+    assert gradgradcheck(f, inputs)
+    twin = reference.keep_threshold(0.4), 1, 64, counter, 1, 0, 0
+    y, grad = f(*inputs), torch.ones(3, 4, dtype=torch.float64)
+    found = with_grads(y, tensors, grad)
+    wanted = reference.linear_leaky_relu_dropout_backward_at(grad, *tensors[:2], y, 0.2, *twin)
+    for a, b in zip(found, wanted if bias else wanted[:2], strict=True):
+        torch.testing.assert_close(a, b)
+    (only,) = torch.autograd.grad(f(*inputs), tensors[1], grad)
+    assert torch.equal(only, found[1])
+    y = f(*inputs)
+    counter.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 @devices
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -972,6 +1045,14 @@ def samples(device="cpu"):
             (torch.randn(3, 5, device=device), 40000, 1, 2, counter, 2, 1, 0),
             (torch.randn(5, 3, device=device).t().bfloat16(), 40000, 1, 2, counter, 2, 1, 7),
         ],
+        "linear_leaky_relu_dropout_at": [
+            (x, weight, bias, 0.2, 40000, 1, 2, counter, 2, 1, 0),
+            (x.detach()[0], weight, None, 0.0, 40000, 1, 2, counter, 2, 1, 7),
+        ],
+        "linear_leaky_relu_dropout_backward_at": [
+            (*(y, x, weight, y, 0.2, True, True, True), *(40000, 1, 2, counter, 2, 1, 0)),
+            (*(y, x, weight, y, 0.2, False, True, False), *(40000, 1, 2, counter, 2, 1, 7)),
+        ],
         "gather_normalize": [
             (batch, pixels, order, counter, 1, 0, 4, 2),
             (batch[:2].to(memory_format=torch.channels_last), pixels, order, counter, 1, 0, 4, 2),
@@ -998,6 +1079,8 @@ NAMES = [
     "philox_normal_at",
     "philox_keep_mask_at",
     "dropout_at",
+    "linear_leaky_relu_dropout_at",
+    "linear_leaky_relu_dropout_backward_at",
     "gather_normalize",
     "adam_device_",
     "ema_",

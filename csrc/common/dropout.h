@@ -13,8 +13,9 @@ FASTGAN_HD bool keeps(uint32_t word, uint32_t half, uint32_t threshold) {
 }
 
 // The inverse of the exact probability of keeping, so that the mean does not move.
-FASTGAN_HD float keep_scale(uint32_t threshold) {
-  return threshold ? 65536.f / static_cast<float>(threshold) : 0.f;
+template <class T = float>
+FASTGAN_HD T keep_scale(uint32_t threshold) {
+  return threshold ? T(65536) / static_cast<T>(threshold) : T(0);
 }
 
 }  // namespace fastgan

@@ -367,7 +367,7 @@ void philox_keep_mask_at(const Tensor& out, int64_t seed, int64_t stream, const 
 
 Tensor dropout_at(const Tensor& x, int64_t threshold, int64_t seed, int64_t stream,
                   const Tensor& counter, int64_t multiplier, int64_t offset, int64_t start) {
-  check_dropout(x, counter, seed, stream, start, threshold);
+  check_dropout(x, x.numel(), counter, seed, stream, start, threshold);
   const Philox g = make_philox(static_cast<uint64_t>(seed), static_cast<uint32_t>(stream),
                                static_cast<uint64_t>(step_at(counter, multiplier, offset)));
   const Tensor xc = contiguous(x);
@@ -378,7 +378,7 @@ Tensor dropout_at(const Tensor& x, int64_t threshold, int64_t seed, int64_t stre
   dispatch(x.scalar_type(), "x", [&](auto tag) {
     using T = decltype(tag);
     using A = arithmetic_t<T>;
-    const A scale = static_cast<A>(threshold ? 65536.0 / static_cast<double>(threshold) : 0.0);
+    const A scale = keep_scale<A>(static_cast<uint32_t>(threshold));
     const T* from = in_ptr<T>(xc) - skip;
     T* to = out_ptr<T>(y) - skip;
     uint8_t* keep = out_ptr<uint8_t>(mask);
@@ -391,6 +391,25 @@ Tensor dropout_at(const Tensor& x, int64_t threshold, int64_t seed, int64_t stre
     });
   });
   return y;
+}
+
+Tensor linear_leaky_relu_dropout_at(const Tensor& x, const Tensor& weight,
+                                    const std::optional<Tensor>& bias, double negative_slope,
+                                    int64_t threshold, int64_t seed, int64_t stream,
+                                    const Tensor& counter, int64_t multiplier, int64_t offset,
+                                    int64_t start) {
+  return dropout_at(linear_leaky_relu(x, weight, bias, negative_slope), threshold, seed, stream,
+                    counter, multiplier, offset, start);
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_dropout_backward_at(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& sign,
+    double negative_slope, bool need_x, bool need_weight, bool need_bias, int64_t threshold,
+    int64_t seed, int64_t stream, const Tensor& counter, int64_t multiplier, int64_t offset,
+    int64_t start) {
+  return linear_leaky_relu_backward(
+      dropout_at(grad, threshold, seed, stream, counter, multiplier, offset, start), x, weight,
+      sign, negative_slope, need_x, need_weight, need_bias);
 }
 
 // --- Batches ---
@@ -455,6 +474,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
   m.impl("philox_normal_at", TORCH_BOX(&philox_normal_at));
   m.impl("philox_keep_mask_at", TORCH_BOX(&philox_keep_mask_at));
   m.impl("dropout_at", TORCH_BOX(&dropout_at));
+  m.impl("linear_leaky_relu_dropout_at", TORCH_BOX(&linear_leaky_relu_dropout_at));
+  m.impl("linear_leaky_relu_dropout_backward_at",
+         TORCH_BOX(&linear_leaky_relu_dropout_backward_at));
   m.impl("gather_normalize", TORCH_BOX(&gather_normalize));
   m.impl("adam_device_", TORCH_BOX(&adam_device_));
   m.impl("ema_", TORCH_BOX(&ema_));

@@ -30,11 +30,18 @@ cudaError_t philox_normal(const Philox& g, const Counter& counter, int64_t n, fl
 cudaError_t philox_keep_mask(const Philox& g, const Counter& counter, int64_t n, uint32_t threshold,
                              bool* out, cudaStream_t stream);
 
-// y = x / (the probability of keeping) where the mask keeps, else 0; x[i] takes element start + i.
-// T: float, double, bf16 or fp16.
+// A mask for a result, whose element i takes element start + i. By default all are kept.
+struct Dropout {
+  Philox philox{};
+  Counter counter;
+  int64_t start = 0;
+  uint32_t threshold = 65536;
+};
+
+// y = x / (the probability of keeping) where the mask keeps, else 0. T: float, double, bf16 or
+// fp16.
 template <class T>
-cudaError_t dropout(const Philox& g, const Counter& counter, int64_t start, int64_t n,
-                    uint32_t threshold, const T* x, T* y, cudaStream_t stream);
+cudaError_t dropout(const Dropout& drop, int64_t n, const T* x, T* y, cudaStream_t stream);
 
 // A batch of images: out[i] = pixels[order[(u % batches_per_epoch) * batch + i]] with u the
 // counter's value, uint8 pixels as value * (2 / 255) - 1. A row outside order or pixels becomes
@@ -53,16 +60,17 @@ template <class Pixel, class T>
 cudaError_t gather_normalize(const Gather& gather, const Pixel* pixels, T* out,
                              cudaStream_t stream);
 
-// y = leaky_relu(y + bias) in place; y [rows, columns], bias [columns] or null.
+// y = dropout(leaky_relu(y + bias)) in place; y [rows, columns], bias [columns] or null.
 // T: float, double, bf16 or fp16.
 template <class T>
 cudaError_t bias_leaky_relu(T* y, const T* bias, int64_t rows, int64_t columns,
-                            double negative_slope, cudaStream_t stream);
+                            double negative_slope, const Dropout& drop, cudaStream_t stream);
 
-// grad_pre = leaky_relu'(sign) * grad, [rows, columns] each.
+// grad_pre = leaky_relu'(sign) * dropout(grad), [rows, columns] each.
 template <class T>
 cudaError_t leaky_relu_backward(const T* grad, const T* sign, int64_t rows, int64_t columns,
-                                double negative_slope, T* grad_pre, cudaStream_t stream);
+                                double negative_slope, const Dropout& drop, T* grad_pre,
+                                cudaStream_t stream);
 
 // The same, and column sums of grad_pre: those of strips of rows_of_strip(rows) rows, which added
 // up are the bias's gradient. sums [strips_of(rows), columns], of the type that T is computed in.
@@ -75,20 +83,20 @@ inline int64_t strips_of(int64_t rows) {
 }
 template <class T>
 cudaError_t leaky_relu_bias_backward(const T* grad, const T* sign, int64_t rows, int64_t columns,
-                                     double negative_slope, T* grad_pre, arithmetic_t<T>* sums,
-                                     cudaStream_t stream);
+                                     double negative_slope, const Dropout& drop, T* grad_pre,
+                                     arithmetic_t<T>* sums, cudaStream_t stream);
 
 // One layer: y [batch, out] from x [batch, in]; all matrices row-major without gaps.
 struct LinearShape {
   int64_t batch, in, out;
 };
 
-// y = leaky_relu(x weight^T + bias) in one launch, for layers too small to fill the device. weight
-// [out, in]; bias [out] or null. T: bf16, fp16, or float, whose products keep about its precision
-// and turn an infinite factor into NaN.
+// y = dropout(leaky_relu(x weight^T + bias)) in one launch, for layers too small to fill the
+// device. weight [out, in]; bias [out] or null. T: bf16, fp16, or float, whose products keep about
+// its precision and turn an infinite factor into NaN.
 template <class T>
 cudaError_t linear_tiles(const LinearShape& shape, const T* x, const T* weight, const T* bias,
-                         double negative_slope, T* y, cudaStream_t stream);
+                         double negative_slope, const Dropout& drop, T* y, cudaStream_t stream);
 
 // grad_x = grad_pre weight and grad_weight = grad_pre^T x in one launch; one of them may be null.
 template <class T>

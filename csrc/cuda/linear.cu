@@ -1,6 +1,7 @@
 // What surrounds the products of a linear layer with a leaky rectifier.
 #include "common/activation.h"
 #include "cuda/launch.h"
+#include "cuda/mask.cuh"
 #include "cuda/tensors.cuh"
 
 namespace fastgan::cuda {
@@ -26,8 +27,9 @@ Cut cut_matrix(int64_t rows, int64_t columns) {
 // Kind is T or a pack of them; the matrix is [rows, columns] of Kind.
 template <class T, class Kind>
 __global__ void bias_leaky_relu_kernel(T* y, const T* bias, int64_t rows, int64_t columns,
-                                       arithmetic_t<T> slope) {
+                                       arithmetic_t<T> slope, Dropout drop) {
   constexpr int kSize = sizeof(Kind) / sizeof(T);
+  const Mask<arithmetic_t<T>> mask(drop);
   const int64_t column = first_item();
   if (column >= columns) return;
   arithmetic_t<T> shift[kSize];
@@ -39,8 +41,9 @@ __global__ void bias_leaky_relu_kernel(T* y, const T* bias, int64_t rows, int64_
     Kind* const at = reinterpret_cast<Kind*>(y) + row * columns + column;
     Kind values = *at;
     T* const v = reinterpret_cast<T*>(&values);
+    const uint32_t kept = mask.template kept<kSize>((row * columns + column) * kSize);
     for (int i = 0; i < kSize; ++i) {
-      store(v + i, leaky_relu<arithmetic_t<T>>(widen(v[i]) + shift[i], slope));
+      store(v + i, mask.apply(kept, i, leaky_relu<arithmetic_t<T>>(widen(v[i]) + shift[i], slope)));
     }
     *at = values;
   }
@@ -48,16 +51,19 @@ __global__ void bias_leaky_relu_kernel(T* y, const T* bias, int64_t rows, int64_
 
 template <class T, class Kind>
 __global__ void leaky_relu_backward_kernel(const T* grad, const T* sign, int64_t n,
-                                           arithmetic_t<T> slope, T* grad_pre) {
+                                           arithmetic_t<T> slope, Dropout drop, T* grad_pre) {
   constexpr int kSize = sizeof(Kind) / sizeof(T);
+  const Mask<arithmetic_t<T>> mask(drop);
   for (int64_t i = first_item(); i < n / kSize; i += item_stride()) {
     const Kind g = reinterpret_cast<const Kind*>(grad)[i];
     const Kind s = reinterpret_cast<const Kind*>(sign)[i];
+    const uint32_t kept = mask.template kept<kSize>(i * kSize);
     Kind result;
     for (int at = 0; at < kSize; ++at) {
+      const auto through = mask.apply(kept, at, widen(reinterpret_cast<const T*>(&g)[at]));
       store(reinterpret_cast<T*>(&result) + at,
-            leaky_relu_grad<arithmetic_t<T>>(widen(reinterpret_cast<const T*>(&g)[at]),
-                                             widen(reinterpret_cast<const T*>(&s)[at]), slope));
+            leaky_relu_grad<arithmetic_t<T>>(through, widen(reinterpret_cast<const T*>(&s)[at]),
+                                             slope));
     }
     reinterpret_cast<Kind*>(grad_pre)[i] = result;
   }
@@ -69,9 +75,10 @@ constexpr unsigned kStripWidth = 32, kStripHeight = 8;
 template <class T>
 __global__ void __launch_bounds__(kStripWidth* kStripHeight)
     bias_backward_kernel(const T* grad, const T* sign, int64_t rows, int64_t columns,
-                         int64_t strip_rows, arithmetic_t<T> slope, T* grad_pre,
+                         int64_t strip_rows, arithmetic_t<T> slope, Dropout drop, T* grad_pre,
                          arithmetic_t<T>* sums) {
   using A = arithmetic_t<T>;
+  const Mask<A> mask(drop);
   FASTGAN_SHARED(A, partial, [kStripHeight][kStripWidth]);
   const int64_t column = int64_t{blockIdx.x} * kStripWidth + threadIdx.x;
   const int64_t strip = blockIdx.y, first = strip * strip_rows;
@@ -80,7 +87,8 @@ __global__ void __launch_bounds__(kStripWidth* kStripHeight)
   if (column < columns) {
     for (int64_t row = first + threadIdx.y; row < last; row += kStripHeight) {
       const int64_t i = row * columns + column;
-      const A g = leaky_relu_grad<A>(widen(grad[i]), widen(sign[i]), slope);
+      const A through = mask.apply(mask.template kept<1>(i), 0, widen(grad[i]));
+      const A g = leaky_relu_grad<A>(through, widen(sign[i]), slope);
       store(grad_pre + i, g);
       sum += g;
     }
@@ -102,53 +110,56 @@ bool host_packable(const T* p) {
 
 template <class T>
 cudaError_t bias_leaky_relu(T* y, const T* bias, int64_t rows, int64_t columns,
-                            double negative_slope, cudaStream_t stream) {
+                            double negative_slope, const Dropout& drop, cudaStream_t stream) {
   if (rows * columns == 0) return cudaSuccess;
   const auto slope = static_cast<arithmetic_t<T>>(negative_slope);
   constexpr int kSize = Pack<T>::kSize;
   if (columns % kSize == 0 && host_packable(y)) {
     const Cut cut = cut_matrix(rows, columns / kSize);
     return launch(bias_leaky_relu_kernel<T, Pack<T>>, cut.grid, cut.block, 0, stream, y, bias, rows,
-                  columns / kSize, slope);
+                  columns / kSize, slope, drop);
   }
   const Cut cut = cut_matrix(rows, columns);
   return launch(bias_leaky_relu_kernel<T, T>, cut.grid, cut.block, 0, stream, y, bias, rows,
-                columns, slope);
+                columns, slope, drop);
 }
 
 template <class T>
 cudaError_t leaky_relu_backward(const T* grad, const T* sign, int64_t rows, int64_t columns,
-                                double negative_slope, T* grad_pre, cudaStream_t stream) {
+                                double negative_slope, const Dropout& drop, T* grad_pre,
+                                cudaStream_t stream) {
   const int64_t n = rows * columns;
   if (n == 0) return cudaSuccess;
   const auto slope = static_cast<arithmetic_t<T>>(negative_slope);
   constexpr int kSize = Pack<T>::kSize;
   if (n % kSize == 0 && host_packable(grad) && host_packable(sign) && host_packable(grad_pre)) {
     return launch(leaky_relu_backward_kernel<T, Pack<T>>, blocks_for(n / kSize), kThreads, 0,
-                  stream, grad, sign, n, slope, grad_pre);
+                  stream, grad, sign, n, slope, drop, grad_pre);
   }
   return launch(leaky_relu_backward_kernel<T, T>, blocks_for(n), kThreads, 0, stream, grad, sign, n,
-                slope, grad_pre);
+                slope, drop, grad_pre);
 }
 
 template <class T>
 cudaError_t leaky_relu_bias_backward(const T* grad, const T* sign, int64_t rows, int64_t columns,
-                                     double negative_slope, T* grad_pre, arithmetic_t<T>* sums,
-                                     cudaStream_t stream) {
+                                     double negative_slope, const Dropout& drop, T* grad_pre,
+                                     arithmetic_t<T>* sums, cudaStream_t stream) {
   if (rows * columns == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>((columns + kStripWidth - 1) / kStripWidth),
                   static_cast<unsigned>(strips_of(rows)));
   return launch(bias_backward_kernel<T>, grid, dim3(kStripWidth, kStripHeight), 0, stream, grad,
                 sign, rows, columns, rows_of_strip(rows),
-                static_cast<arithmetic_t<T>>(negative_slope), grad_pre, sums);
+                static_cast<arithmetic_t<T>>(negative_slope), drop, grad_pre, sums);
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                                   \
-  template cudaError_t bias_leaky_relu<T>(T*, const T*, int64_t, int64_t, double, cudaStream_t); \
-  template cudaError_t leaky_relu_backward<T>(const T*, const T*, int64_t, int64_t, double, T*,  \
-                                              cudaStream_t);                                     \
-  template cudaError_t leaky_relu_bias_backward<T>(const T*, const T*, int64_t, int64_t, double, \
-                                                   T*, arithmetic_t<T>*, cudaStream_t);
+#define FASTGAN_INSTANTIATE(T)                                                                    \
+  template cudaError_t bias_leaky_relu<T>(T*, const T*, int64_t, int64_t, double, const Dropout&, \
+                                          cudaStream_t);                                          \
+  template cudaError_t leaky_relu_backward<T>(const T*, const T*, int64_t, int64_t, double,       \
+                                              const Dropout&, T*, cudaStream_t);                  \
+  template cudaError_t leaky_relu_bias_backward<T>(const T*, const T*, int64_t, int64_t, double,  \
+                                                   const Dropout&, T*, arithmetic_t<T>*,          \
+                                                   cudaStream_t);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bf16)

@@ -75,7 +75,7 @@ void dispatch_tiles(ScalarType dtype, const F& f) {
 }
 
 Tensor forward_tiles(const LinearSizes& s, const Tensor& x, const Tensor& weight,
-                     const std::optional<Tensor>& bias, double negative_slope,
+                     const std::optional<Tensor>& bias, double negative_slope, const Dropout& drop,
                      cudaStream_t stream) {
   const Tensor xc = contiguous(x), wc = contiguous(weight);
   const std::optional<Tensor> bc = bias ? std::optional<Tensor>(contiguous(*bias)) : std::nullopt;
@@ -83,8 +83,8 @@ Tensor forward_tiles(const LinearSizes& s, const Tensor& x, const Tensor& weight
   dispatch_tiles(x.scalar_type(), [&](auto tag) {
     using T = decltype(tag);
     STD_CUDA_CHECK(linear_tiles<T>({s.batch, s.in, s.out}, in_ptr<T>(xc), in_ptr<T>(wc),
-                                   bc ? in_ptr<T>(*bc) : nullptr, negative_slope, out_ptr<T>(y),
-                                   stream));
+                                   bc ? in_ptr<T>(*bc) : nullptr, negative_slope, drop,
+                                   out_ptr<T>(y), stream));
   });
   return y;
 }
@@ -102,12 +102,12 @@ void backward_tiles(const LinearSizes& s, const Tensor& grad_pre, const Tensor& 
   });
 }
 
-Tensor linear_leaky_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                         double negative_slope) {
-  const LinearSizes s = check_linear(x, weight, bias, negative_slope);
+// The layer of checked arguments, with a dropout of its result.
+Tensor forward(const LinearSizes& s, const Tensor& x, const Tensor& weight,
+               const std::optional<Tensor>& bias, double negative_slope, const Dropout& drop) {
   const OnDeviceOf device(x);
   if (takes_tiles(x.scalar_type(), s)) {
-    return forward_tiles(s, x, weight, bias, negative_slope, device.stream());
+    return forward_tiles(s, x, weight, bias, negative_slope, drop, device.stream());
   }
   Tensor y = torch::stable::reshape(product(as_matrix(detached(x), s.batch, s.in),
                                             torch::stable::transpose(detached(weight), 0, 1)),
@@ -116,18 +116,22 @@ Tensor linear_leaky_relu(const Tensor& x, const Tensor& weight, const std::optio
   dispatch(x.scalar_type(), "x", [&](auto tag) {
     using T = decltype(tag);
     STD_CUDA_CHECK(bias_leaky_relu<T>(out_ptr<T>(y), bc ? in_ptr<T>(*bc) : nullptr, s.batch, s.out,
-                                      negative_slope, device.stream()));
+                                      negative_slope, drop, device.stream()));
   });
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_backward(const Tensor& grad, const Tensor& x,
-                                                              const Tensor& weight,
-                                                              const Tensor& sign,
-                                                              double negative_slope, bool need_x,
-                                                              bool need_weight, bool need_bias) {
-  const LinearSizes s = check_linear(x, weight, std::nullopt, negative_slope);
-  check_linear_backward(s, grad, sign, x);
+Tensor linear_leaky_relu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                         double negative_slope) {
+  const LinearSizes s = check_linear(x, weight, bias, negative_slope);
+  return forward(s, x, weight, bias, negative_slope, {});
+}
+
+// The derivative of `forward`.
+std::tuple<Tensor, Tensor, Tensor> backward(const LinearSizes& s, const Tensor& grad,
+                                            const Tensor& x, const Tensor& weight,
+                                            const Tensor& sign, double negative_slope, bool need_x,
+                                            bool need_weight, bool need_bias, const Dropout& drop) {
   const OnDeviceOf device(x);
   const Tensor gc = contiguous(grad), sc = contiguous(sign);
   const std::vector<int64_t> none{0};
@@ -137,14 +141,15 @@ std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_backward(const Tensor& grad
     using T = decltype(tag);
     if (!need_bias) {
       STD_CUDA_CHECK(leaky_relu_backward<T>(in_ptr<T>(gc), in_ptr<T>(sc), s.batch, s.out,
-                                            negative_slope, out_ptr<T>(grad_pre), device.stream()));
+                                            negative_slope, drop, out_ptr<T>(grad_pre),
+                                            device.stream()));
       return;
     }
     using A = arithmetic_t<T>;
     constexpr ScalarType wide = sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
     Tensor sums = new_empty(weight, std::vector<int64_t>{strips_of(s.batch), s.out}, wide);
     STD_CUDA_CHECK(leaky_relu_bias_backward<T>(in_ptr<T>(gc), in_ptr<T>(sc), s.batch, s.out,
-                                               negative_slope, out_ptr<T>(grad_pre),
+                                               negative_slope, drop, out_ptr<T>(grad_pre),
                                                out_ptr<A>(sums), device.stream()));
     grad_bias =
         sums.size(0) == 1 ? as_vector(sums) : torch::stable::sum(sums, std::vector<int64_t>{0});
@@ -163,6 +168,16 @@ std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_backward(const Tensor& grad
                                              as_matrix(detached(x), s.batch, s.in))
                                    : new_empty(weight, none);
   return {grad_x, grad_weight, grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_backward(const Tensor& grad, const Tensor& x,
+                                                              const Tensor& weight,
+                                                              const Tensor& sign,
+                                                              double negative_slope, bool need_x,
+                                                              bool need_weight, bool need_bias) {
+  const LinearSizes s = check_linear(x, weight, std::nullopt, negative_slope);
+  check_linear_backward(s, grad, sign, x);
+  return backward(s, grad, x, weight, sign, negative_slope, need_x, need_weight, need_bias, {});
 }
 
 // --- Minimax losses ---
@@ -368,19 +383,49 @@ void philox_keep_mask_at(const Tensor& out, int64_t seed, int64_t stream, const 
                                   device.stream()));
 }
 
+// The mask of `elements` on the device of x.
+Dropout dropout_of(const Tensor& x, int64_t elements, int64_t threshold, int64_t seed,
+                   int64_t stream, const Tensor& counter, int64_t multiplier, int64_t offset,
+                   int64_t start) {
+  return {check_dropout(x, elements, counter, seed, stream, start, threshold),
+          counter_of(counter, multiplier, offset), start, static_cast<uint32_t>(threshold)};
+}
+
 Tensor dropout_at(const Tensor& x, int64_t threshold, int64_t seed, int64_t stream,
                   const Tensor& counter, int64_t multiplier, int64_t offset, int64_t start) {
-  const Philox g = check_dropout(x, counter, seed, stream, start, threshold);
+  const Dropout drop =
+      dropout_of(x, x.numel(), threshold, seed, stream, counter, multiplier, offset, start);
   const OnDeviceOf device(x);
   const Tensor xc = contiguous(x);
   Tensor y = new_empty(x, sizes_of(x));
   dispatch(x.scalar_type(), "x", [&](auto tag) {
     using T = decltype(tag);
-    STD_CUDA_CHECK(dropout<T>(g, counter_of(counter, multiplier, offset), start, x.numel(),
-                              static_cast<uint32_t>(threshold), in_ptr<T>(xc), out_ptr<T>(y),
-                              device.stream()));
+    STD_CUDA_CHECK(dropout<T>(drop, x.numel(), in_ptr<T>(xc), out_ptr<T>(y), device.stream()));
   });
   return y;
+}
+
+Tensor linear_leaky_relu_dropout_at(const Tensor& x, const Tensor& weight,
+                                    const std::optional<Tensor>& bias, double negative_slope,
+                                    int64_t threshold, int64_t seed, int64_t stream,
+                                    const Tensor& counter, int64_t multiplier, int64_t offset,
+                                    int64_t start) {
+  const LinearSizes s = check_linear(x, weight, bias, negative_slope);
+  return forward(
+      s, x, weight, bias, negative_slope,
+      dropout_of(x, s.batch * s.out, threshold, seed, stream, counter, multiplier, offset, start));
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_leaky_relu_dropout_backward_at(
+    const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& sign,
+    double negative_slope, bool need_x, bool need_weight, bool need_bias, int64_t threshold,
+    int64_t seed, int64_t stream, const Tensor& counter, int64_t multiplier, int64_t offset,
+    int64_t start) {
+  const LinearSizes s = check_linear(x, weight, std::nullopt, negative_slope);
+  check_linear_backward(s, grad, sign, x);
+  return backward(
+      s, grad, x, weight, sign, negative_slope, need_x, need_weight, need_bias,
+      dropout_of(grad, grad.numel(), threshold, seed, stream, counter, multiplier, offset, start));
 }
 
 // --- Batches ---
@@ -423,6 +468,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, FASTGAN_DEVICE, m) {
   m.impl("philox_normal_at", TORCH_BOX(&philox_normal_at));
   m.impl("philox_keep_mask_at", TORCH_BOX(&philox_keep_mask_at));
   m.impl("dropout_at", TORCH_BOX(&dropout_at));
+  m.impl("linear_leaky_relu_dropout_at", TORCH_BOX(&linear_leaky_relu_dropout_at));
+  m.impl("linear_leaky_relu_dropout_backward_at",
+         TORCH_BOX(&linear_leaky_relu_dropout_backward_at));
   m.impl("gather_normalize", TORCH_BOX(&gather_normalize_op));
   m.impl("adam_device_", TORCH_BOX(&adam_device_));
   m.impl("ema_", TORCH_BOX(&ema_));

@@ -3,6 +3,7 @@
 #include "cuda/counter.cuh"
 #include "cuda/grid.cuh"
 #include "cuda/launch.h"
+#include "cuda/mask.cuh"
 
 namespace fastgan::cuda {
 
@@ -64,20 +65,14 @@ __global__ void keep_mask_kernel(Philox g, Counter counter, int64_t n, uint32_t 
 
 // A thread takes the elements of whole blocks of eight halves; `start` may cut the first one.
 template <class T>
-__global__ void dropout_kernel(Philox g, Counter counter, int64_t start, int64_t n,
-                               uint32_t threshold, const T* x, T* y) {
-  using A = arithmetic_t<T>;
-  at_counter(g, counter);
-  const A scale = static_cast<A>(threshold ? 65536.0 / static_cast<double>(threshold) : 0.0);
-  const int64_t end = start + n, last = (end + 7) >> 3;
+__global__ void dropout_kernel(Dropout drop, int64_t n, const T* x, T* y) {
+  const Mask<arithmetic_t<T>> mask(drop);
+  const int64_t start = drop.start, end = start + n, last = (end + 7) >> 3;
   for (int64_t block = (start >> 3) + first_item(); block < last; block += item_stride()) {
-    uint32_t w[4];
-    words_of(g, block, w);
+    const uint32_t kept = mask.template kept<8>(8 * block - start);
     for (int i = 0; i < 8; ++i) {
-      const int64_t element = 8 * block + i;
-      if (element < start || element >= end) continue;
-      const bool kept = keeps(w[i >> 1], static_cast<uint32_t>(i & 1), threshold);
-      store(y + (element - start), kept ? widen(x[element - start]) * scale : A(0));
+      const int64_t at = 8 * block + i - start;
+      if (at >= 0 && at < n) store(y + at, mask.apply(kept, i, widen(x[at])));
     }
   }
 }
@@ -110,16 +105,13 @@ cudaError_t philox_keep_mask(const Philox& g, const Counter& counter, int64_t n,
 }
 
 template <class T>
-cudaError_t dropout(const Philox& g, const Counter& counter, int64_t start, int64_t n,
-                    uint32_t threshold, const T* x, T* y, cudaStream_t stream) {
+cudaError_t dropout(const Dropout& drop, int64_t n, const T* x, T* y, cudaStream_t stream) {
   if (n == 0) return cudaSuccess;
-  return launch(dropout_kernel<T>, blocks_for(n / 8 + 2), kThreads, 0, stream, g, counter, start, n,
-                threshold, x, y);
+  return launch(dropout_kernel<T>, blocks_for(n / 8 + 2), kThreads, 0, stream, drop, n, x, y);
 }
 
-#define FASTGAN_INSTANTIATE(T)                                                               \
-  template cudaError_t dropout<T>(const Philox&, const Counter&, int64_t, int64_t, uint32_t, \
-                                  const T*, T*, cudaStream_t);
+#define FASTGAN_INSTANTIATE(T) \
+  template cudaError_t dropout<T>(const Dropout&, int64_t, const T*, T*, cudaStream_t);
 FASTGAN_INSTANTIATE(float)
 FASTGAN_INSTANTIATE(double)
 FASTGAN_INSTANTIATE(bf16)

@@ -147,7 +147,8 @@ __global__ void __launch_bounds__(kThreads)
       const float x = (y[r * l.y_stride] - centre) * inv_std;
       normed[r * l.y_stride] = x;
       float out = activate(l.activation, x * scale + shift, l.slope);
-      if (l.drop) out = kept_one(mask, r * l.out + f, l.drop_threshold) ? out * kept_scale : 0.f;
+      if (l.drop)
+        out = kept_bits<1>(mask, r * l.out + f, l.drop_threshold) ? out * kept_scale : 0.f;
       y[r * l.y_stride] = out;
     }
     if (line > 0) continue;

@@ -6,6 +6,7 @@
 #include "common/dropout.h"
 #include "common/losses.h"
 #include "common/philox.h"
+#include "cuda/mask.cuh"
 #include "cuda/step_product.cuh"
 
 // A large parameter that a kernel reads where the launch has put it.
@@ -93,32 +94,6 @@ __device__ __forceinline__ Philox mask_of(const Step& s, const Layer& l, int seg
                      static_cast<uint64_t>(for_g ? now.step : now.update));
 }
 
-// Whether one element of a mask is kept.
-__device__ __forceinline__ bool kept_one(const Philox& g, int64_t element, uint32_t threshold) {
-  uint32_t w0, w1, w2, w3;
-  philox_block(g, static_cast<uint32_t>(element >> 3), w0, w1, w2, w3);
-  const uint32_t word = element & 4 ? (element & 2 ? w3 : w2) : (element & 2 ? w1 : w0);
-  return keeps(word, static_cast<uint32_t>(element & 1), threshold);
-}
-
-// Whether the eight elements of a block of a mask are kept, as bits.
-__device__ __forceinline__ uint32_t kept_eight(const Philox& g, int64_t block, uint32_t threshold) {
-  uint32_t w[4], kept = 0;
-  philox_block(g, static_cast<uint32_t>(block), w[0], w[1], w[2], w[3]);
-#pragma unroll
-  for (uint32_t e = 0; e < 8; ++e)
-    kept |= static_cast<uint32_t>(keeps(w[e / 2], e % 2, threshold)) << e;
-  return kept;
-}
-// The same of the elements first .. first + 3.
-__device__ __forceinline__ uint32_t kept_four(const Philox& g, int64_t first, uint32_t threshold) {
-  const int64_t block = first >> 3;
-  const int place = static_cast<int>(first & 7);
-  uint32_t kept = kept_eight(g, block, threshold);
-  if (place > 4) kept |= kept_eight(g, block + 1, threshold) << 8;
-  return kept >> place & 0xfu;
-}
-
 // y = dropout(activation(x)) on four neighbours of row `row` of a segment of the field above l.
 __device__ __forceinline__ void activate_four(const Step& s, const Layer& l, int segment,
                                               int64_t row, int64_t column, const Moment& now,
@@ -127,7 +102,7 @@ __device__ __forceinline__ void activate_four(const Step& s, const Layer& l, int
   for (int e = 0; e < 4; ++e) x.v[e] = activate(l.activation, x.v[e], l.slope);
   if (!l.drop) return;
   const uint32_t kept =
-      kept_four(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
+      kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
   const float scale = keep_scale(l.drop_threshold);
 #pragma unroll
   for (int e = 0; e < 4; ++e) x.v[e] = kept >> e & 1u ? x.v[e] * scale : 0.f;
@@ -143,7 +118,7 @@ __device__ __forceinline__ void differentiate_four(const Step& s, const Layer& l
     return;
   }
   const uint32_t kept =
-      kept_four(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
+      kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
   const float scale = keep_scale(l.drop_threshold), inverse = scale > 0.f ? 1.f / scale : 0.f;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {

@@ -5,6 +5,7 @@
 #include "common/activation.h"
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
+#include "cuda/mask.cuh"
 #include "cuda/mma.cuh"
 
 namespace fastgan::cuda {
@@ -125,8 +126,8 @@ struct Stages {
   FactorTile<T, BInner> b[kStages];
 };
 
-// The tile of c = a b^T (both as [outer, sum]) whose corner is (row, column); finish(value, column)
-// is stored.
+// The tile of c = a b^T (both as [outer, sum]) whose corner is (row, column); finish(value, row,
+// column) is stored.
 template <class T, bool AInner, bool BInner, class Finish>
 __device__ void product_tile(const Factor<T>& a, const Factor<T>& b, T* c, int64_t row,
                              int64_t column, unsigned char* memory, const Finish& finish) {
@@ -155,7 +156,7 @@ __device__ void product_tile(const Factor<T>& a, const Factor<T>& b, T* c, int64
     for (int i = 0; i < 4; ++i) {
       const int64_t r = row + warp_row + lane / 4 + i / 2 * 8;
       const int64_t k = column + warp_column + 8 * j + lane % 4 * 2 + i % 2;
-      if (r < a.outer && k < b.outer) store(c + r * b.outer + k, finish(d[j][i], k));
+      if (r < a.outer && k < b.outer) store(c + r * b.outer + k, finish(d[j][i], r, k));
     }
   }
 }
@@ -164,16 +165,19 @@ __host__ __device__ inline int64_t tiles_of(int64_t n) { return (n + kTile - 1) 
 
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
-    linear_kernel(LinearShape s, const T* x, const T* weight, const T* bias, float slope, T* y) {
+    linear_kernel(LinearShape s, const T* x, const T* weight, const T* bias, float slope,
+                  Dropout drop, T* y) {
   using Memory = Stages<T, true, true>;
   FASTGAN_SHARED(Memory, memory, [1]);
+  const Mask<float> mask(drop);
   const int64_t across = tiles_of(s.out);
   const int64_t row = blockIdx.x / across * kTile, column = blockIdx.x % across * kTile;
-  product_tile<T, true, true>({x, s.batch, s.in}, {weight, s.out, s.in}, y, row, column,
-                              reinterpret_cast<unsigned char*>(&memory[0]),
-                              [bias, slope](float value, int64_t k) {
-                                return leaky_relu(value + (bias ? widen(bias[k]) : 0.f), slope);
-                              });
+  product_tile<T, true, true>(
+      {x, s.batch, s.in}, {weight, s.out, s.in}, y, row, column,
+      reinterpret_cast<unsigned char*>(&memory[0]), [&](float value, int64_t r, int64_t k) {
+        const float shift = bias ? widen(bias[k]) : 0.f;
+        return mask.apply(mask.kept<1>(r * s.out + k), 0, leaky_relu(value + shift, slope));
+      });
 }
 
 // Blocks up to x_tiles compute grad_x, the others grad_weight.
@@ -188,7 +192,7 @@ __global__ void __launch_bounds__(kTileThreads)
   FASTGAN_SHARED(Memory, memory, [1]);
   unsigned char* const shared = reinterpret_cast<unsigned char*>(&memory[0]);
   const int64_t across = tiles_of(s.in), tile = blockIdx.x;
-  const auto as_it_is = [](float value, int64_t) { return value; };
+  const auto as_it_is = [](float value, int64_t, int64_t) { return value; };
   if (tile < x_tiles) {
     product_tile<T, true, false>({grad_pre, s.batch, s.out}, {weight, s.in, s.out}, grad_x,
                                  tile / across * kTile, tile % across * kTile, shared, as_it_is);
@@ -203,11 +207,11 @@ __global__ void __launch_bounds__(kTileThreads)
 
 template <class T>
 cudaError_t linear_tiles(const LinearShape& s, const T* x, const T* weight, const T* bias,
-                         double negative_slope, T* y, cudaStream_t stream) {
+                         double negative_slope, const Dropout& drop, T* y, cudaStream_t stream) {
   const int64_t tiles = tiles_of(s.batch) * tiles_of(s.out);
   if (tiles == 0) return cudaSuccess;
   return launch(linear_kernel<T>, static_cast<unsigned>(tiles), kTileThreads, 0, stream, s, x,
-                weight, bias, static_cast<float>(negative_slope), y);
+                weight, bias, static_cast<float>(negative_slope), drop, y);
 }
 
 template <class T>
@@ -222,7 +226,7 @@ cudaError_t linear_backward_tiles(const LinearShape& s, const T* grad_pre, const
 
 #define FASTGAN_INSTANTIATE(T)                                                                    \
   template cudaError_t linear_tiles<T>(const LinearShape&, const T*, const T*, const T*, double,  \
-                                       T*, cudaStream_t);                                         \
+                                       const Dropout&, T*, cudaStream_t);                         \
   template cudaError_t linear_backward_tiles<T>(const LinearShape&, const T*, const T*, const T*, \
                                                 T*, T*, cudaStream_t);
 FASTGAN_INSTANTIATE(float)

@@ -30,6 +30,13 @@ Counter counter_of(const int64_t* value, int64_t multiplier, int64_t offset) {
   return {value, multiplier, offset};
 }
 
+// A mask of seed 5, stream 64 at step 3 * counter + 2; none where counter is null.
+Dropout dropout_of(const int64_t* counter, int64_t start, int64_t threshold) {
+  if (counter == nullptr) return {};
+  return {make_philox(5, 64, 0), counter_of(counter, 3, 2), start,
+          static_cast<uint32_t>(threshold)};
+}
+
 }  // namespace
 
 extern "C" {
@@ -52,14 +59,11 @@ int keep_mask(uint64_t seed, int64_t stream, uint64_t step, const int64_t* count
                           counter_of(counter, multiplier, offset), n,
                           static_cast<uint32_t>(threshold), out, nullptr);
 }
-int dropout_at(int64_t type, uint64_t seed, int64_t stream, const int64_t* counter,
-               int64_t multiplier, int64_t offset, int64_t start, int64_t n, int64_t threshold,
+int dropout_at(int64_t type, const int64_t* counter, int64_t start, int64_t threshold, int64_t n,
                const void* x, void* y) {
   return with_type(type, [&](auto tag) {
     using T = decltype(tag);
-    return dropout<T>(make_philox(seed, static_cast<uint32_t>(stream), 0),
-                      counter_of(counter, multiplier, offset), start, n,
-                      static_cast<uint32_t>(threshold), static_cast<const T*>(x),
+    return dropout<T>(dropout_of(counter, start, threshold), n, static_cast<const T*>(x),
                       static_cast<T*>(y), nullptr);
   });
 }
@@ -87,29 +91,32 @@ int gather(int64_t pixel_type, int64_t type, int64_t rows, int64_t channels, int
 }
 
 int bias_rectify(int64_t type, void* y, const void* bias, int64_t rows, int64_t columns,
-                 double slope) {
+                 double slope, const int64_t* counter, int64_t start, int64_t threshold) {
   return with_type(type, [&](auto tag) {
     using T = decltype(tag);
     return bias_leaky_relu<T>(static_cast<T*>(y), static_cast<const T*>(bias), rows, columns, slope,
-                              nullptr);
+                              dropout_of(counter, start, threshold), nullptr);
   });
 }
 int64_t strips(int64_t rows) { return strips_of(rows); }
 // sums: null for the kernel without them.
 int rectify_backward(int64_t type, const void* grad, const void* sign, int64_t rows,
-                     int64_t columns, double slope, void* grad_pre, void* sums) {
+                     int64_t columns, double slope, const int64_t* counter, int64_t start,
+                     int64_t threshold, void* grad_pre, void* sums) {
+  const Dropout drop = dropout_of(counter, start, threshold);
   return with_type(type, [&](auto tag) {
     using T = decltype(tag);
     const T *g = static_cast<const T*>(grad), *s = static_cast<const T*>(sign);
     T* const to = static_cast<T*>(grad_pre);
-    return sums ? leaky_relu_bias_backward<T>(g, s, rows, columns, slope, to,
+    return sums ? leaky_relu_bias_backward<T>(g, s, rows, columns, slope, drop, to,
                                               static_cast<arithmetic_t<T>*>(sums), nullptr)
-                : leaky_relu_backward<T>(g, s, rows, columns, slope, to, nullptr);
+                : leaky_relu_backward<T>(g, s, rows, columns, slope, drop, to, nullptr);
   });
 }
 
 int tiles(int64_t type, int64_t batch, int64_t in, int64_t out, const void* x, const void* weight,
-          const void* bias, double slope, void* y) {
+          const void* bias, double slope, const int64_t* counter, int64_t start, int64_t threshold,
+          void* y) {
   return with_type(type, [&](auto tag) -> int {
     using T = decltype(tag);
     if constexpr (std::is_same_v<T, double>) {
@@ -117,7 +124,7 @@ int tiles(int64_t type, int64_t batch, int64_t in, int64_t out, const void* x, c
     } else {
       return linear_tiles<T>({batch, in, out}, static_cast<const T*>(x),
                              static_cast<const T*>(weight), static_cast<const T*>(bias), slope,
-                             static_cast<T*>(y), nullptr);
+                             dropout_of(counter, start, threshold), static_cast<T*>(y), nullptr);
     }
   });
 }
