@@ -53,10 +53,16 @@ def linear(batch: int, features: int, out: int, dtype: torch.dtype, device: str)
         torch.randn(size, dtype=dtype, device=device, requires_grad=True)
         for size in ((batch, features), (out, features), (out,))
     )
+    mask = 0.3, 1, 64, torch.full((1,), 3, dtype=torch.int64, device=device)
     for b in (bias, None):
-        y = ops.linear_leaky_relu(x, weight, b)
-        (slope,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
-        finite(*torch.autograd.grad(slope.float().square().sum(), (x, weight)))
+        for y in (
+            ops.linear_leaky_relu(x, weight, b),
+            ops.linear_leaky_relu_dropout_at(x, weight, b, 0.2, *mask),
+        ):
+            (slope,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+            finite(*torch.autograd.grad(slope.float().square().sum(), (x, weight)))
+        y = ops.linear_leaky_relu_dropout_at(x, weight, b, 0.2, *mask)
+        finite(*torch.autograd.grad(y.float().square().sum(), (x, weight)))
 
 
 def losses(batch: int, dtype: torch.dtype, device: str) -> None:

@@ -201,6 +201,28 @@ def gpu_cells(pace: dict) -> dict[str, dict]:
 
         return 8 * rows * columns, ours, theirs
 
+    def dropping_layer(batch, features, out):
+        sizes = ((batch, features), (out, features), (out,))
+
+        def made():
+            inputs = [torch.randn(size, device="cuda", requires_grad=True) for size in sizes]
+            return *inputs, torch.randn(batch, out, device="cuda")
+
+        def ours():
+            def layer(x, weight, bias):
+                where = 0, 64, counter, 1, 0
+                return ops.linear_leaky_relu_dropout_at(x, weight, bias, SLOPE, 0.3, *where)
+
+            return forward_and_backward(layer, *made())
+
+        def theirs():
+            def layer(x, weight, bias):
+                return F.dropout(F.leaky_relu(F.linear(x, weight, bias), SLOPE), 0.3)
+
+            return forward_and_backward(layer, *made())
+
+        return 8 * (batch * (features + out) + out * features), ours, theirs
+
     def losses(batch):
         def both():
             real, fake = (
@@ -241,6 +263,7 @@ def gpu_cells(pace: dict) -> dict[str, dict]:
         cells[f"normal, {n}"] = normal(n)
     for rows in (64, 8192):
         cells[f"dropout, {rows} x 256"] = dropout(rows, 256)
+        cells[f"layer with dropout, {rows} x 784 x 256"] = dropping_layer(rows, 784, 256)
         cells[f"discriminator_loss, batch {rows}"] = losses(rows)
         cells[f"gather and normalise, batch {rows}"] = gather(rows)
     measured = {}

@@ -132,12 +132,39 @@ def unfuse(module: nn.Module) -> nn.Module:
     return module
 
 
+def runs(sequence: nn.Sequential) -> list[tuple[nn.Module, nn.Dropout | None]]:
+    """The modules of a sequence in order; a LinearLeakyReLU with the Dropout that follows it.
+
+    Together are only modules that a hook or a forward of their own would not notice.
+    """
+    found: list[tuple[nn.Module, nn.Dropout | None]] = []
+    rest = list(sequence)
+    while rest:
+        absorbed = len(rest) > 1 and type(rest[1]) is AbsorbedLeakyReLU
+        group = rest[: 3 if absorbed else 2]
+        kinds = type(group[0]), type(group[-1])
+        if kinds == (LinearLeakyReLU, nn.Dropout) and all(map(_plain, group)):
+            found.append((group[0], group[-1]))
+            del rest[: len(group)]
+        else:
+            found.append((rest.pop(0), None))
+    return found
+
+
+def sequences(root: nn.Module) -> list[nn.Sequential]:
+    """Containers that call their modules one after the other, and do nothing else."""
+    return [
+        m
+        for m in root.modules()
+        if type(m).forward is nn.Sequential.forward and "forward" not in m.__dict__
+    ]
+
+
 def _neighbours(root: nn.Module):
     """(container, name, next name) of all modules that are certainly called one after the other."""
-    for parent in list(root.modules()):
-        if type(parent).forward is nn.Sequential.forward and "forward" not in parent.__dict__:
-            names = list(parent._modules)
-            yield from ((parent, a, b) for a, b in zip(names, names[1:], strict=False))
+    for parent in sequences(root):
+        names = list(parent._modules)
+        yield from ((parent, a, b) for a, b in zip(names, names[1:], strict=False))
 
 
 def _uses(root: nn.Module) -> Counter:

@@ -13,6 +13,7 @@ from fastgan import data, engines, losses, random
 from fastgan.engines.base import PENALTY_STREAM, Engine, FinalSigmoid, final_sigmoid
 from fastgan.engines.eager import EagerEngine
 from fastgan.models import Discriminator, Generator
+from fastgan.nn import fuse
 from fastgan.problem import make_problem
 from fastgan.random import Stream
 
@@ -433,6 +434,22 @@ def test_masks_are_those_of_the_contract_and_two_calls_differ():
         keep = random.keep_mask(p.seed, Stream.DROPOUT + use, step, (seen.numel(),), 0.5)
         assert torch.equal(seen.flatten(), keep * 2.0)
         assert not torch.equal(seen[0], seen[1])
+
+
+def test_fused_layers_drop_what_the_plain_ones_do():
+    layers = nn.Linear(36, 16), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(16, 1)
+    plain = nn.Sequential(nn.Flatten(), *layers)
+    watched = copy.deepcopy(plain)
+    fused = fuse(copy.deepcopy(plain))
+    fuse(watched)[3].register_forward_hook(lambda *_: seen.append(1))
+    seen, found = [], []
+    for d in (plain, fused, watched):
+        torch.manual_seed(1)
+        found.append(EagerEngine(problem(d=d)).run(5))
+        assert "forward" not in vars(d) and all("forward" not in vars(m) for m in d)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+    assert seen, "a hook's layer is called as a layer"
 
 
 def test_dropout_off_and_forward_put_back():

@@ -15,12 +15,13 @@ from test_engines import Mlp, Twice, discriminator, generator, images, problem
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan import data, engines, losses
+from fastgan import data, engines, losses, ops
 from fastgan.engines import graph
 from fastgan.engines.base import CannotRun
 from fastgan.engines.capture import CudaRecorder
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.graph import GraphEngine
+from fastgan.nn import LinearLeakyReLU, fuse
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -71,6 +72,18 @@ def with_norms(**options):
     return problem(g, d, **options)
 
 
+def with_fused_layers(**options):
+    """Linear, LeakyReLU and Dropout as one; one dropout that a pass calls twice, one that rests."""
+    again, rests = nn.Dropout(0.2), nn.Dropout(0.5).eval()
+    d = fuse(
+        nn.Sequential(
+            *(nn.Flatten(), nn.Linear(36, 16), nn.LeakyReLU(0.2), again, LinearLeakyReLU(16, 16)),
+            *(again, nn.Linear(16, 16), nn.LeakyReLU(0.1), rests, nn.Linear(16, 1)),
+        )
+    )
+    return problem(d=d, penalty="r1", **options)
+
+
 def smooth(**options):
     """A discriminator with a curved slope: a penalty on it has a gradient everywhere."""
     d = Mlp(nn.Linear(36, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1), out_shape=(1,))
@@ -118,6 +131,7 @@ PROBLEMS = {
     "two updates of D, all at once": lambda: with_norms(
         d_steps=2, ema=0.9, lr=(1e-3, 5e-4), lr_schedule=lambda t: 1 / (1 + t), label_smoothing=0.1
     ),
+    "layers with their dropout": with_fused_layers,
     "adamw": lambda: problem(optimizer="adamw", weight_decay=0.1, betas=(0.3, 0.8), eps=1e-5),
     "dropout called twice": lambda: problem(d=Twice()),
     "final sigmoid": lambda: problem(d=discriminator(nn.Sigmoid())),
@@ -202,6 +216,24 @@ def test_the_replayed_step_is_eagers(name):
     assert engine.step == 27 and recorder.replayed > 0
     assert found.shape == (27, 2) and found.dtype == torch.float32
     assert all(w.grad is None for w in q.discriminator.parameters())
+
+
+@pytest.mark.skipif(not ops.has_kernels(torch.device("cpu")), reason="the CPU library")
+def test_a_layer_and_its_dropout_are_one_operator_where_there_is_one(monkeypatch):
+    calls = []
+
+    def operator(x, weight, bias, slope, p, seed, stream, counter, *when, start):
+        calls.append((stream, start))
+        where = ops.keep_threshold(p), seed, stream, *when, start
+        return ops._LinearLeakyReLUDropoutAt.apply(x, weight, bias, slope, counter, where)
+
+    monkeypatch.setattr(ops, "linear_leaky_relu_dropout_at", operator)
+    p, q = twins(with_fused_layers)
+    engine = GraphEngine(q, Again())
+    torch.testing.assert_close(engine.run(5), EagerEngine(p).run(5), **TIGHT)
+    assert_same(p, q, **TIGHT)
+    # The layer that a pass calls twice goes on in its stream.
+    assert set(calls) == {(64 + use, n) for use in range(3) for n in (0, 6 * 16, 8 * 16)}
 
 
 def test_runs_of_many_steps_are_replayed_in_chunks():

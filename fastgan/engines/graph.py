@@ -20,6 +20,7 @@ from fastgan.engines.capture import CudaRecorder, Watch, Work
 from fastgan.engines.device_updates import device_update, send
 from fastgan.engines.device_updates import unsupported as no_update
 from fastgan.engines.step import Draws, Kind, Step, When, kind_of
+from fastgan.nn import LinearLeakyReLU
 
 logger = logging.getLogger("fastgan")
 
@@ -428,6 +429,13 @@ class _DeviceDraws(Draws):
 
     def drop(self, x: Tensor, stream: int, when: When, p: float, start: int) -> Tensor:
         return ops.dropout_at(x, p, self.problem.seed, stream, self._counter, *when, start=start)
+
+    def drop_after(
+        self, layer: LinearLeakyReLU, x: Tensor, stream: int, when: When, p: float, start: int
+    ) -> Tensor:
+        parts = layer.weight, layer.bias, layer.negative_slope
+        where = self.problem.seed, stream, self._counter, *when
+        return ops.linear_leaky_relu_dropout_at(x, *parts, p, *where, start=start)
 
 
 def _replaced(problem: Problem, buffers: list[tuple[nn.Module, str, Tensor]]) -> str | None:

@@ -22,6 +22,7 @@ from fastgan.engines.base import (
     dtype_of,
     final_sigmoid,
 )
+from fastgan.nn import LinearLeakyReLU, runs, sequences
 from fastgan.random import Stream
 
 D_ON_REAL, D_ON_FAKE, D_FOR_G, G_FOR_D, G_FOR_G, D_BETWEEN = range(6)
@@ -80,6 +81,12 @@ class Draws(ABC):
     @abstractmethod
     def drop(self, x: Tensor, stream: int, when: When, p: float, start: int) -> Tensor:
         """Dropout by elements start, start + 1, ... of random.keep_mask, out of place."""
+
+    def drop_after(
+        self, layer: LinearLeakyReLU, x: Tensor, stream: int, when: When, p: float, start: int
+    ) -> Tensor:
+        """The same of what a layer makes of x."""
+        return self.drop(layer(x), stream, when, p, start)
 
 
 class Update:
@@ -274,9 +281,11 @@ def _forward(module: nn.Module, forward):
 def _counted_dropouts(draws: Draws, network: nn.Module):
     """Gives the network's nn.Dropout modules counter-based masks.
 
-    Yields a function (use, when) to be called before each pass of the network.
+    In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Yields a function
+    (use, when) to be called before each pass of the network.
     """
     layers = [m for m in network.modules() if type(m) is nn.Dropout]
+    index_of = {layer: index for index, layer in enumerate(layers)}
     now = {"use": 0, "when": When(1, 0)}
     drawn = [0] * len(layers)
 
@@ -284,24 +293,43 @@ def _counted_dropouts(draws: Draws, network: nn.Module):
         now.update(use=use, when=when)
         drawn[:] = [0] * len(layers)
 
+    def at(index: int) -> tuple[int, When, float, int]:
+        return Stream.DROPOUT + 8 * index + now["use"], now["when"], layers[index].p, drawn[index]
+
     def drop(index: int):
         layer = layers[index]
 
         def forward(x: Tensor) -> Tensor:
             if not layer.training or layer.p == 0:
                 return x
+            out = draws.drop(x, *at(index))
             # A layer that a pass calls twice goes on in its stream, or both calls would drop the
             # same elements.
-            first, drawn[index] = drawn[index], drawn[index] + x.numel()
-            stream = Stream.DROPOUT + 8 * index + now["use"]
-            out = draws.drop(x, stream, now["when"], layer.p, first)
+            drawn[index] += x.numel()
             return x.copy_(out) if layer.inplace else out
 
         return forward
 
+    def run(sequence: list):
+        def forward(x: Tensor) -> Tensor:
+            for module, layer in sequence:
+                if layer is None or not layer.training or layer.p == 0:
+                    x = module(x)
+                else:
+                    index = index_of[layer]
+                    x = draws.drop_after(module, x, *at(index))
+                    drawn[index] += x.numel()
+            return x
+
+        return forward
+
+    together = [(parent, runs(parent)) for parent in sequences(network)]
     with ExitStack() as stack:
         for i, layer in enumerate(layers):
             stack.enter_context(_forward(layer, drop(i)))
+        for parent, sequence in together:
+            if any(layer is not None for _, layer in sequence):
+                stack.enter_context(_forward(parent, run(sequence)))
         yield begin
 
 
