@@ -86,9 +86,9 @@ def fuse(module: nn.Module) -> nn.Module:
     """Replace neighbouring Linear and LeakyReLU by :class:`LinearLeakyReLU`, anywhere in a tree.
 
     Works in place and returns `module`. Neighbours are looked for in every nn.Sequential; a Dropout
-    after the pair stays as it is. The parameters stay the same objects (optimisers remain valid),
-    state-dict keys, training mode, device, dtype and requires_grad do not change, and the
-    LeakyReLU's place is kept by an identity.
+    after the pair stays as it is, and the engines take it together with the layer. The parameters
+    stay the same objects (optimisers remain valid), state-dict keys, training mode, device, dtype
+    and requires_grad do not change, and the LeakyReLU's place is kept by an identity.
 
     Left alone, because something there would be lost: subclasses of the two (parametrised modules
     are such), modules with hooks, with a forward of their own or with more than the usual
