@@ -27,7 +27,8 @@ Cut cut_matrix(int64_t rows, int64_t columns) {
 // Kind is T or a pack of them; the matrix is [rows, columns] of Kind.
 template <class T, class Kind>
 __global__ void bias_leaky_relu_kernel(T* y, const T* bias, int64_t rows, int64_t columns,
-                                       arithmetic_t<T> slope, Dropout drop) {
+                                       arithmetic_t<T> slope,
+                                       const __grid_constant__ Dropout drop) {
   constexpr int kSize = sizeof(Kind) / sizeof(T);
   const Mask<arithmetic_t<T>> mask(drop);
   const int64_t column = first_item();
@@ -51,7 +52,8 @@ __global__ void bias_leaky_relu_kernel(T* y, const T* bias, int64_t rows, int64_
 
 template <class T, class Kind>
 __global__ void leaky_relu_backward_kernel(const T* grad, const T* sign, int64_t n,
-                                           arithmetic_t<T> slope, Dropout drop, T* grad_pre) {
+                                           arithmetic_t<T> slope,
+                                           const __grid_constant__ Dropout drop, T* grad_pre) {
   constexpr int kSize = sizeof(Kind) / sizeof(T);
   const Mask<arithmetic_t<T>> mask(drop);
   for (int64_t i = first_item(); i < n / kSize; i += item_stride()) {
@@ -75,8 +77,8 @@ constexpr unsigned kStripWidth = 32, kStripHeight = 8;
 template <class T>
 __global__ void __launch_bounds__(kStripWidth* kStripHeight)
     bias_backward_kernel(const T* grad, const T* sign, int64_t rows, int64_t columns,
-                         int64_t strip_rows, arithmetic_t<T> slope, Dropout drop, T* grad_pre,
-                         arithmetic_t<T>* sums) {
+                         int64_t strip_rows, arithmetic_t<T> slope,
+                         const __grid_constant__ Dropout drop, T* grad_pre, arithmetic_t<T>* sums) {
   using A = arithmetic_t<T>;
   const Mask<A> mask(drop);
   FASTGAN_SHARED(A, partial, [kStripHeight][kStripWidth]);

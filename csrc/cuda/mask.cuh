@@ -30,18 +30,17 @@ __device__ __forceinline__ uint32_t kept_bits(const Philox& g, int64_t first, ui
 template <class A>
 class Mask {
  public:
-  __device__ explicit Mask(const Dropout& d)
-      : philox_(d.philox),
-        start_(d.start),
-        threshold_(d.threshold),
-        scale_(keep_scale<A>(d.threshold)) {
-    if (threshold_ < 65536) at_counter(philox_, d.counter);
+  // The dropout is to be a kernel's parameter: it is read where it lies.
+  __device__ explicit Mask(const Dropout& drop)
+      : drop_(drop), philox_(drop.philox), scale_(keep_scale<A>(drop.threshold)) {
+    if (drop.threshold < 65536) at_counter(philox_, drop.counter);
   }
 
   // Whether `Count` neighbours of the result from `first` on are kept, as bits.
   template <int Count>
   __device__ uint32_t kept(int64_t first) const {
-    return threshold_ < 65536 ? kept_bits<Count>(philox_, start_ + first, threshold_) : ~0u;
+    return drop_.threshold < 65536 ? kept_bits<Count>(philox_, drop_.start + first, drop_.threshold)
+                                   : ~0u;
   }
   // Neighbour i of those.
   __device__ A apply(uint32_t kept, int i, A value) const {
@@ -49,9 +48,8 @@ class Mask {
   }
 
  private:
+  const Dropout& drop_;
   Philox philox_;
-  int64_t start_;
-  uint32_t threshold_;
   A scale_;
 };
 

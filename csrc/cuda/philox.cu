@@ -65,7 +65,7 @@ __global__ void keep_mask_kernel(Philox g, Counter counter, int64_t n, uint32_t 
 
 // A thread takes the elements of whole blocks of eight halves; `start` may cut the first one.
 template <class T>
-__global__ void dropout_kernel(Dropout drop, int64_t n, const T* x, T* y) {
+__global__ void dropout_kernel(const __grid_constant__ Dropout drop, int64_t n, const T* x, T* y) {
   const Mask<arithmetic_t<T>> mask(drop);
   const int64_t start = drop.start, end = start + n, last = (end + 7) >> 3;
   for (int64_t block = (start >> 3) + first_item(); block < last; block += item_stride()) {

@@ -166,15 +166,15 @@ __host__ __device__ inline int64_t tiles_of(int64_t n) { return (n + kTile - 1) 
 template <class T>
 __global__ void __launch_bounds__(kTileThreads)
     linear_kernel(LinearShape s, const T* x, const T* weight, const T* bias, float slope,
-                  Dropout drop, T* y) {
+                  const __grid_constant__ Dropout drop, T* y) {
   using Memory = Stages<T, true, true>;
   FASTGAN_SHARED(Memory, memory, [1]);
-  const Mask<float> mask(drop);
   const int64_t across = tiles_of(s.out);
   const int64_t row = blockIdx.x / across * kTile, column = blockIdx.x % across * kTile;
   product_tile<T, true, true>(
       {x, s.batch, s.in}, {weight, s.out, s.in}, y, row, column,
       reinterpret_cast<unsigned char*>(&memory[0]), [&](float value, int64_t r, int64_t k) {
+        const Mask<float> mask(drop);  // not a register earlier
         const float shift = bias ? widen(bias[k]) : 0.f;
         return mask.apply(mask.kept<1>(r * s.out + k), 0, leaky_relu(value + shift, slope));
       });
