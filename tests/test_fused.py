@@ -598,9 +598,9 @@ def test_every_instruction_set(isa):
     program = (
         "import sys, torch; sys.path[:0] = sys.argv[1:]\n"
         "from fastgan import ops\n"
-        "from test_fused import FusedEngine, problem\n"
         "try: name = ops.isa()\n"
         "except RuntimeError as error: print('missing', error); sys.exit()\n"
+        "from test_fused import FusedEngine, problem\n"
         "runs = [FusedEngine(problem(n)).run(20) for n in ('reference, ragged', 'deep', 'norms')]\n"
         "print(name, *(f'{x:.9g}' for x in torch.cat(runs).flatten().tolist()))\n"
     )
