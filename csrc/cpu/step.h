@@ -53,17 +53,20 @@ enum class Products { fp32, bf16_avx512, bf16_amx, fp32_amx };
 // What is packed at a time, and the floats it takes in a thread's scratch.
 struct Sizes {
   int64_t batch;  // rows of the batch whose piece of A fits the second-level cache
-  int64_t depth;  // terms of the sum: a panel of B fits the first-level cache
+  int64_t depth;  // terms of the sum. A panel of B may outgrow the first-level cache: the products
+                  // leave it time to come, and fewer pieces mean fewer trips of C to memory
   int64_t held_rows, held_columns;  // of a weight's gradient
   int64_t left, right, held;
 };
 constexpr int64_t kHeldTiles = 8;
 constexpr Sizes sizes_of(Products products) {
-  constexpr int64_t gap =
-      16;  // between the rows of a held gradient, against conflicts in the cache
+  // Between the rows of a held gradient, against conflicts in the cache.
+  constexpr int64_t gap = 16;
   if (products == Products::fp32)
-    return {512, 208, 112, 256, kHeldTiles * 208 * 16, 208 * kBlock, 112 * (256 + gap)};
+    return {512, 400, 112, 256, kHeldTiles * 400 * 16, 400 * kBlock, 112 * (256 + gap)};
   // Packed operands, of two bytes, have two places each: one in use, one being filled.
+  if (products == Products::bf16_avx512)
+    return {512, 512, 128, 512, 512 * 512, kBlock * 512, 128 * (512 + gap)};
   const int64_t parts = products == Products::fp32_amx ? 3 : 1;
   const int64_t depth = parts == 3 ? 128 : 256;
   return {256, depth, 128, 512, 256 * depth * parts, kBlock * depth * parts, 128 * (512 + gap)};

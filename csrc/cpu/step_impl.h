@@ -282,8 +282,8 @@ struct Stepper::Weight {
 // C [rows][columns] = A [rows][terms] B [terms][columns] on some blocks of the batch, counted over
 // the segments. B is the weight: B[k][n] = w[k][n], or w[n][k] if it is Turned. The batch goes
 // through in chunks of blocks and the sum in pieces of terms, so that a piece of A stays in the
-// second-level cache; of the weight a panel of 32 columns of the piece is packed for the
-// first-level cache. after(columns of the panel, blocks) follows the last term.
+// second-level cache; of the weight a panel of 32 columns of the piece is packed, to be read from
+// the nearer caches by every tile. after(columns of the panel, blocks) follows the last term.
 template <bool Turned, class After>
 void Stepper::rows_product(const Rows& a, Range terms, const Weight& w, Range columns, Range blocks,
                            const Rows& c, After after) {
