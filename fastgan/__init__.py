@@ -2,7 +2,8 @@
 
 __version__ = "0.1.0"
 
-from fastgan import data, losses, nn, ops, optim, random
+# _start comes first: it notes the time before torch is imported.
+from fastgan import _start, data, losses, nn, ops, optim, random  # noqa: F401
 from fastgan.classic import train_gan
 from fastgan.info import info
 from fastgan.models import Discriminator, Generator

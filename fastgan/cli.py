@@ -6,7 +6,6 @@ import importlib.util
 import inspect
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,17 @@ import torch
 from tqdm import tqdm
 
 import fastgan
-from fastgan import checkpoint, data, engines, losses, problem, report, sampling, trainer
+from fastgan import (
+    _start,
+    checkpoint,
+    data,
+    engines,
+    losses,
+    problem,
+    report,
+    sampling,
+    trainer,
+)
 from fastgan.engines.base import PRECISIONS
 
 DEFAULTS: dict[str, Any] = {
@@ -65,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     began, start_seconds = time.perf_counter(), 0.0
     if arguments is None:
-        # As a command, it began with the process.
-        start_seconds = _process_age()
+        # As a command, it began with the program.
+        start_seconds = began - _start.BEGAN
         # What is imported stays, so that the collector need not visit it, at the exit least of all.
         gc.freeze()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -88,15 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         logger.removeHandler(notices)
-
-
-def _process_age() -> float:
-    """Seconds since the process began; Python's start and torch's import are in the past here."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, AttributeError):  # not Linux; there, nothing but imports took time so far
-        return time.process_time()
 
 
 class _Notices(logging.Handler):

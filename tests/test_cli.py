@@ -109,12 +109,14 @@ def test_the_wall_time_and_what_of_it_went_into_steps(here, capsys):
     again = json.loads(capsys.readouterr().out)
     assert again["step_seconds"] == pytest.approx(2 * again["ms_per_step"] / 1e3, abs=2e-3)
 
+    # A shell puts a command in its own place, so that the process is older than the program.
+    shell, waits = ("sh", "-c", 'sleep 3; exec "$@"', "sh"), 3
     began = time.perf_counter()
-    process = start("train", "--steps", 20, "--json", "--out", "b", *QUICK)
+    process = start("train", "--steps", 20, "--json", "--out", "b", *QUICK, before=shell)
     out, err = process.communicate(timeout=120)
     outside = time.perf_counter() - began
     summary = json.loads(out)
-    assert 0 < summary["start_seconds"] < summary["wall_seconds"] <= outside + 0.02
+    assert 0 < summary["start_seconds"] < summary["wall_seconds"] <= outside - waits + 0.02
     wall = summary["wall_seconds"]
     steps, begin = summary["step_seconds"] / wall, summary["start_seconds"] / wall
     assert err.splitlines()[-1] == (
@@ -318,8 +320,8 @@ def test_bench_outside_a_checkout_is_one_line_and_status_2(here, capsys, monkeyp
 # --- processes ------------------------------------------------------------------------------------
 
 
-def start(*arguments, **options):
-    command = [sys.executable, "-m", "fastgan", *map(str, arguments)]
+def start(*arguments, before=(), **options):
+    command = [*before, sys.executable, "-m", "fastgan", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(command, text=True, **pipes)
 
