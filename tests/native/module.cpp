@@ -242,5 +242,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   bind_typed<double>(m, "f64");
   m.def("scalar", &scalar);
   m.def("cos_sin", &cos_sin);
-  m.def("keep_scale", &keep_scale);
+  m.def("keep_scale", &keep_scale<float>);
 }
