@@ -900,7 +900,14 @@ def test_derivatives_of_linear_leaky_relu_and_dropout(road, bias):
         torch.testing.assert_close(a, b)
     (only,) = torch.autograd.grad(f(*inputs), tensors[1], grad)
     assert torch.equal(only, found[1])
-    y = f(*inputs)
+
+
+@needs_library
+@dropping_roads
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layers_counter_that_moves_before_the_backward_pass_is_an_error(road, bias):
+    tensors, counter = layer((3, 5), 4, bias), torch.tensor([3])
+    y = road(*tensors, 0.2, 0.4, 1, 64, counter)
     counter.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
