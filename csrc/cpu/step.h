@@ -62,14 +62,15 @@ constexpr int64_t kHeldTiles = 8;
 constexpr Sizes sizes_of(Products products) {
   // Between the rows of a held gradient, against conflicts in the cache.
   constexpr int64_t gap = 16;
-  if (products == Products::fp32)
-    return {512, 400, 112, 256, kHeldTiles * 400 * 16, 400 * kBlock, 112 * (256 + gap)};
+  if (products == Products::fp32) {
+    constexpr int64_t depth = 400;
+    return {512, depth, 112, 256, kHeldTiles * depth * 16, depth * kBlock, 112 * (256 + gap)};
+  }
   // Packed operands, of two bytes, have two places each: one in use, one being filled.
-  if (products == Products::bf16_avx512)
-    return {512, 512, 128, 512, 512 * 512, kBlock * 512, 128 * (512 + gap)};
+  const bool tiles = products != Products::bf16_avx512;
   const int64_t parts = products == Products::fp32_amx ? 3 : 1;
-  const int64_t depth = parts == 3 ? 128 : 256;
-  return {256, depth, 128, 512, 256 * depth * parts, kBlock * depth * parts, 128 * (512 + gap)};
+  const int64_t batch = tiles ? 256 : 512, depth = !tiles ? 512 : parts == 3 ? 128 : 256;
+  return {batch, depth, 128, 512, batch * depth * parts, kBlock * depth * parts, 128 * (512 + gap)};
 }
 
 struct Field {

@@ -763,17 +763,8 @@ static inline void spin_wait() { emulator::spin(); }
 static inline uint32_t load_acquire(const uint32_t* flag) {
   return *static_cast<const volatile uint32_t*>(flag);
 }
-static inline void store_release(uint32_t* flag, uint32_t value) {
-  *static_cast<volatile uint32_t*>(flag) = value;
-}
 static inline void add_release(uint32_t* flag, uint32_t value) {
   *static_cast<volatile uint32_t*>(flag) = *flag + value;
-}
-static inline void named_barrier(int id, int threads) {
-  if (id < 1 || id > 15 || threads <= 0 || threads % 32) {
-    emulator::fail("named_barrier takes an id of 1..15 and a multiple of 32 threads");
-  }
-  emulator::barrier(id, threads);
 }
 
 static inline uint32_t to_tf32(float x) {
