@@ -131,13 +131,17 @@ def extensions() -> tuple[list, dict]:
     cxx += ["-Wno-psabi"]
     stable = [f"-DTORCH_TARGET_VERSION={ABI}"]
     found = []
+    module = ["-DFASTGAN_MODULE_NAME=_C", "-DFASTGAN_MODULE_FUNCTIONS=fastgan_watch_functions"]
     if "cpu" not in skipped:
         found.append(
             cpp_extension.CppExtension(
                 "fastgan._C",
-                ["csrc/module.cpp", "csrc/schema.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+                [
+                    *("csrc/module.cpp", "csrc/schema.cpp", "csrc/watch.cpp"),
+                    *sorted(glob("csrc/cpu/*.cpp")),
+                ],
                 include_dirs=[str(Path("csrc").resolve())],
-                extra_compile_args={"cxx": [*cxx, *stable, "-DFASTGAN_MODULE_NAME=_C"]},
+                extra_compile_args={"cxx": [*cxx, *stable, *module]},
                 extra_link_args=["-pthread"],
                 py_limited_api=True,
             )

@@ -1,6 +1,7 @@
 // Reads the plan of a fused step: two tables of numbers, and the networks' own tensors that they
 // point into. fastgan/engines/fused.py writes them; the order of the numbers is that of
-// PlanReading's constructor.
+// PlanReading's constructor. The first says how the plan points: by the tensors' places in a list,
+// or, once they have been checked and the plan is bound to them, by their addresses.
 #pragma once
 
 #include "checks.h"
@@ -14,7 +15,8 @@ class PlanTables {
   PlanTables(const Tensor& integers, const Tensor& reals)
       : integers_(table<int64_t>(integers, "plan", ScalarType::Long)),
         reals_(table<double>(reals, "settings", ScalarType::Double)),
-        integers_left_(integers.numel()),
+        size_(integers.numel()),
+        integers_left_(size_),
         reals_left_(reals.numel()) {}
 
   int64_t integer() {
@@ -27,6 +29,8 @@ class PlanTables {
                     low, " to ", high, " is expected; make it with fastgan.plan");
     return value;
   }
+  // Where the last number was.
+  int64_t place() const { return size_ - integers_left_ - 1; }
   double real() {
     STD_TORCH_CHECK(--reals_left_ >= 0, "settings is too short; make it with fastgan.plan");
     return *reals_++;
@@ -48,42 +52,45 @@ class PlanTables {
 
   const int64_t* integers_;
   const double* reals_;
-  int64_t integers_left_, reals_left_;
+  int64_t size_, integers_left_, reals_left_;
 };
 
-// The tensors a plan points into by number, on the device of `like`; -1 is none. Without tensors
-// (when only sizes are asked for) every pointer is null.
+enum class Pointing : int64_t { places, addresses };
+
+// What a plan points into, on the device of `like`: tensors by their places in a list, -1 for none,
+// or addresses, 0 for none. When only sizes are asked for, every pointer is null.
 class PlanState {
  public:
-  PlanState(const std::vector<Tensor>* tensors, const Tensor& like)
-      : tensors_(tensors), like_(like) {}
+  PlanState(Pointing pointing, const std::vector<Tensor>* tensors, const Tensor& like,
+            int64_t* bound)
+      : pointing_(pointing), tensors_(tensors), like_(like), bound_(bound) {}
 
   template <class T>
   T* take(PlanTables& tables, int64_t count, ScalarType dtype) const {
-    const int64_t limit = tensors_ ? static_cast<int64_t>(tensors_->size()) - 1 : INT64_MAX;
-    const int64_t index = tables.integer(-1, limit);
-    if (index < 0 || tensors_ == nullptr) return nullptr;
-    const Tensor& t = (*tensors_)[static_cast<size_t>(index)];
-    STD_TORCH_CHECK(t.scalar_type() == dtype && t.numel() == count && t.is_contiguous() &&
-                        t.device() == like_.device(),
-                    "state[", index, "] must be a contiguous ", like_.is_cpu() ? "CPU" : "CUDA",
+    const int64_t number = tables.integer();
+    if (pointing_ == Pointing::addresses) return at<T>(number);
+    if (tensors_ == nullptr) return nullptr;
+    const Tensor* const t = find(number);
+    STD_TORCH_CHECK(!t || (t->scalar_type() == dtype && t->numel() == count && t->is_contiguous() &&
+                           t->device() == like_.device()),
+                    "state[", number, "] must be a contiguous ", like_.is_cpu() ? "CPU" : "CUDA",
                     " tensor of ", count, " elements, float32 (a counter: int64)");
-    return static_cast<T*>(t.mutable_data_ptr());
+    return bind<T>(tables, t);
   }
 
-  // The step counters of an optimiser, one for each parameter: the plan has the first and the
-  // number. Those on the CPU are read here, and must agree; the others are the caller's business.
+  // The step counters of an optimiser, one for each parameter. Those on the CPU are read here, and
+  // must agree; the others are the caller's business.
   int64_t updates(PlanTables& tables, std::vector<float*>& counters) const {
-    const int64_t first = tables.integer(0, INT32_MAX), number = tables.integer(1, INT32_MAX);
-    if (tensors_ == nullptr || !like_.is_cpu()) return 0;
-    const float* const one = counter(first);
-    for (int64_t i = 0; i < number; ++i) {
-      counters.push_back(counter(first + i));
-      STD_TORCH_CHECK(*counters.back() == *one,
-                      "the parameters of one optimizer have taken different numbers of steps");
+    for (int64_t left = tables.integer(1, INT32_MAX); left > 0; --left) {
+      float* const counter = this->counter(tables);
+      if (counter) counters.push_back(counter);
     }
-    STD_TORCH_CHECK(*one >= 0, "an optimizer's step counter is negative");
-    return static_cast<int64_t>(*one);
+    for (const float* counter : counters)
+      STD_TORCH_CHECK(*counter == *counters.front(),
+                      "the parameters of one optimizer have taken different numbers of steps");
+    if (counters.empty()) return 0;
+    STD_TORCH_CHECK(*counters.front() >= 0, "an optimizer's step counter is negative");
+    return static_cast<int64_t>(*counters.front());
   }
 
   Parameter parameter(PlanTables& tables, int64_t count) const {
@@ -97,20 +104,41 @@ class PlanState {
     return p;
   }
 
-  bool given() const { return tensors_ != nullptr; }
+  bool given() const { return tensors_ != nullptr || pointing_ == Pointing::addresses; }
 
  private:
-  float* counter(int64_t index) const {
-    STD_TORCH_CHECK(index < static_cast<int64_t>(tensors_->size()), "plan names state[", index,
-                    "], which is missing");
-    const Tensor& t = (*tensors_)[static_cast<size_t>(index)];
-    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.numel() == 1 && t.is_cpu(), "state[",
-                    index, "] must be a float32 step counter on the CPU");
-    return static_cast<float*>(t.mutable_data_ptr());
+  template <class T>
+  static T* at(int64_t address) {
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
   }
 
+  const Tensor* find(int64_t number) const {
+    STD_TORCH_CHECK(number >= -1 && number < static_cast<int64_t>(tensors_->size()),
+                    "plan names state[", number, "], which is missing");
+    return number < 0 ? nullptr : &(*tensors_)[static_cast<size_t>(number)];
+  }
+
+  template <class T>
+  T* bind(const PlanTables& tables, const Tensor* t) const {
+    T* const pointer = t ? static_cast<T*>(t->mutable_data_ptr()) : nullptr;
+    if (bound_) bound_[tables.place()] = static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer));
+    return pointer;
+  }
+
+  float* counter(PlanTables& tables) const {
+    const int64_t number = tables.integer();
+    if (pointing_ == Pointing::addresses) return at<float>(number);
+    if (tensors_ == nullptr || !like_.is_cpu()) return nullptr;
+    const Tensor* const t = find(number);
+    STD_TORCH_CHECK(t && t->scalar_type() == ScalarType::Float && t->numel() == 1 && t->is_cpu(),
+                    "state[", number, "] must be a float32 step counter on the CPU");
+    return bind<float>(tables, t);
+  }
+
+  Pointing pointing_;
   const std::vector<Tensor>* tensors_;
   const Tensor& like_;
+  int64_t* bound_;  // the same plan, pointing by addresses, is written there; or null
 };
 
 constexpr int64_t kWidest = int64_t{1} << 24;
@@ -122,11 +150,16 @@ struct PlanReading {
   bool bf16 = false;
   std::vector<float*> g_counters, d_counters;
 
-  // `like` is a tensor on the device of the job.
+  // `like` is a tensor on the device of the job. `bound`: see PlanState.
   PlanReading(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* tensors,
-              const Tensor& like) {
+              const Tensor& like, int64_t* bound = nullptr) {
     PlanTables tables(plan, settings);
-    const PlanState state(tensors, like);
+    const Pointing pointing = static_cast<Pointing>(tables.integer(0, 1));
+    STD_TORCH_CHECK(!tensors || pointing == Pointing::places,
+                    "plan is bound to tensors already; give the one that fastgan.engines.fused "
+                    "wrote");
+    if (bound) bound[tables.place()] = static_cast<int64_t>(Pointing::addresses);
+    const PlanState state(pointing, tensors, like, bound);
     const int64_t latent = tables.integer(1, kWidest), image = tables.integer(1, kWidest);
     job.batch = tables.integer(1, kWidest);
     job.d_steps = tables.integer(1, kWidest);

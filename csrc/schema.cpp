@@ -67,15 +67,17 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // The fused engine on the CPU.
   // The bytes of working memory that fused_run needs.
   m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
-  // Does losses.size(0) steps from first_step on. state: parameters, moments, step counters,
-  // averages and statistics, as numbered by the plan. images [count, ...] with order, the
-  // permutations of the epochs from that of the first step on; or, without order, the batches
-  // themselves one after another. rates: of D and G, [2] or [steps, 2]. profile [phases, 2] is
-  // added to.
+  // Checks state against the plan (parameters, moments, step counters, averages and statistics, as
+  // numbered by it), and writes into bound a plan that points to their memory. It may be run while
+  // all of state lives where it was and is shaped as it was.
+  m.def("fused_bind(Tensor plan, Tensor settings, Tensor[] state, Tensor(a!) bound) -> ()");
+  // Does losses.size(0) steps from first_step on, on the tensors that bound points to. images
+  // [count, ...] with order, the permutations of the epochs from that of the first step on; or,
+  // without order, the batches themselves one after another. rates: of D and G, [2] or [steps, 2].
+  // profile [phases, 2] is added to.
   m.def(
-      "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor images, Tensor? order, Tensor rates, Tensor(c!) losses, Tensor(d!)? profile, "
-      "int first_step, int threads) -> ()");
+      "fused_run(Tensor bound, Tensor settings, Tensor(a!) memory, Tensor images, Tensor? order, "
+      "Tensor rates, Tensor(b!) losses, Tensor(c!)? profile, int first_step, int threads) -> ()");
   // The instructions that take products in float32 or in bfloat16; "none" where there are none.
   m.def("fused_products(bool bf16) -> str");
   // The phases of a step, a line each: floating-point operations of its products, name.

@@ -135,7 +135,25 @@ def flops(chain: Chain) -> int:
 
 
 class _Tracer(fx.Tracer):
-    """Goes into every module but torch's own and fastgan's fused layer."""
+    """Goes into every module but torch's own and fastgan's fused layer.
+
+    While it traces, torch.fx sends it the calls of every module in the process; those that other
+    threads make are theirs.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, LinearLeakyReLU) or super().is_leaf_module(module, qualified_name)
@@ -244,7 +262,7 @@ class _Walk:
             raise NoPlan(f"{where}: a parametrized {kind} has no fused form")
         x = self.follow(node, where, kind)
         if type(m) in (nn.Flatten, nn.Unflatten):
-            self.advance(node, m(x), where)
+            self.advance(node, m.forward(x), where)
             return
         if isinstance(m, nn.Identity):
             self.advance(node, x, where)

@@ -434,6 +434,133 @@ def test_the_user_may_change_weights_rates_and_options_between_runs():
         FusedEngine(p)
 
 
+def swap_storage(t):
+    t.data = t.data.clone()
+
+
+CHANGES = {
+    "a weight's memory": lambda p: swap_storage(p.generator.fc[0].weight),
+    "a moment's memory": lambda p: swap_storage(
+        p.optimizer_d.state[p.discriminator.model[0].weight]["exp_avg"]
+    ),
+    "a moment moved to shared memory": lambda p: p.optimizer_g.state[p.generator.fc[0].weight][
+        "exp_avg_sq"
+    ].share_memory_(),
+    "a step counter's memory": lambda p: swap_storage(
+        p.optimizer_d.state[p.discriminator.model[0].bias]["step"]
+    ),
+    "a moment": lambda p: p.optimizer_d.state[p.discriminator.model[0].weight].update(
+        exp_avg=torch.full((256, 784), 1e-3)
+    ),
+    "an optimiser's whole state": lambda p: p.optimizer_g.load_state_dict(
+        copy.deepcopy(p.optimizer_g.state_dict())
+    ),
+    "a parameter's state": lambda p: p.optimizer_g.state.update(
+        {p.generator.fc[0].bias: copy.deepcopy(p.optimizer_g.state[p.generator.fc[0].bias])}
+    ),
+    "a weight": lambda p: p.discriminator.model[0].weight.data.mul_(0.5),
+    "a parameter": lambda p: setattr(
+        p.ema.fc[0], "bias", nn.Parameter(torch.ones(256), requires_grad=False)
+    ),
+    "the order": lambda p: setattr(p, "seed", 77),
+    "the batch size": lambda p: setattr(p, "batch_size", 17),
+    "d_steps": lambda p: setattr(p, "d_steps", 2),
+    "the decay of the average": lambda p: setattr(p, "ema_decay", 0.5),
+    "the game": lambda p: setattr(p, "game", losses.GAMES["minimax"]),
+    "betas": lambda p: p.optimizer_g.param_groups[0].update(betas=(0.8, 0.9)),
+    "the learning rate": lambda p: p.optimizer_g.param_groups[0].update(lr=1e-2),
+    "a schedule": lambda p: setattr(p, "lr_schedule", lambda t: 0.1),
+    "dropout": lambda p: setattr(p.discriminator.model[2], "p", 0.6),
+    "evaluation": lambda p: p.discriminator.eval(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_change_between_two_runs_is_noticed(what, steps):
+    p, q = problem("reference"), problem("reference")
+    engine, other = FusedEngine(p), FusedEngine(q)
+    engine.run(steps)
+    other.run(steps)
+    CHANGES[what](p)
+    CHANGES[what](q)
+    fresh = FusedEngine(q)
+    fresh.step = other.step
+    assert torch.equal(engine.run(steps), fresh.run(steps))
+    assert same(p, q) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p: p.generator.fc[0].weight.requires_grad_(False), "requires_grad"),
+        (lambda p: p.optimizer_g.param_groups[0].update(amsgrad=True), "amsgrad=True"),
+        (lambda p: setattr(p, "discriminator", nn.Sequential(nn.Flatten(), nn.GELU())), "GELU"),
+        (lambda p: setattr(p.generator.fc[0].weight, "data", torch.zeros(100, 256).t()), "contig"),
+    ],
+)
+def test_a_change_that_has_no_plan_is_an_error(change, reason):
+    p = problem("reference")
+    engine = FusedEngine(p)
+    engine.run(1)
+    change(p)
+    with pytest.raises((ValueError, RuntimeError), match=reason):
+        engine.run(1)
+
+
+def test_an_unbound_plan_or_a_wrong_state_is_an_error():
+    engine = FusedEngine(problem("reference"))
+    state, settings = list(engine._tensors), engine._settings_tensor
+    bind = torch.ops.fastgan.fused_bind
+    bound = torch.empty_like(engine._plan)
+    bind(engine._plan, settings, state, bound)
+    assert torch.equal(bound, engine._bound)
+    order, _ = engine._order(1)
+    memory = engine._memory_for(2)
+    images, rates = engine.problem.data.pixels, engine._learning_rates(1)
+    with pytest.raises(RuntimeError, match="bound must be a plan that fused_bind has bound"):
+        torch.ops.fastgan.fused_run(
+            engine._plan, settings, memory, images, order, rates, torch.empty(1, 2), None, 0, 2
+        )
+    with pytest.raises(RuntimeError, match="plan is bound to tensors already"):
+        bind(bound, settings, state, bound.clone())
+    with pytest.raises(RuntimeError, match="bound must be a contiguous int64 tensor"):
+        bind(engine._plan, settings, state, bound[:-1])
+    with pytest.raises(RuntimeError, match=r"state\[\d+\], which is missing"):
+        bind(engine._plan, settings, state[:-1], bound)
+    for i in range(len(state)):
+        wrong = [*state[:i], state[i].double(), *state[i + 1 :]]
+        with pytest.raises(RuntimeError, match=rf"state\[{i}\] must be a "):
+            bind(engine._plan, settings, wrong, bound)
+
+
+def test_what_is_watched():
+    from fastgan import _C
+
+    class Holder:
+        pass
+
+    holder, d, t = Holder(), {"a": 1, "b": "x"}, torch.zeros(2, 3)
+    holder.x = holder
+    entries = (d, "a", d["a"], d, None, tuple(d.values()), holder, "x", holder)
+    looks = _C.look((t,))
+    assert _C.unchanged(entries, (t,), looks)
+    assert _C.unchanged((), (), b"")
+    assert not _C.unchanged((d, "c", 1), (), b"")
+    assert not _C.unchanged((d, None, (1,)), (), b"")
+    assert not _C.unchanged((holder, "x", 1), (), b"")
+    for other in (t.clone(), t.t(), t[:1], t.view(3, 2), t.view(torch.int32)):
+        assert not _C.unchanged(entries, (other,), looks)
+    assert not _C.unchanged(entries, (), looks)
+    assert not _C.unchanged(entries, (t, t), looks)
+    assert not _C.unchanged(entries, (t,), looks[:-1])
+    for wrong in ((d, "a"), (holder, "y", 1), (d, [], 1), (d, None, 3)):
+        with pytest.raises((ValueError, AttributeError, TypeError, SystemError)):
+            _C.unchanged(wrong, (), b"")
+    with pytest.raises((TypeError, SystemError, RuntimeError, ValueError)):
+        _C.look((3,))
+
+
 def test_learning_rate_schedule():
     schedule = [1.0, 0.5, 0.0, 2.0, 0.1].__getitem__
     p, q = (problem("hinge", schedule=schedule) for _ in range(2))

@@ -1,6 +1,7 @@
 """What becomes a plan, and the reason when nothing does."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -271,6 +272,29 @@ def test_reading_leaves_the_module_alone():
     )
     assert torch.equal(random, torch.get_rng_state())
     assert all(m.training for m in net.modules())
+
+
+def test_reading_leaves_other_threads_alone():
+    net, other = sequence(nn.LeakyReLU(0.2)), nn.Sequential(nn.Linear(3, 3), nn.Flatten())
+    faults, stop = [], threading.Event()
+
+    def work():
+        try:
+            while not stop.is_set():
+                assert other(torch.zeros(2, 3)).shape == (2, 3)
+                # The network that is being read, too.
+                assert isinstance(net[0].weight, nn.Parameter)
+                net(torch.zeros(2, 12))
+        except BaseException as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(50):
+        chain(net)
+    stop.set()
+    thread.join()
+    assert faults == []
 
 
 def test_a_dropout_in_eval_mode_drops_nothing():

@@ -1,5 +1,7 @@
-// The operators of the fused engine: the plan, the networks' own tensors and one block of working
-// memory in, steps done.
+// The operators of the fused engine: a plan bound to the networks' own tensors and one block of
+// working memory in, steps done.
+#include <cstring>
+
 #include "checks.h"
 #include "cpu/step.h"
 #include "plan_reader.h"
@@ -41,11 +43,24 @@ int64_t memory_op(const Tensor& plan, const Tensor& settings, int64_t threads) {
   return static_cast<int64_t>(plan_memory(reading.job, nullptr));
 }
 
-void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
-            const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
-            const Tensor& rates, const Tensor& losses, const std::optional<Tensor>& profile,
-            int64_t first_step, int64_t threads) {
-  PlanReading<Job> reading = read(plan, settings, &state, threads);
+void bind_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+             const Tensor& bound) {
+  STD_TORCH_CHECK(bound.scalar_type() == ScalarType::Long && bound.is_contiguous() &&
+                      bound.is_cpu() && bound.numel() == plan.numel(),
+                  "bound must be a contiguous int64 tensor on the CPU, as long as plan (",
+                  plan.numel(), ")");
+  int64_t* const out = static_cast<int64_t*>(bound.mutable_data_ptr());
+  static_cast<void>(PlanTables(plan, settings));  // plan is a vector of numbers
+  std::memcpy(out, plan.const_data_ptr(), static_cast<size_t>(plan.numel()) * sizeof(int64_t));
+  static_cast<void>(PlanReading<Job>(plan, settings, &state, plan, out));
+}
+
+void run_op(const Tensor& bound, const Tensor& settings, const Tensor& memory, const Tensor& images,
+            const std::optional<Tensor>& order, const Tensor& rates, const Tensor& losses,
+            const std::optional<Tensor>& profile, int64_t first_step, int64_t threads) {
+  PlanReading<Job> reading = read(bound, settings, nullptr, threads);
+  STD_TORCH_CHECK(!reading.g_counters.empty() && !reading.d_counters.empty(),
+                  "bound must be a plan that fused_bind has bound to tensors");
   Job& job = reading.job;
   job.first_step = first_step;
 
@@ -122,6 +137,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
   m.impl("fused_memory", TORCH_BOX(&memory_op));
   m.impl("fused_phases", TORCH_BOX(&phases_op));
+  m.impl("fused_bind", TORCH_BOX(&bind_op));
   m.impl("fused_run", TORCH_BOX(&run_op));
 }
 

@@ -20,11 +20,21 @@ from fastgan.engines.base import Engine, Problem, learning_rate_factor
 from fastgan.losses import GAMES, _MinimaxD
 from fastgan.random import Stream
 
+with suppress(ImportError):  # without the library no problem has a fused form
+    from fastgan import _C
+
 GAME_NUMBERS = {
     name: i
     for i, name in enumerate(("non-saturating", "minimax", "hinge", "least-squares", "wasserstein"))
 }
 """The games by their numbers in csrc/cpu/step.h."""
+
+_NUMBERS = ("betas", "eps", "weight_decay")
+_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
+"""What an optimiser's group has besides a learning rate."""
+
+_SPARE = 64
+"""Tensors for the losses of one step, made at a time."""
 
 _KEPT_ORDER = 1 << 22
 """Entries of permutations that one call of the operator may take: what bounds a call, besides n."""
@@ -51,7 +61,7 @@ class FusedEngine(Engine):
     def __init__(self, problem: Problem):
         """Read the networks and lay out the working memory; ValueError if they have no plan."""
         super().__init__(problem)
-        self._orders: dict[int, Tensor] = {}
+        self._spare: list[Tensor] = []
         self._rates = (torch.empty(0), (-1.0, -1.0))
         self._memory: Tensor | None = None
         self._memory_key: tuple | None = None
@@ -94,8 +104,9 @@ class FusedEngine(Engine):
         """Do n steps; see `Engine.run`."""
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
+        self._refresh()
         p = self.problem
-        losses = torch.empty(n, 2, device=p.device)
+        losses = self._losses_of_one() if n == 1 else torch.empty(n, 2, device=p.device)
         done = 0
         while done < n:
             if p.data.resident:
@@ -103,7 +114,7 @@ class FusedEngine(Engine):
                 order, count = self._order(n - done)
             else:
                 images, order, count = self._fed(), None, 1
-            self._run(images, order, losses[done : done + count] if count < n else losses)
+            self._run(images, order, count, losses[done : done + count] if count < n else losses)
             done += count
         return losses
 
@@ -120,12 +131,13 @@ class FusedEngine(Engine):
         p = self.problem
         if not p.data.resident:
             raise ValueError("profile() takes images in memory; these are read as needed")
+        self._refresh()
         names = self._phases()
         times = torch.zeros(len(names), 2, dtype=torch.float64)
         done = 0
         while done < n:
             order, count = self._order(n - done)
-            self._run(p.data.pixels, order, torch.empty(count, 2), times)
+            self._run(p.data.pixels, order, count, torch.empty(count, 2), times)
             done += count
         times /= n
         return [(name, work, *row) for (name, work), row in zip(names, times.tolist(), strict=True)]
@@ -134,41 +146,58 @@ class FusedEngine(Engine):
         """Give the working memory back."""
         self._memory = self._memory_key = None
         self._orders.clear()
+        self._epoch_order = (0, 0, None)
+
+    def _losses_of_one(self) -> Tensor:
+        # Making a tensor behind a step, with cold caches, takes ten times as long as making the
+        # next one right after it.
+        if not self._spare:
+            self._spare = [torch.empty(1, 2, device=self.problem.device) for _ in range(_SPARE)]
+        return self._spare.pop()
 
     def _run(
-        self, images: Tensor, order: Tensor | None, losses: Tensor, profile: Tensor | None = None
+        self,
+        images: Tensor,
+        order: Tensor | None,
+        n: int,
+        losses: Tensor,
+        profile: Tensor | None = None,
     ) -> None:
-        self._refresh()
         threads = torch.get_num_threads()
         memory = self._memory_for(threads)
+        # What autograd has saved of these before is out of date now, and must say so. Before the
+        # steps, which leave little of anything else in the caches.
+        torch.autograd.graph.increment_version(self._written)
         torch.ops.fastgan.fused_run.default(
-            self._plan,
+            self._bound,
             self._settings_tensor,
-            self._state(),
             memory,
             images,
             order,
-            self._learning_rates(len(losses)),
+            self._learning_rates(n),
             losses,
             profile,
             self.step,
             threads,
         )
-        # What autograd has saved of these before is out of date now, and must say so.
-        torch.autograd.graph.increment_version(self._written)
-        self.step += len(losses)
+        self.step += n
 
     def _refresh(self) -> None:
         """Read anew what has changed since the last run."""
-        if not (self._g.current() and self._d.current()):
+        if self._watched and _C.unchanged(self._watched, self._tensors, self._looks):
+            return
+        p = self.problem
+        if not (self._g.current() and self._d.current() and _kinds(p) == self._kinds):
             self._prepare()
-        settings = _settings(self.problem)
-        if settings != self._settings:
+        elif (settings := _settings(p)) != self._settings:
             self._write(settings)
+        else:
+            self._bind()
 
     def _prepare(self) -> None:
         """Read the networks and the settings anew."""
         self._g, self._d = _read(self.problem)
+        self._kinds = _kinds(self.problem)
         self._write(_settings(self.problem))
 
     def _write(self, settings: tuple) -> None:
@@ -176,6 +205,7 @@ class FusedEngine(Engine):
         self._settings = settings
         numbers = _Numbers()
         numbers.integers += [
+            0,  # the plan points to tensors by their places in a list
             self._g.layers[0].linear.in_features,
             self._d.layers[0].linear.in_features,
             p.batch_size,
@@ -193,6 +223,34 @@ class FusedEngine(Engine):
         self._settings_tensor = torch.tensor(numbers.reals, dtype=torch.float64)
         self._sources = numbers.sources
         self._written = numbers.written
+        self._orders: dict[int, Tensor] = {}
+        self._epoch_order: tuple[int, int, Tensor | None] = (0, 0, None)
+        self._bind()
+
+    def _bind(self) -> None:
+        """Lay ready what tells whether anything has changed, and point the plan to the tensors."""
+        p = self.problem
+        self._tensors = tuple(self._state())
+        self._looks = _C.look(self._tensors)
+        watched = [*self._g.watched, *self._d.watched]
+        watched += [(t, "requires_grad", True) for t in (*self._g.trained, *self._d.trained)]
+        watched.append((vars(p), None, tuple(vars(p).values())))
+        for module in [] if p.ema is None else p.ema.modules():
+            for tensors in (module._parameters, module._buffers):
+                watched.append((tensors, None, tuple(tensors.values())))
+        for optimizer in (p.optimizer_g, p.optimizer_d):
+            watched += [(vars(optimizer), k, vars(optimizer)[k]) for k in ("state", "param_groups")]
+            for group in optimizer.param_groups:
+                watched += [(group, k, group[k]) for k in (*_NUMBERS, *_OPTIONS) if k in group]
+            states = tuple(optimizer.state.values())
+            watched.append((optimizer.state, None, states))
+            watched += [(state, None, tuple(state.values())) for state in states]
+        self._watched = tuple(part for entry in watched for part in entry)
+        self._point()
+
+    def _point(self) -> None:
+        self._bound = torch.empty_like(self._plan)
+        torch.ops.fastgan.fused_bind(self._plan, self._settings_tensor, self._tensors, self._bound)
 
     def _state(self) -> list[Tensor]:
         """The tensors that the plan points into, as they are now."""
@@ -228,6 +286,9 @@ class FusedEngine(Engine):
 
     def _order(self, n: int) -> tuple[Tensor, int]:
         """The permutations for the next steps, at most n, and for how many steps they last."""
+        start, stop, order = self._epoch_order
+        if start <= self.step and self.step + n <= stop:
+            return order, n
         p = self.problem
         per_epoch = p.data.batches_per_epoch(p.batch_size)
         first = self.step * p.d_steps // per_epoch
@@ -240,6 +301,8 @@ class FusedEngine(Engine):
             if e not in self._orders:
                 self._orders[e] = random.permutation(p.seed, e, len(p.data), device=p.device)
         if first == last:
+            start, stop = -(-first * per_epoch // p.d_steps), (first + 1) * per_epoch // p.d_steps
+            self._epoch_order = (start, stop, self._orders[first])
             return self._orders[first], steps
         return torch.cat([self._orders[e] for e in range(first, last + 1)]), steps
 
@@ -286,7 +349,7 @@ class _Numbers:
         for p in parameters:
             _start(optimizer, p)
         steps = [self.source((optimizer.state, p), "step") for p in parameters]
-        self.integers += [int(_decoupled(optimizer)), steps[0], len(steps), len(chain.layers)]
+        self.integers += [int(_decoupled(optimizer)), len(steps), *steps, len(chain.layers)]
         for layer in chain.layers:
             drop, norm = layer.dropout, layer.norm
             threshold = 0 if drop is None else round((1.0 - drop.p) * 65536)
@@ -350,25 +413,26 @@ def _zeros(size: int) -> Tensor:
     return torch.frombuffer(area, dtype=torch.uint8)
 
 
-def _settings(problem: Problem) -> tuple:
-    """What the plan holds besides the networks; a change in it makes a new plan."""
+def _kinds(problem: Problem) -> tuple:
+    """What decides whether there is a plan, besides the networks; a change asks anew."""
     p = problem
-    options = []
-    for optimizer in (p.optimizer_g, p.optimizer_d):
-        for group in optimizer.param_groups:
-            options.append((group["betas"], group["eps"], group["weight_decay"]))
-        options.append(len(optimizer.state))
+    groups = [*p.optimizer_g.param_groups, *p.optimizer_d.param_groups]
     return (
-        p.batch_size,
-        p.d_steps,
-        p.game,
-        p.seed,
-        p.precision,
-        p.data,
-        p.ema,
-        p.ema_decay,
-        *options,
+        *(p.generator, p.discriminator, p.optimizer_g, p.optimizer_d),
+        *(p.data, p.batch_size, p.latent_shape, p.precision, p.game, p.penalty, p.ema, p.device),
+        *(group.get(option) for group in groups for option in _OPTIONS),
     )
+
+
+def _settings(problem: Problem) -> tuple:
+    """What the plan is written from, besides the networks; a change makes a new plan."""
+    p = problem
+    numbers = []
+    for optimizer in (p.optimizer_g, p.optimizer_d):
+        numbers += [group[number] for group in optimizer.param_groups for number in _NUMBERS]
+        numbers.append(len(optimizer.state))
+    averages = [] if p.ema is None else [*p.ema.parameters(), *p.ema.buffers()]
+    return (p.d_steps, p.seed, p.ema_decay, *numbers, *map(id, averages))
 
 
 def _averages(problem: Problem) -> dict[Tensor, Tensor]:
@@ -465,14 +529,14 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
         raise plan.NoPlan(f"{name}: its step hooks would not be called")
     first = optimizer.param_groups[0]
     for group in optimizer.param_groups:
-        for option in ("amsgrad", "maximize", "capturable", "differentiable"):
+        for option in _OPTIONS:
             # On a GPU capturable only says where the counter of steps is.
             on_gpu = chain.layers[0].linear.weight.is_cuda
             if group.get(option) and not (on_gpu and option == "capturable"):
                 raise plan.NoPlan(f"{name}: {option}=True has no fused form")
         if any(isinstance(beta, Tensor) for beta in group["betas"]):
             raise plan.NoPlan(f"{name}: a tensor as a beta has no fused form")
-        for option in ("lr", "betas", "eps", "weight_decay"):
+        for option in ("lr", *_NUMBERS):
             if group[option] != first[option]:
                 raise plan.NoPlan(
                     f"{name}: parameter groups that differ in {option} have no fused form"

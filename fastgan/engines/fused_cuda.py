@@ -65,7 +65,7 @@ class FusedCudaEngine(FusedEngine):
         """Give the working memory back."""
         super().close()
         self._graphs.clear()
-        self._settings = None  # the next run lays everything out anew
+        self._watched = self._settings = ()  # the next run lays everything out anew
 
     def _tf32(self) -> bool:
         # By this name: the older one raises where a program has used the newer.
@@ -105,9 +105,11 @@ class FusedCudaEngine(FusedEngine):
         # Updates that an optimiser has done, by its first step counter and that one's version.
         self._counted: dict[int, tuple[Tensor, int, int]] = {}
 
+    def _point(self) -> None:
+        """Nothing: the plan goes to the kernels with the list of tensors."""
+
     def _fed(self) -> Tensor:
         """The batches of one step, each where the kernels look for it."""
-        self._refresh()
         p = self.problem
         if self._feed is None:
             self._feed = torch.zeros(p.d_steps, p.batch_size, *p.data.shape, device=p.device)
@@ -118,11 +120,15 @@ class FusedCudaEngine(FusedEngine):
         return self._feed
 
     def _run(
-        self, images: Tensor, order: Tensor | None, losses: Tensor, profile: Tensor | None = None
+        self,
+        images: Tensor,
+        order: Tensor | None,
+        n: int,
+        losses: Tensor,
+        profile: Tensor | None = None,
     ) -> None:
-        self._refresh()
         first = self._epoch()
-        for start in range(0, len(losses), self._rows):
+        for start in range(0, n, self._rows):
             part = losses[start : start + self._rows]
             if order is not None:
                 rest = order[(self._epoch() - first) * len(self.problem.data) :]
