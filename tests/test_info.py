@@ -108,3 +108,11 @@ def test_an_engine_that_only_trying_judges_is_passed_over(monkeypatch):
     facts = fastgan.info(device="cpu")
     assert facts["engine"] == "eager"
     assert "not graph: a step cannot be recorded" in report(facts)
+
+
+@pytest.mark.parametrize("state", ["enable", "disable"])
+def test_importing_leaves_the_garbage_collector_as_it_was(state):
+    code = (
+        f"import gc; gc.{state}(); import fastgan; assert gc.isenabled() == ({state!r} == 'enable')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
