@@ -27,16 +27,20 @@ const DLPackExchangeAPI* exchange() {
   Py_XDECREF(tensor);
   Py_XDECREF(torch);
   if (!capsule) return nullptr;
-  const auto* const found =
-      static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  const auto* found = static_cast<const DLPackExchangeAPIHeader*>(
+      PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
   Py_DECREF(capsule);
   if (!found) return nullptr;
-  if (found->header.version.major != DLPACK_MAJOR_VERSION) {
-    PyErr_Format(PyExc_RuntimeError, "fastgan was built for version %d of DLPack, torch has %d",
-                 DLPACK_MAJOR_VERSION, static_cast<int>(found->header.version.major));
+  const auto newest = found->version.major;
+  while (found && found->version.major != DLPACK_MAJOR_VERSION) found = found->prev_api;
+  if (!found) {
+    PyErr_Format(PyExc_RuntimeError,
+                 "fastgan was built for version %d of DLPack and torch has version %d; install "
+                 "fastgan anew",
+                 DLPACK_MAJOR_VERSION, static_cast<int>(newest));
     return nullptr;
   }
-  return table = found;
+  return table = reinterpret_cast<const DLPackExchangeAPI*>(found);
 }
 
 // Where a tensor lies and how, as numbers one after another.

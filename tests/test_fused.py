@@ -561,6 +561,16 @@ def test_what_is_watched():
         _C.look((3,))
 
 
+def test_another_dlpack_is_a_reason(monkeypatch):
+    class Newer:
+        def look(self, tensors):
+            raise RuntimeError("built for version 1 of DLPack and torch has version 2")
+
+    monkeypatch.setattr("fastgan.engines.fused._C", Newer())
+    assert "torch has version 2" in FusedEngine.unsupported(problem("reference"))
+    assert isinstance(choose(problem("reference"))[0], EagerEngine)
+
+
 def test_learning_rate_schedule():
     schedule = [1.0, 0.5, 0.0, 2.0, 0.1].__getitem__
     p, q = (problem("hinge", schedule=schedule) for _ in range(2))

@@ -457,6 +457,10 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
             f"the device is {p.device}, and the compiled {p.device.type.upper()} library is not "
             "available (see `fastgan info`)"
         )
+    try:
+        _C.look(())
+    except (RuntimeError, AttributeError) as error:
+        raise plan.NoPlan(f"it cannot see where tensors lie: {error}") from error
     if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) < (8, 0):
         raise plan.NoPlan("it needs a GPU of compute capability 8.0 or newer")
     if p.precision == "fp16":
