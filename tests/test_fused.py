@@ -508,6 +508,26 @@ def test_a_change_that_has_no_plan_is_an_error(change, reason):
         engine.run(1)
 
 
+def test_parameter_groups_must_stay_alike():
+    p = problem("reference")
+    weights, biases = p.generator.parameters(), []
+    weights = [w for w in weights if w.dim() > 1 or biases.append(w)]
+    groups = [{"params": weights}, {"params": biases}]
+    p.optimizer_g = torch.optim.Adam(groups, lr=2e-4, betas=(0.5, 0.99))
+    q = problem("reference")
+    engine = FusedEngine(p)
+    assert torch.equal(engine.run(2), FusedEngine(q).run(2))
+    for option, value in (("lr", 1e-3), ("eps", 1e-6)):
+        before = p.optimizer_g.param_groups[1][option]
+        p.optimizer_g.param_groups[1][option] = value
+        with pytest.raises(
+            ValueError, match=f"optimizer_g: parameter groups that differ in {option}"
+        ):
+            engine.run(1)
+        p.optimizer_g.param_groups[1][option] = before
+    assert engine.run(1).isfinite().all() and engine.step == 3
+
+
 def test_an_unbound_plan_or_a_wrong_state_is_an_error():
     engine = FusedEngine(problem("reference"))
     state, settings = list(engine._tensors), engine._settings_tensor

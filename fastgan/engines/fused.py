@@ -202,6 +202,8 @@ class FusedEngine(Engine):
 
     def _write(self, settings: tuple) -> None:
         p = self.problem
+        _alike(p.optimizer_g, "optimizer_g", *_NUMBERS)
+        _alike(p.optimizer_d, "optimizer_d", *_NUMBERS)
         self._settings = settings
         numbers = _Numbers()
         numbers.integers += [
@@ -230,7 +232,9 @@ class FusedEngine(Engine):
     def _bind(self) -> None:
         """Lay ready what tells whether anything has changed, and point the plan to the tensors."""
         p = self.problem
-        self._tensors = tuple(self._state())
+        self._tensors = tuple(
+            source if key is None else source[0][source[1]][key] for source, key in self._sources
+        )
         self._looks = _C.look(self._tensors)
         watched = [*self._g.watched, *self._d.watched]
         watched += [(t, "requires_grad", True) for t in (*self._g.trained, *self._d.trained)]
@@ -252,12 +256,6 @@ class FusedEngine(Engine):
         self._bound = torch.empty_like(self._plan)
         torch.ops.fastgan.fused_bind(self._plan, self._settings_tensor, self._tensors, self._bound)
 
-    def _state(self) -> list[Tensor]:
-        """The tensors that the plan points into, as they are now."""
-        return [
-            source if key is None else source[0][source[1]][key] for source, key in self._sources
-        ]
-
     def _memory_for(self, threads: int) -> Tensor:
         key = (self._plan, threads)
         if (
@@ -271,10 +269,7 @@ class FusedEngine(Engine):
 
     def _learning_rates(self, n: int) -> Tensor:
         p = self.problem
-        base = (
-            float(p.optimizer_d.param_groups[0]["lr"]),
-            float(p.optimizer_g.param_groups[0]["lr"]),
-        )
+        base = (_rate(p.optimizer_d, "optimizer_d"), _rate(p.optimizer_g, "optimizer_g"))
         if p.lr_schedule is None:
             if self._rates[1] != base:
                 self._rates = (torch.tensor(base, dtype=torch.float64), base)
@@ -531,7 +526,6 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
         )
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         raise plan.NoPlan(f"{name}: its step hooks would not be called")
-    first = optimizer.param_groups[0]
     for group in optimizer.param_groups:
         for option in _OPTIONS:
             # On a GPU capturable only says where the counter of steps is.
@@ -540,11 +534,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
                 raise plan.NoPlan(f"{name}: {option}=True has no fused form")
         if any(isinstance(beta, Tensor) for beta in group["betas"]):
             raise plan.NoPlan(f"{name}: a tensor as a beta has no fused form")
-        for option in ("lr", *_NUMBERS):
-            if group[option] != first[option]:
-                raise plan.NoPlan(
-                    f"{name}: parameter groups that differ in {option} have no fused form"
-                )
+    _alike(optimizer, name, "lr", *_NUMBERS)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     counts = set()
     for layer in chain.layers:
@@ -565,6 +555,22 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
                 raise plan.NoPlan(f"{name}: the state of {layer.name} is not contiguous float32")
     if len(counts) > 1:
         raise plan.NoPlan(f"{name}: its parameters have taken different numbers of steps")
+
+
+def _alike(optimizer: torch.optim.Optimizer, name: str, *options: str) -> None:
+    first, *others = optimizer.param_groups
+    for option in options:
+        if any(group[option] != first[option] for group in others):
+            raise plan.NoPlan(
+                f"{name}: parameter groups that differ in {option} have no fused form"
+            )
+
+
+def _rate(optimizer: torch.optim.Optimizer, name: str) -> float:
+    """The learning rate of all of an optimiser's groups."""
+    if len(optimizer.param_groups) > 1:
+        _alike(optimizer, name, "lr")
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def _check_average(problem: Problem) -> None:

@@ -91,7 +91,7 @@ class FusedCudaEngine(FusedEngine):
         self._why_chain = "allow_persistent is False"
         if self.allow_persistent:
             self._why_chain = torch.ops.fastgan.fused_cuda_why_not_persistent(
-                self._plan, self._settings_tensor, self._state(), self._clock, self._tf32()
+                self._plan, self._settings_tensor, self._tensors, self._clock, self._tf32()
             )
         size = torch.ops.fastgan.fused_cuda_memory(
             self._plan, self._settings_tensor, 1 if self._why_chain else 2
@@ -179,8 +179,7 @@ class FusedCudaEngine(FusedEngine):
         if not self._why_chain:
             self._enqueue(images, ordered, n)
             return
-        pointers = (images.data_ptr(), images.dtype, ordered, self._tf32())
-        pointers += tuple(t.data_ptr() for t in self._state())
+        pointers = (images.data_ptr(), images.dtype, ordered, self._tf32(), self._looks)
         if pointers != self._pointers:
             self._graphs.clear()
             self._recorder = CudaRecorder(images.device, [])
@@ -202,7 +201,7 @@ class FusedCudaEngine(FusedEngine):
         torch.ops.fastgan.fused_cuda_run.default(
             self._plan,
             self._settings_tensor,
-            self._state(),
+            self._tensors,
             self._memory,
             images,
             self._order_table if ordered else None,
