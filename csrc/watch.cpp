@@ -81,22 +81,34 @@ class Look {
 // Asks for the lines that the comparison will read, all at once: each would be waited for alone
 // otherwise.
 void prefetch(PyObject* entries, PyObject* tensors, const char* looks, Py_ssize_t bytes) {
-  const uint64_t* record = reinterpret_cast<const uint64_t*>(looks);
-  const uint64_t* const end = record + bytes / static_cast<Py_ssize_t>(sizeof(uint64_t));
-  for (Py_ssize_t i = 0, count = PyTuple_Size(tensors); i < count && end - record >= Look::kFixed;
-       ++i) {
-    const char* const shape = reinterpret_cast<const char*>(static_cast<uintptr_t>(record[0]));
+  const Py_ssize_t size_of_number = sizeof(uint64_t);
+  for (Py_ssize_t i = 0, count = PyTuple_Size(tensors); i < count; ++i) {
+    uint64_t record[Look::kFixed];
+    if (bytes < static_cast<Py_ssize_t>(sizeof record)) break;
+    std::memcpy(record, looks, sizeof record);
     __builtin_prefetch(PyTuple_GetItem(tensors, i));
-    for (const int line : {-64, 0, 64}) __builtin_prefetch(shape + line);
-    record += Look::kFixed + 2 * static_cast<ptrdiff_t>(record[Look::kRank]);
+    // Where a tensor's shape is, the rest of what torch knows of it is near.
+    for (const int line : {-64, 0, 64})
+      __builtin_prefetch(reinterpret_cast<const void*>(static_cast<uintptr_t>(record[0]) +
+                                                       static_cast<uintptr_t>(line)));
+    const uint64_t longest = static_cast<uint64_t>(bytes / size_of_number - Look::kFixed) / 2;
+    if (record[Look::kRank] > longest) break;
+    const Py_ssize_t length =
+        size_of_number * (Look::kFixed + 2 * static_cast<Py_ssize_t>(record[Look::kRank]));
+    looks += length;
+    bytes -= length;
   }
   for (Py_ssize_t i = 0, size = PyTuple_Size(entries); i < size; i += 3)
     __builtin_prefetch(PyTuple_GetItem(entries, i));
 }
 
 PyObject* look(PyObject*, PyObject* tensors) {
+  if (!PyTuple_Check(tensors)) {
+    PyErr_SetString(PyExc_TypeError, "tensors must be a tuple of tensors");
+    return nullptr;
+  }
   const Py_ssize_t size = PyTuple_Size(tensors);
-  if (size < 0 || !exchange()) return nullptr;
+  if (!exchange()) return nullptr;
   Look one;
   std::vector<char> all;
   for (Py_ssize_t i = 0; i < size; ++i) {
@@ -117,8 +129,11 @@ int still_has(PyObject* holder, PyObject* name, PyObject* value) {
     PyObject* const now = PyDict_GetItemWithError(holder, name);
     return now == nullptr && PyErr_Occurred() ? -1 : now == value;
   }
+  if (!PyTuple_Check(value)) {
+    PyErr_SetString(PyExc_TypeError, "entries must have a tuple of objects where a name is None");
+    return -1;
+  }
   const Py_ssize_t size = PyTuple_Size(value);
-  if (size < 0) return -1;
   if (PyDict_Size(holder) != size) return 0;
   Py_ssize_t at = 0;
   PyObject* now = nullptr;
@@ -129,12 +144,13 @@ int still_has(PyObject* holder, PyObject* name, PyObject* value) {
 
 PyObject* unchanged(PyObject*, PyObject* arguments) {
   PyObject *entries, *tensors, *looks;
-  if (!PyArg_ParseTuple(arguments, "OOO:unchanged", &entries, &tensors, &looks)) return nullptr;
+  if (!PyArg_ParseTuple(arguments, "O!O!S:unchanged", &PyTuple_Type, &entries, &PyTuple_Type,
+                        &tensors, &looks))
+    return nullptr;
   const Py_ssize_t size = PyTuple_Size(entries), count = PyTuple_Size(tensors);
   char* seen;
   Py_ssize_t left;
-  if (size < 0 || count < 0 || PyBytes_AsStringAndSize(looks, &seen, &left) < 0 || !exchange())
-    return nullptr;
+  if (PyBytes_AsStringAndSize(looks, &seen, &left) < 0 || !exchange()) return nullptr;
   if (size % 3 != 0) {
     PyErr_SetString(PyExc_ValueError, "entries must be holder, name, object, time and again");
     return nullptr;
