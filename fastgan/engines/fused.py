@@ -13,7 +13,8 @@ import mmap
 from contextlib import suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
+from torch.autograd.graph import increment_version
 
 from fastgan import ops, plan, random
 from fastgan.engines.base import Engine, Problem, learning_rate_factor
@@ -62,6 +63,7 @@ class FusedEngine(Engine):
         """Read the networks and lay out the working memory; ValueError if they have no plan."""
         super().__init__(problem)
         self._spare: list[Tensor] = []
+        self._fused_run = torch.ops.fastgan.fused_run.default
         self._rates = (torch.empty(0), (-1.0, -1.0))
         self._memory: Tensor | None = None
         self._memory_key: tuple | None = None
@@ -78,7 +80,7 @@ class FusedEngine(Engine):
 
     def describe(self) -> str:
         """Shapes, precision, instruction set, threads and working memory in one line."""
-        threads = torch.get_num_threads()
+        threads = get_num_threads()
         precision = self.problem.precision
         isa = torch.ops.fastgan.fused_products(precision == "bf16")
         return (
@@ -96,9 +98,7 @@ class FusedEngine(Engine):
 
     def memory_bytes(self) -> int:
         """Bytes the engine holds besides the networks, their optimisers and the images."""
-        return torch.ops.fastgan.fused_memory(
-            self._plan, self._settings_tensor, torch.get_num_threads()
-        )
+        return torch.ops.fastgan.fused_memory(self._plan, self._settings_tensor, get_num_threads())
 
     def run(self, n: int) -> Tensor:
         """Do n steps; see `Engine.run`."""
@@ -163,12 +163,12 @@ class FusedEngine(Engine):
         losses: Tensor,
         profile: Tensor | None = None,
     ) -> None:
-        threads = torch.get_num_threads()
+        threads = get_num_threads()
         memory = self._memory_for(threads)
         # What autograd has saved of these before is out of date now, and must say so. Before the
         # steps, which leave little of anything else in the caches.
-        torch.autograd.graph.increment_version(self._written)
-        torch.ops.fastgan.fused_run.default(
+        increment_version(self._written)
+        self._fused_run(
             self._bound,
             self._settings_tensor,
             memory,
