@@ -371,6 +371,18 @@ def less_dropout(p):
             m.p = 0.01
 
 
+def other_slope(p):
+    for m in p.generator.modules():
+        if isinstance(m, nn.LeakyReLU):
+            m.negative_slope = 0.5
+
+
+def other_momentum(p):
+    for m in p.discriminator.modules():
+        if isinstance(m, nn.BatchNorm1d):
+            m.momentum = 0.4
+
+
 def other_images(p):
     p.data = images(30, seed=3)
 
@@ -393,6 +405,8 @@ CHANGES = {
     freeze: True,
     to_eval: True,
     less_dropout: True,
+    other_slope: True,
+    other_momentum: True,
     other_images: True,
     begin_penalty: True,
     begin_schedule: True,

@@ -159,8 +159,7 @@ class GraphEngine(Engine):
             [t.data_ptr() for t in self._body.written()],
             [(w.data_ptr(), w.requires_grad) for m in networks for w in m.parameters()],
             [m.training for m in modules],
-            # A dropout's probability is part of the operations.
-            [m.p for m in modules if isinstance(m, nn.Dropout)],
+            [_numbers(m) for m in modules],
             [update.layout() for update in self._body.updates],
             (p.generator, p.discriminator, p.optimizer_g, p.optimizer_d, p.ema, p.data),
             (p.game, p.penalty, p.batch_size, p.latent_dim, p.d_steps, p.seed, p.precision),
@@ -294,6 +293,16 @@ class GraphEngine(Engine):
                 scaler._per_optimizer_states.clear()
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
+
+
+def _numbers(m: nn.Module) -> list:
+    """A dropout's probability, a slope, an epsilon: numbers that are part of the operations.
+
+    Of torch's and fastgan's own modules; one of a user's may count its calls, which is no change.
+    """
+    if type(m).__module__.split(".")[0] not in ("torch", "fastgan"):
+        return []
+    return [v for v in vars(m).values() if isinstance(v, int | float)]
 
 
 class Body:
