@@ -508,6 +508,28 @@ def test_a_change_that_has_no_plan_is_an_error(change, reason):
         engine.run(1)
 
 
+def test_a_schedule_or_a_dataset_may_change_a_weight():
+    class Changing(Seen):
+        def __getitem__(self, i):
+            swap_storage(p.generator.fc[0].weight)
+            return super().__getitem__(i)
+
+    def schedule(t):
+        swap_storage(p.discriminator.model[0].weight)
+        return 1.0
+
+    p, q = problem("reference"), problem("reference")
+    p.data = data.open(Changing(p.data.pixels), budget_bytes=0)
+    p.lr_schedule = schedule
+    try:
+        got = FusedEngine(p).run(3)
+    finally:
+        p.data.close()
+    assert (got - FusedEngine(q).run(3)).abs().max() < 1e-5
+    assert all(w.isfinite().all() for w in p.generator.parameters())
+    assert (p.generator.fc[0].weight - q.generator.fc[0].weight).abs().max() < 1e-4
+
+
 def test_parameter_groups_must_stay_alike():
     p = problem("reference")
     weights, biases = p.generator.parameters(), []

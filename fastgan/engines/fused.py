@@ -145,6 +145,7 @@ class FusedEngine(Engine):
     def close(self) -> None:
         """Give the working memory back."""
         self._memory = self._memory_key = None
+        self._spare.clear()
         self._orders.clear()
         self._epoch_order = (0, 0, None)
 
@@ -163,6 +164,9 @@ class FusedEngine(Engine):
         losses: Tensor,
         profile: Tensor | None = None,
     ) -> None:
+        rates = self._learning_rates(n)
+        if order is None or self.problem.lr_schedule is not None:
+            self._refresh()  # a user's code has run meanwhile
         threads = get_num_threads()
         memory = self._memory_for(threads)
         # What autograd has saved of these before is out of date now, and must say so. Before the
@@ -174,7 +178,7 @@ class FusedEngine(Engine):
             memory,
             images,
             order,
-            self._learning_rates(n),
+            rates,
             losses,
             profile,
             self.step,

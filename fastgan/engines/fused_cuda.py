@@ -130,17 +130,20 @@ class FusedCudaEngine(FusedEngine):
         first = self._epoch()
         for start in range(0, n, self._rows):
             part = losses[start : start + self._rows]
+            rates = self._learning_rates(len(part))
+            if order is None or self.problem.lr_schedule is not None:
+                self._refresh()  # a user's code has run meanwhile
             if order is not None:
                 rest = order[(self._epoch() - first) * len(self.problem.data) :]
                 rest = rest[: len(self._order_table)]
                 self._order_table[: len(rest)].copy_(rest)
-            self._chunk(images, order is not None, part)
+            self._chunk(images, order is not None, rates, part)
 
     def _epoch(self) -> int:
         p = self.problem
         return self.step * p.d_steps // p.data.batches_per_epoch(p.batch_size)
 
-    def _chunk(self, images: Tensor, ordered: bool, losses: Tensor) -> None:
+    def _chunk(self, images: Tensor, ordered: bool, rates: Tensor, losses: Tensor) -> None:
         p, n = self.problem, len(losses)
         pairs = ((self._d, p.optimizer_d, n * p.d_steps), (self._g, p.optimizer_g, n))
         steps = [self._step_counters(chain, optimizer) for chain, optimizer, _ in pairs]
@@ -148,7 +151,7 @@ class FusedCudaEngine(FusedEngine):
         # From pageable memory, so the host may go on and forget them as soon as the calls return.
         clock = torch.tensor([self.step, self.step, self._epoch(), *done])
         self._clock.copy_(clock, non_blocking=True)
-        self._rate_table[:n].copy_(self._learning_rates(n).expand(n, 2), non_blocking=True)
+        self._rate_table[:n].copy_(rates.expand(n, 2), non_blocking=True)
         self._launch(images, ordered, n)
         losses.copy_(self._loss_table[:n])
         for counters, before, (_, _, more) in zip(steps, done, pairs, strict=True):
