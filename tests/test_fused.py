@@ -434,6 +434,14 @@ def test_the_user_may_change_weights_rates_and_options_between_runs():
         FusedEngine(p)
 
 
+def first_moment(p):
+    return p.optimizer_d.state[p.discriminator.model[0].weight]
+
+
+def first_weight(p):
+    return p.generator.fc[0].weight
+
+
 def swap_storage(t):
     t.data = t.data.clone()
 
@@ -491,21 +499,52 @@ def test_every_change_between_two_runs_is_noticed(what, steps):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "back", "reason"),
     [
-        (lambda p: p.generator.fc[0].weight.requires_grad_(False), "requires_grad"),
-        (lambda p: p.optimizer_g.param_groups[0].update(amsgrad=True), "amsgrad=True"),
-        (lambda p: setattr(p, "discriminator", nn.Sequential(nn.Flatten(), nn.GELU())), "GELU"),
-        (lambda p: setattr(p.generator.fc[0].weight, "data", torch.zeros(100, 256).t()), "contig"),
+        (
+            lambda p: p.generator.fc[0].weight.requires_grad_(False),
+            lambda p, *_: p.generator.fc[0].weight.requires_grad_(True),
+            "requires_grad",
+        ),
+        (
+            lambda p: p.optimizer_g.param_groups[0].update(amsgrad=True),
+            lambda p, *_: p.optimizer_g.param_groups[0].update(amsgrad=False),
+            "amsgrad=True",
+        ),
+        (
+            lambda p: setattr(p, "discriminator", nn.Sequential(nn.Flatten(), nn.GELU())),
+            lambda p, q, d: setattr(p, "discriminator", d),
+            "GELU",
+        ),
+        (
+            lambda p: setattr(p.generator.fc[0].weight, "data", torch.zeros(100, 256).t()),
+            lambda p, q, _: setattr(
+                p.generator.fc[0].weight, "data", q.generator.fc[0].weight.data
+            ),
+            "contiguous",
+        ),
+        (
+            lambda p: first_moment(p).update(exp_avg=torch.zeros(784, 256).t()),
+            lambda p, q, _: first_moment(p).update(exp_avg=first_moment(q)["exp_avg"]),
+            "contiguous",
+        ),
     ],
 )
-def test_a_change_that_has_no_plan_is_an_error(change, reason):
+def test_a_change_that_has_no_plan_is_an_error_each_time(change, back, reason):
     p = problem("reference")
     engine = FusedEngine(p)
     engine.run(1)
+    q, d = copy.deepcopy(p), p.discriminator
     change(p)
-    with pytest.raises((ValueError, RuntimeError), match=reason):
-        engine.run(1)
+    for _ in range(2):
+        with pytest.raises((ValueError, RuntimeError), match=reason):
+            engine.run(1)
+    back(p, q, d)
+    expected = copy.deepcopy(p)
+    other = FusedEngine(expected)
+    other.step = 1
+    assert torch.equal(engine.run(2), other.run(2))
+    assert same(p, expected) == []
 
 
 def test_a_schedule_or_a_dataset_may_change_a_weight():

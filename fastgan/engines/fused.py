@@ -206,9 +206,9 @@ class FusedEngine(Engine):
 
     def _write(self, settings: tuple) -> None:
         p = self.problem
+        self._watched = self._settings = ()  # if it fails, the next run reads everything anew
         _alike(p.optimizer_g, "optimizer_g", *_NUMBERS)
         _alike(p.optimizer_d, "optimizer_d", *_NUMBERS)
-        self._settings = settings
         numbers = _Numbers()
         numbers.integers += [
             0,  # the plan points to tensors by their places in a list
@@ -231,11 +231,13 @@ class FusedEngine(Engine):
         self._written = numbers.written
         self._orders: dict[int, Tensor] = {}
         self._epoch_order: tuple[int, int, Tensor | None] = (0, 0, None)
+        self._settings = settings
         self._bind()
 
     def _bind(self) -> None:
         """Lay ready what tells whether anything has changed, and point the plan to the tensors."""
         p = self.problem
+        self._watched = ()
         self._tensors = tuple(
             source if key is None else source[0][source[1]][key] for source, key in self._sources
         )
@@ -253,10 +255,11 @@ class FusedEngine(Engine):
             states = tuple(optimizer.state.values())
             watched.append((optimizer.state, None, states))
             watched += [(state, None, tuple(state.values())) for state in states]
-        self._watched = tuple(part for entry in watched for part in entry)
         self._point()
+        self._watched = tuple(part for entry in watched for part in entry)
 
     def _point(self) -> None:
+        """Make of the plan what the steps are run with."""
         self._bound = torch.empty_like(self._plan)
         torch.ops.fastgan.fused_bind(self._plan, self._settings_tensor, self._tensors, self._bound)
 

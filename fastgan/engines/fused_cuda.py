@@ -35,6 +35,8 @@ class FusedCudaEngine(FusedEngine):
     """
 
     allow_persistent = True
+    _laid_out: Tensor | None = None
+    """The plan that tables and memory are for."""
 
     def describe(self) -> str:
         """Shapes, precision, program and working memory in one line."""
@@ -72,8 +74,10 @@ class FusedCudaEngine(FusedEngine):
         tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
         return self.problem.precision == "fp32" and tf32
 
-    def _write(self, settings: tuple) -> None:
-        super()._write(settings)
+    def _point(self) -> None:
+        """Lay out the tables and the memory of a plan; the list of tensors goes to the kernels."""
+        if self._laid_out is self._plan:
+            return
         p = self.problem
         count, per_epoch = len(p.data), p.data.batches_per_epoch(p.batch_size)
         epochs = max(1, _KEPT_ORDER // count - 1)
@@ -104,9 +108,7 @@ class FusedCudaEngine(FusedEngine):
         self._pointers: tuple = ()
         # Updates that an optimiser has done, by its first step counter and that one's version.
         self._counted: dict[int, tuple[Tensor, int, int]] = {}
-
-    def _point(self) -> None:
-        """Nothing: the plan goes to the kernels with the list of tensors."""
+        self._laid_out = self._plan
 
     def _fed(self) -> Tensor:
         """The batches of one step, each where the kernels look for it."""
