@@ -114,6 +114,7 @@ class FusedEngine(Engine):
                 order, count = self._order(n - done)
             else:
                 images, order, count = self._fed(), None, 1
+                self._refresh()  # a user's code has run meanwhile
             self._run(images, order, count, losses[done : done + count] if count < n else losses)
             done += count
         return losses
@@ -165,8 +166,6 @@ class FusedEngine(Engine):
         profile: Tensor | None = None,
     ) -> None:
         rates = self._learning_rates(n)
-        if order is None or self.problem.lr_schedule is not None:
-            self._refresh()  # a user's code has run meanwhile
         threads = get_num_threads()
         memory = self._memory_for(threads)
         # What autograd has saved of these before is out of date now, and must say so. Before the
@@ -275,6 +274,7 @@ class FusedEngine(Engine):
         return self._memory
 
     def _learning_rates(self, n: int) -> Tensor:
+        """Of the next n steps; asked for before anything that _refresh() may replace is used."""
         p = self.problem
         base = (_rate(p.optimizer_d, "optimizer_d"), _rate(p.optimizer_g, "optimizer_g"))
         if p.lr_schedule is None:
@@ -282,6 +282,7 @@ class FusedEngine(Engine):
                 self._rates = (torch.tensor(base, dtype=torch.float64), base)
             return self._rates[0]
         factors = [learning_rate_factor(p, t) for t in range(self.step, self.step + n)]
+        self._refresh()  # a user's code has run meanwhile
         return torch.tensor(factors, dtype=torch.float64)[:, None] * torch.tensor(
             base, dtype=torch.float64
         )

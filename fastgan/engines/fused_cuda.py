@@ -133,8 +133,6 @@ class FusedCudaEngine(FusedEngine):
         for start in range(0, n, self._rows):
             part = losses[start : start + self._rows]
             rates = self._learning_rates(len(part))
-            if order is None or self.problem.lr_schedule is not None:
-                self._refresh()  # a user's code has run meanwhile
             if order is not None:
                 rest = order[(self._epoch() - first) * len(self.problem.data) :]
                 rest = rest[: len(self._order_table)]
