@@ -18,16 +18,15 @@ from tqdm import tqdm
 import fastgan
 from fastgan import (
     _start,
-    checkpoint,
     data,
     engines,
     losses,
     problem,
-    report,
     sampling,
     trainer,
 )
 from fastgan.engines.base import PRECISIONS
+from fastgan.run import checkpoint, pictures
 
 DEFAULTS: dict[str, Any] = {
     "data": "digits",
@@ -143,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
     with console:
         summary = run.fit(**goal, report=console.report)
     run.close()
-    report.loss_plot(run.history, run.out / "loss.png")
+    pictures.loss_plot(run.history, run.out / "loss.png")
     if summary["ms_per_step"] is None:
         console.say(f"nothing left to do: give --steps above {run.step} to go on")
     console.say(
@@ -284,7 +283,7 @@ def _sample(options: argparse.Namespace) -> int:
     out = Path(options.out or checkpoint.find(options.run).with_name("grid.png"))
     if not out.parent.is_dir():
         raise ValueError(f"--out: there is no directory {out.parent}")
-    report.grid(images, out, options.columns)
+    pictures.grid(images, out, options.columns)
     print(out)
     return 0
 

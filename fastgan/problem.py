@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from fastgan import data as data_room
-from fastgan import losses, models, optim, torchrandom
+from fastgan import losses, models, optim
 from fastgan.engines.base import PRECISIONS, RAW_SCORES, Problem
+from fastgan.run import torch_rng
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": optim.Adam, "adamw": optim.AdamW}
 """The optimisers by name: weight_decay is an L2 penalty for the first, decoupled for the second."""
@@ -140,7 +141,7 @@ def reference_pair(
             f"latent_dim is {latent_dim!r}; the reference generator takes vectors: give a length"
         )
     at_least(1, latent_dim=latent_dim)
-    with torchrandom.seeded(seed, torch.device("cpu")):
+    with torch_rng.seeded(seed, torch.device("cpu")):
         generator = models.Generator(latent_dim, tuple(image_shape))
         discriminator = models.Discriminator(tuple(image_shape))
     if not sigmoid:

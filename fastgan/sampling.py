@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import checkpoint, random, torchrandom
+from fastgan import random
 from fastgan.engines.base import dtype_of
 from fastgan.problem import at_least, rebuild
 from fastgan.random import Stream
+from fastgan.run import checkpoint, torch_rng
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def sample(
     generator.eval()
     try:
         # A look at the images must not move the random state of the run, nor depend on it.
-        with torchrandom.seeded(seed, device):
+        with torch_rng.seeded(seed, device):
             images = [generator(part) for part in latents.split(256)]
     finally:
         for m, training in modes:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import fastgan
-from fastgan import breakdown, checkpoint, engines, losses, problem, report, sampling, torchrandom
-from fastgan.checkpoint import CheckpointError
-from fastgan.interrupts import Signals
-from fastgan.runlog import RunLog, refuse_used
+from fastgan import diagnosis, engines, losses, problem, sampling
+from fastgan.run import checkpoint, pictures, torch_rng
+from fastgan.run.checkpoint import CheckpointError
+from fastgan.run.log import RunLog, refuse_used
+from fastgan.run.signals import Signals
 
 logger = logging.getLogger("fastgan")
 
@@ -210,7 +211,7 @@ class Trainer:
             "keep": keep,
         }
         self._log = RunLog()
-        self._random_states = torchrandom.OwnStates(seed, device)
+        self._random_states = torch_rng.OwnStates(seed, device)
         self._saved_step: int | None = None
 
     generator = property(lambda self: self._problem.generator)
@@ -338,7 +339,7 @@ class Trainer:
         if self.out is None:
             raise ValueError("there is nowhere to save: make the Trainer with out='runs/name'")
         self._check_losses()
-        if name := breakdown.bad_weights(self._problem):
+        if name := diagnosis.bad_weights(self._problem):
             raise self._non_finite(f"weights of the {name} are not finite", max(self.step, 1))
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / checkpoint.FILE
@@ -499,14 +500,14 @@ class Trainer:
             kept = f"the last good checkpoint is {self.out / checkpoint.FILE}"
             if self._saved_step is not None:
                 kept += f" (step {self._saved_step})"
-        cause = breakdown.likely_cause(self._problem, step)
+        cause = diagnosis.likely_cause(self._problem, step)
         message = f"training stopped: at step {step} {what}. Likely cause: {cause}; {kept}"
         return NonFiniteLossError(message, step)
 
     def _save_all(self) -> None:
         self.save()
         self.export(self.out)
-        report.grid(self.sample(64), self.out / "samples.png")
+        pictures.grid(self.sample(64), self.out / "samples.png")
 
     def _stopped_message(self, what: str) -> str:
         if self.out is None:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastgan import checkpoint
-from fastgan.checkpoint import CheckpointError
+from fastgan.run import checkpoint
+from fastgan.run.checkpoint import CheckpointError
 
 STATE = {
     "step": 7,
@@ -186,7 +186,7 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from fastgan import checkpoint
+from fastgan.run import checkpoint
 
 torch.set_num_threads(1)
 path, kills = Path(sys.argv[1]), int(sys.argv[2])

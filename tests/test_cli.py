@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import fastgan
-from fastgan import checkpoint
 from fastgan.cli import _parser, main
+from fastgan.run import checkpoint
 
 QUICK = ["--engine", "eager", "--device", "cpu", "--batch-size", "16", "--latent-dim", "8"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan.checkpoint import CheckpointError
+from fastgan.run.checkpoint import CheckpointError
 from fastgan.sampling import load_generator, sample
 from fastgan.trainer import Trainer
 

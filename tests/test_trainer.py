@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import checkpoint, data, losses, trainer
-from fastgan.checkpoint import CheckpointError
+from fastgan import data, losses, trainer
 from fastgan.models import Discriminator, Generator
+from fastgan.run import checkpoint
+from fastgan.run.checkpoint import CheckpointError
 from fastgan.trainer import NonFiniteLossError, Trainer
 
 SHAPE = (1, 6, 6)

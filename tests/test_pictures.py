@@ -9,22 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastgan import report
+from fastgan.run import pictures
 
 
 def test_grids(tmp_path):
     for channels, mode in ((1, "L"), (3, "RGB"), (2, "L")):
         images = torch.full((5, channels, 28, 28), -1.0)
         images[3] = 1.0
-        report.grid(images, tmp_path / "grid.png")
+        pictures.grid(images, tmp_path / "grid.png")
         picture = Image.open(tmp_path / "grid.png")
         assert picture.mode == mode and picture.size == (3 * 58 + 2, 2 * 58 + 2)
         white = (255,) * 3 if mode == "RGB" else 255
         assert picture.getpixel((20, 80)) == white and picture.getpixel((80, 80)) != white
     with pytest.raises(ValueError, match="expected .n, C, H, W."):
-        report.grid(torch.zeros(3, 3), tmp_path / "grid.png")
+        pictures.grid(torch.zeros(3, 3), tmp_path / "grid.png")
     with pytest.raises(ValueError, match="columns is 0; expected at least 1"):
-        report.grid(torch.zeros(3, 1, 4, 4), tmp_path / "grid.png", columns=0)
+        pictures.grid(torch.zeros(3, 1, 4, 4), tmp_path / "grid.png", columns=0)
 
 
 def test_a_plot_of_the_losses(tmp_path):
@@ -35,7 +35,7 @@ def test_a_plot_of_the_losses(tmp_path):
             {"step": s, "d_loss_mean": 1 - s / steps[-1], "g_loss_mean": s / steps[-1] - 0.5}
             for s in (steps if len(steps) > 1 else [0])
         ]
-        report.loss_plot(lines, tmp_path / "loss.png")
+        pictures.loss_plot(lines, tmp_path / "loss.png")
         picture = Image.open(tmp_path / "loss.png").convert("RGB")
 
         def heights(colour, columns, picture=picture):
@@ -50,13 +50,13 @@ def test_a_plot_of_the_losses(tmp_path):
         if len(steps) > 1:
             right = range(760, 870)
             assert heights(blue, right) > heights(orange, right) + 50
-    report.loss_plot([], tmp_path / "empty.png")
+    pictures.loss_plot([], tmp_path / "empty.png")
     assert Image.open(tmp_path / "empty.png").size == picture.size
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(6, 12))
 def test_ticks_are_round_and_within_the_axis(low, span, asked):
-    axis = report._Axis([low, low + span], 70, 860, ticks=asked)
+    axis = pictures._Axis([low, low + span], 70, 860, ticks=asked)
     assert asked * 0.4 - 1 <= len(axis.ticks) <= asked + 1
     assert all(70 - 1e-6 <= axis.place(tick) <= 860 + 1e-6 for tick in axis.ticks)
     width = float(f"{axis.ticks[1] - axis.ticks[0]:.3g}")
@@ -68,7 +68,7 @@ def test_ticks_are_round_and_within_the_axis(low, span, asked):
 def test_pictures_need_no_matplotlib(tmp_path):
     # Half a second of importing and plotting, more than all else but the steps of a short run.
     code = (
-        "import sys, torch; from fastgan import report; report.loss_plot([], 'a.png'); "
-        "report.grid(torch.zeros(1, 1, 4, 4), 'b.png'); assert 'matplotlib' not in sys.modules"
+        "import sys, torch; from fastgan.run import pictures; pictures.loss_plot([], 'a.png'); "
+        "pictures.grid(torch.zeros(1, 1, 4, 4), 'b.png'); assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import breakdown, data
+from fastgan import data, diagnosis
 from fastgan.problem import make_problem
 
 
@@ -27,11 +27,11 @@ def make(**options):
     ],
 )
 def test_likely_causes(options, causes):
-    told = breakdown.likely_cause(make(**options), 1)
+    told = diagnosis.likely_cause(make(**options), 1)
     assert all(cause in told for cause in causes)
     assert ("precision" in told) == ("precision" in options)
     assert ("Lipschitz" in told) == ("loss" in options)
-    assert "Lipschitz" not in breakdown.likely_cause(make(**options, penalty="wgan-gp"), 1)
+    assert "Lipschitz" not in diagnosis.likely_cause(make(**options, penalty="wgan-gp"), 1)
 
 
 def test_bad_images_are_the_cause_at_the_step_that_saw_them():
@@ -39,17 +39,17 @@ def test_bad_images_are_the_cause_at_the_step_that_saw_them():
     # Opened images are finite; a data set that is read as needed may still hold others.
     problem.data.pixels[13, 0, 2, 2] = float("nan")
     # Three batches make an epoch, and each image is in one of them.
-    told = [breakdown.likely_cause(problem, step) for step in (1, 2, 3)]
+    told = [diagnosis.likely_cause(problem, step) for step in (1, 2, 3)]
     assert sum("real images of that step" in cause for cause in told) == 1
     assert sum("learning rate" in cause for cause in told) == 2
 
 
 def test_bad_weights_are_found():
     problem = make()
-    assert breakdown.bad_weights(problem) is None
+    assert diagnosis.bad_weights(problem) is None
     with torch.no_grad():
         problem.discriminator[1].bias.fill_(float("inf"))
-    assert breakdown.bad_weights(problem) == "discriminator"
+    assert diagnosis.bad_weights(problem) == "discriminator"
     with torch.no_grad():
         problem.generator[0].weight[2, 3] = float("nan")
-    assert breakdown.bad_weights(problem) == "generator"
+    assert diagnosis.bad_weights(problem) == "generator"

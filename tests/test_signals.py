@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from fastgan.interrupts import Signals
+from fastgan.run.signals import Signals
 
 
 @pytest.fixture(autouse=True)

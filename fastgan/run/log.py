@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan import checkpoint
+from fastgan.run import checkpoint
 
 LOG, TIMING, CONFIG = "log.jsonl", "timing.jsonl", "config.json"
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from fastgan.runlog import RunLog, refuse_used
+from fastgan.run.log import RunLog, refuse_used
 
 LOSSES = torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 30.0], [0.1, 0.2]])
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastgan import torchrandom
+from fastgan.run import torch_rng
 
 CPU = torch.device("cpu")
 
@@ -14,10 +14,10 @@ def test_seeded_puts_the_programs_states_back():
     torch.manual_seed(1)
     draws = []
     for seed in (5, 5, 6):
-        with torchrandom.seeded(seed, CPU):
+        with torch_rng.seeded(seed, CPU):
             draws.append(torch.randn(3))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    with pytest.raises(KeyError), torchrandom.seeded(7, CPU):
+    with pytest.raises(KeyError), torch_rng.seeded(7, CPU):
         torch.randn(2)
         raise KeyError
     assert torch.equal(torch.randn(3), expected)
@@ -25,7 +25,7 @@ def test_seeded_puts_the_programs_states_back():
 
 def test_a_run_draws_from_its_own_states_only():
     def draws(cut):
-        own, drawn = torchrandom.OwnStates(9, CPU), []
+        own, drawn = torch_rng.OwnStates(9, CPU), []
         for i in range(4):
             torch.manual_seed(i)
             before = torch.get_rng_state()
@@ -34,7 +34,7 @@ def test_a_run_draws_from_its_own_states_only():
                 saved = own.state_dict()
             assert torch.equal(before, torch.get_rng_state())
             if i == cut:
-                own = torchrandom.OwnStates(0, CPU)
+                own = torch_rng.OwnStates(0, CPU)
                 own.load_state_dict(saved)
         return torch.cat(drawn)
 
@@ -44,7 +44,7 @@ def test_a_run_draws_from_its_own_states_only():
 
 
 def test_the_state_of_an_absent_device_waits_for_it():
-    states = torchrandom.OwnStates(3, torch.device("cpu"))
+    states = torch_rng.OwnStates(3, torch.device("cpu"))
     from_cuda = torch.arange(16, dtype=torch.uint8)
     states.load_state_dict({"cuda": from_cuda})
     with states.in_use():

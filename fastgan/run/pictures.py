@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastgan import checkpoint
+from fastgan.run import checkpoint
 
 # Of the plot: pixels and colours.
 _WIDTH, _HEIGHT = 880, 495
