@@ -2,7 +2,7 @@
 
 import torch
 
-from fastgan.engines.base import Problem
+from fastgan.problem import Problem
 
 
 def bad_weights(problem: Problem) -> str | None:
@@ -18,10 +18,10 @@ def likely_cause(problem: Problem, step: int) -> str:
     """Why losses or weights may have become infinite or NaN at a step, counted from 1."""
     p = problem
     update = (step - 1) * p.d_steps
-    if not torch.isfinite(p.data.batch(p.seed, update, p.batch_size)).all():
+    if not torch.isfinite(p.data.batch(p.seed, update, p.batch_size, p.drop_last).images).all():
         return "the real images of that step hold values that are not finite"
     causes = []
-    if p.game.name == "wasserstein" and p.penalty is None:
+    if p.loss.name == "wasserstein" and not p.penalties:
         causes.append("a Wasserstein critic that nothing keeps Lipschitz (try penalty='wgan-gp')")
     if p.precision != "fp32":
         causes.append(f"precision {p.precision!r} (try 'fp32')")

@@ -1,47 +1,108 @@
-"""The games: what the discriminator and the generator each minimise, as functions of D's logits.
+"""What the discriminator and the generator each minimise, as functions of D's scores.
 
-A game is data (:class:`Game`); adding one is one entry of the table below, or a Game of your own
-passed wherever a name is accepted. A :class:`Penalty` on the slope of D is data in the same way.
+A loss is data (:class:`Loss`); adding one is one entry of LOSSES, or a Loss of your own passed
+wherever a name is accepted. A :class:`Penalty` on the slope of D is data in the same way.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .words import nearest
 
-__all__ = ["GAMES", "PENALTIES", "Game", "Penalty", "game", "penalty"]
+__all__ = ["LOSSES", "PENALTIES", "SCORES", "Loss", "Penalty", "loss", "penalties"]
+
+SCORES = ("logits", "raw", "probabilities")
+"""What a loss can be stated for."""
 
 
 @dataclass(frozen=True)
-class Game:
+class Loss:
     """One adversarial game.
 
     Attributes:
         name: how logs and checkpoints call it.
-        d_loss: (real_logits, fake_logits) -> scalar that the discriminator minimises.
-        g_loss: (fake_logits) -> scalar that the generator minimises.
-        takes_sigmoid: the game is stated for D's probabilities, so a final Sigmoid of D is absorbed
-            into the losses.
+        d_loss: (scores of real, scores of fake), each [b], -> scalar that the discriminator
+            minimises.
+        g_loss: (scores of fake) -> scalar that the generator minimises; or (scores of fake, scores
+            of real), as relativistic losses want, for which D also scores the step's last real
+            batch.
+        scores: what D's outputs are to the loss. "logits": logits of a probability, so a final
+            Sigmoid of D is absorbed. "raw": scores of any size, so a Sigmoid at D's end is an
+            error. "probabilities": D's outputs as they are, in [0, 1]. None, for a loss of your
+            own that does not say: as "raw", but a D whose outputs are bounded to [0, 1] is asked
+            about.
         label_smoothing: s of one-sided label smoothing, already applied in d_loss; 0 if there is
             none.
+
+    Raises:
+        ValueError: scores is none of these; or d_loss or g_loss takes another number of arguments.
     """
 
     name: str
     d_loss: Callable[[Tensor, Tensor], Tensor]
-    g_loss: Callable[[Tensor], Tensor]
-    takes_sigmoid: bool = False
+    g_loss: Callable[..., Tensor]
+    scores: str | None = None
     label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        """Check what can be checked before a step is done."""
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"Loss: name is {self.name!r}; expected a word for logs and files")
+        if self.scores not in (*SCORES, None):
+            raise ValueError(
+                f"Loss {self.name!r}: scores is {self.scores!r}; expected "
+                f"{', '.join(map(repr, SCORES))}, or None"
+            )
+        _require_arity(self, "d_loss", (2,), "(real scores, fake scores)")
+        _require_arity(self, "g_loss", (1, 2), "(fake scores), or (fake scores, real scores)")
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether the generator's loss takes the real scores as well."""
+        return 1 not in _arities(self.g_loss)
+
+
+def _arities(function: Callable) -> set[int]:
+    """The numbers of tensors, of 1 and 2, that a function can be called with."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of C: it will say so itself
+        return {1, 2}
+    found = set()
+    for n in (1, 2):
+        try:
+            signature.bind(*[None] * n)
+        except TypeError:
+            continue
+        found.add(n)
+    return found
+
+
+def _require_arity(loss: Loss, name: str, allowed: tuple[int, ...], what: str) -> None:
+    function = getattr(loss, name)
+    if isinstance(function, type) or not callable(function):
+        raise ValueError(
+            f"Loss {loss.name!r}: {name} is {function!r}; expected a function of {what} that "
+            "returns a scalar" + ("; make an instance of the class" if callable(function) else "")
+        )
+    if not _arities(function) & set(allowed):
+        raise ValueError(f"Loss {loss.name!r}: {name} must take {what}; {function!r} does not")
 
 
 @dataclass(frozen=True)
 class _MinimaxD:
-    # A class and not a closure: a Game must survive pickling (data-parallel workers) and compare by
+    # A class and not a closure: a Loss must survive pickling (data-parallel workers) and compare by
     # value.
     real_label: float
 
@@ -57,68 +118,96 @@ def _non_saturating_g(fake_logits: Tensor) -> Tensor:
     return ops.generator_loss(fake_logits, saturating=False)
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Half-precision logits are averaged in float32."""
-    return logits if logits.element_size() >= 4 else logits.float()
+def _wide(scores: Tensor) -> Tensor:
+    """Half-precision scores are averaged in float32."""
+    return scores if scores.element_size() >= 4 else scores.float()
 
 
-def _hinge_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return F.relu(1 - _wide(real_logits)).mean() + F.relu(1 + _wide(fake_logits)).mean()
+def _hinge_d(real: Tensor, fake: Tensor) -> Tensor:
+    return F.relu(1 - _wide(real)).mean() + F.relu(1 + _wide(fake)).mean()
 
 
-def _minus_mean_g(fake_logits: Tensor) -> Tensor:
-    return -_wide(fake_logits).mean()
+def _minus_mean_g(fake: Tensor) -> Tensor:
+    return -_wide(fake).mean()
 
 
-def _least_squares_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return 0.5 * ((_wide(real_logits) - 1).square().mean() + _wide(fake_logits).square().mean())
+def _least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
+    return 0.5 * ((_wide(real) - 1).square().mean() + _wide(fake).square().mean())
 
 
-def _least_squares_g(fake_logits: Tensor) -> Tensor:
-    return 0.5 * (_wide(fake_logits) - 1).square().mean()
+def _least_squares_g(fake: Tensor) -> Tensor:
+    return 0.5 * (_wide(fake) - 1).square().mean()
 
 
-def _wasserstein_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    return _wide(fake_logits).mean() - _wide(real_logits).mean()
+def _wasserstein_d(real: Tensor, fake: Tensor) -> Tensor:
+    return _wide(fake).mean() - _wide(real).mean()
 
 
-GAMES: dict[str, Game] = {
-    g.name: g
-    for g in (
+def _relativistic_d(real: Tensor, fake: Tensor) -> Tensor:
+    return F.softplus(_wide(fake) - _wide(real)).mean()
+
+
+def _relativistic_g(fake: Tensor, real: Tensor) -> Tensor:
+    return F.softplus(_wide(real) - _wide(fake)).mean()
+
+
+LOSSES: dict[str, Loss] = {
+    one.name: one
+    for one in (
         # I. Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014: the game's value, and
         # its variant for G.
-        Game("minimax", _MinimaxD(1.0), _saturating_g, takes_sigmoid=True),
-        Game("non-saturating", _MinimaxD(1.0), _non_saturating_g, takes_sigmoid=True),
+        Loss("minimax", _MinimaxD(1.0), _saturating_g, "logits"),
+        Loss("non-saturating", _MinimaxD(1.0), _non_saturating_g, "logits"),
         # J. H. Lim and J. C. Ye, "Geometric GAN", 2017; D. Tran et al., 2017.
-        Game("hinge", _hinge_d, _minus_mean_g),
+        Loss("hinge", _hinge_d, _minus_mean_g, "raw"),
         # X. Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017, with a = 0, b =
         # c = 1.
-        Game("least-squares", _least_squares_d, _least_squares_g),
+        Loss("least-squares", _least_squares_d, _least_squares_g, "raw"),
         # M. Arjovsky et al., "Wasserstein GAN", ICML 2017; it needs a Lipschitz constraint on D
         # besides.
-        Game("wasserstein", _wasserstein_d, _minus_mean_g),
+        Loss("wasserstein", _wasserstein_d, _minus_mean_g, "raw"),
+        # A. Jolicoeur-Martineau, "The relativistic discriminator: a key element missing from
+        # standard GAN", ICLR 2019, in pairs (RpGAN).
+        Loss("relativistic", _relativistic_d, _relativistic_g, "raw"),
     )
 }
 
+ALIASES = {
+    "bce": "non-saturating",
+    "ns": "non-saturating",
+    "nsgan": "non-saturating",
+    "vanilla": "non-saturating",
+    "standard": "non-saturating",
+    "saturating": "minimax",
+    "lsgan": "least-squares",
+    "mse": "least-squares",
+    "wgan": "wasserstein",
+    "rpgan": "relativistic",
+}
+"""Words that others use, for the message that names ours."""
 
-def game(name: str | Game = "non-saturating", label_smoothing: float = 0.0) -> Game:
-    """The game of that name (a key of GAMES), or the Game itself.
 
-    label_smoothing: s in [0, 1): the discriminator's target for real images becomes 1 - s
-        (one-sided smoothing, T.
-    Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016). Only the two minimax
-    games have a target.
+def loss(name: str | Loss = "non-saturating", label_smoothing: float = 0.0) -> Loss:
+    """The loss of that name (a key of LOSSES), or the Loss itself.
 
-    Raises ValueError for an unknown name, for a smoothing outside [0, 1), and for smoothing in a
-    game without labels.
+    Args:
+        name: which. Default "non-saturating".
+        label_smoothing: s in [0, 1): the discriminator's target for real images becomes 1 - s
+            (one-sided smoothing; T. Salimans et al., "Improved Techniques for Training GANs",
+            NeurIPS 2016). Only the two minimax losses have a target. Default 0.
+
+    Raises:
+        ValueError: an unknown name, a smoothing outside [0, 1), or one in a loss without labels.
     """
-    if isinstance(name, Game):
+    if isinstance(name, Loss):
         chosen = name
-    elif name in GAMES:
-        chosen = GAMES[name]
+    elif isinstance(name, str) and name in LOSSES:
+        chosen = LOSSES[name]
     else:
+        own = "; make an instance of it" if isinstance(name, type) else ""
         raise ValueError(
-            f"loss is {name!r}; it must be one of {', '.join(GAMES)}, or a losses.Game"
+            f"loss is {name!r}; it must be one of {', '.join(LOSSES)}, or a losses.Loss"
+            f"{own}{nearest(name, LOSSES, ALIASES)}"
         )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
@@ -126,21 +215,21 @@ def game(name: str | Game = "non-saturating", label_smoothing: float = 0.0) -> G
         return chosen
     if not isinstance(chosen.d_loss, _MinimaxD):
         raise ValueError(
-            f"label_smoothing is {label_smoothing}, but the game {chosen.name!r} has no labels to "
+            f"label_smoothing is {label_smoothing}, but the loss {chosen.name!r} has no labels to "
             "smooth; use 'minimax' or 'non-saturating', or leave label_smoothing at 0"
         )
-    return Game(
-        chosen.name,
-        _MinimaxD(1.0 - label_smoothing),
-        chosen.g_loss,
-        chosen.takes_sigmoid,
-        label_smoothing,
-    )
+    smoothed = _MinimaxD(1.0 - label_smoothing)
+    return replace(chosen, d_loss=smoothed, label_smoothing=label_smoothing)
+
+
+# --- penalties -----------------------------------------------------------------------------------
+
+PLACES = ("real", "fake", "between")
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A penalty on the gradient of the discriminator's logits with respect to its input.
+    """A penalty on the gradient of the discriminator's scores with respect to its input.
 
     It is added to the discriminator's loss before the backward pass; the losses that a run reports
     are without it, so that they can be compared between runs, and between steps if it is lazy.
@@ -148,42 +237,68 @@ class Penalty:
     Attributes:
         name: how logs and checkpoints call it.
         of: (gradients [b, ...], in float32 or better) -> scalar, the penalty of weight 1.
-        between: take the gradients at random points on the lines between real and fake images (a
-            third pass of D); otherwise at the real images, in the pass that the loss takes.
-        weight: its factor.
+        at: where the gradients are taken: at the "real" images or at the "fake" ones, in the pass
+            that the loss takes; or "between", at random points on the lines between real and fake
+            images (a third pass of D). Default "real".
+        weight: its factor, above 0. Default 10.
         every: D updates from one penalty to the next. With k, updates 0, k, 2k, ... have it, k
             times as heavy (T. Karras et al., "Analyzing and Improving the Image Quality of
-            StyleGAN", CVPR 2020).
+            StyleGAN", CVPR 2020). Default 1.
+
+    Raises:
+        ValueError: one of these is something else.
     """
 
     name: str
     of: Callable[[Tensor], Tensor]
-    between: bool = False
+    at: str = "real"
     weight: float = 10.0
     every: int = 1
+
+    def __post_init__(self):
+        """Check what was given, and take numbers of any kind as Python's own."""
+        if self.at not in PLACES:
+            raise ValueError(
+                f"penalty {self.name!r}: at is {self.at!r}; expected real, fake or between"
+            )
+        weight, every = self.weight, self.every
+        if not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
+            raise ValueError(
+                f"penalty {self.name!r}: weight is {weight!r}; expected a finite number above 0"
+            )
+        if isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1:
+            raise ValueError(
+                f"penalty {self.name!r}: every is {every!r}; expected an integer of at least 1"
+            )
+        object.__setattr__(self, "weight", float(weight))
+        object.__setattr__(self, "every", int(every))
 
     def due(self, update: int) -> bool:
         """Whether D's update of this number, counted from 0, has the penalty."""
         return update % self.every == 0
 
-    def value(self, logits: Tensor, images: Tensor, scale: Tensor | None = None) -> Tensor:
+    def value(self, scores: Tensor, images: Tensor, scale: Tensor | None = None) -> Tensor:
         """The weighted penalty of one update, differentiable: a scalar.
 
         Args:
-            logits: what D made of `images`.
+            scores: what D made of `images`.
             images: [b, ...], requiring gradients.
             scale: a factor that keeps float16 gradients from vanishing in the backward pass; the
                 result is without it.
         """
         if scale is not None:
             # As in the loss, a mean: the scale alone, 2**16 at first, is more than float16 holds.
-            scale = scale / len(logits)
-        total = logits.sum() if scale is None else logits.sum() * scale
+            scale = scale / len(scores)
+        total = scores.sum() if scale is None else scores.sum() * scale
         (slope,) = torch.autograd.grad(total, images, create_graph=True)
         slope = _wide(slope)
         if scale is not None:
             slope = slope / scale
         return self.weight * self.every * self.of(slope)
+
+    def __str__(self) -> str:
+        """As `penalties` reads it: name:weight:every."""
+        return f"{self.name}:{self.weight:g}" + (f":{self.every}" if self.every != 1 else "")
 
 
 def _half_square(slope: Tensor) -> Tensor:
@@ -199,45 +314,50 @@ PENALTIES: dict[str, Penalty] = {
     p.name: p
     for p in (
         # L. Mescheder, A. Geiger and S. Nowozin, "Which Training Methods for GANs do actually
-        # Converge?", ICML 2018: weight/2 * E |grad D(x)|^2 at real x.
+        # Converge?", ICML 2018: weight/2 * E |grad D(x)|^2 at real x, and R2 the same at fake x.
         Penalty("r1", _half_square),
+        Penalty("r2", _half_square, "fake"),
         # I. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017: weight * E
         # (|grad D(x)| - 1)^2 at x between real and fake.
-        Penalty("wgan-gp", _distance_from_one, between=True),
+        Penalty("wgan-gp", _distance_from_one, "between"),
     )
 }
 
 
-def penalty(
-    name: str | Penalty | None = None, weight: float | None = None, every: int | None = None
-) -> Penalty | None:
-    """The penalty of that name (a key of PENALTIES), or the Penalty itself; None for none.
+PENALTY_ALIASES = {"gp": "wgan-gp", "gradient-penalty": "wgan-gp"}
 
-    weight: gamma of R1, lambda of WGAN-GP. Default 10.
-    every: D updates from one penalty to the next. Default 1.
 
-    Raises ValueError for an unknown name, for a weight that is not finite and above 0, for an
-    `every` below 1, and for either without a penalty.
+def penalties(given: Any = None) -> tuple[Penalty, ...]:
+    """The penalties that were asked for.
+
+    Args:
+        given: None for none; a Penalty; a text ``name[:weight[:every]]`` such as "r1" or
+            "r1:10:16"; or several of these in a list or tuple.
+
+    Raises:
+        ValueError: an unknown name, or a weight or interval that is none.
     """
-    given = {k: v for k, v in (("weight", weight), ("every", every)) if v is not None}
-    if name is None:
-        if given:
-            raise ValueError(
-                f"penalty_{next(iter(given))} is {next(iter(given.values()))!r}, but there is no "
-                f"penalty; add penalty= one of {', '.join(PENALTIES)}"
-            )
-        return None
-    if isinstance(name, Penalty):
-        chosen = name
-    elif name in PENALTIES:
-        chosen = PENALTIES[name]
-    else:
+    if given is None:
+        return ()
+    parts = given if isinstance(given, (list, tuple)) else [given]
+    return tuple(part if isinstance(part, Penalty) else _read_penalty(part) for part in parts)
+
+
+def _read_penalty(text: Any) -> Penalty:
+    expected = (
+        f"expected one of {', '.join(PENALTIES)}, as name[:weight[:every]] such as 'r1:10:16', or "
+        "a losses.Penalty"
+    )
+    if not isinstance(text, str):
+        raise ValueError(f"penalties holds {text!r}; {expected}")
+    name, *rest = text.split(":")
+    if name not in PENALTIES or len(rest) > 2:
         raise ValueError(
-            f"penalty is {name!r}; it must be one of {', '.join(PENALTIES)}, a losses.Penalty, or "
-            "None"
+            f"penalties holds {text!r}; {expected}{nearest(name, PENALTIES, PENALTY_ALIASES)}"
         )
-    if weight is not None and not 0 < weight < float("inf"):
-        raise ValueError(f"penalty_weight is {weight!r}; expected a finite number above 0")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-        raise ValueError(f"penalty_every is {every!r}; expected an integer of at least 1")
-    return replace(chosen, **given)
+    try:
+        kinds = (("weight", float), ("every", int))
+        options = {k: kind(v) for (k, kind), v in zip(kinds, rest, strict=False)}
+    except ValueError:
+        raise ValueError(f"penalties holds {text!r}; {expected}") from None
+    return replace(PENALTIES[name], **options)

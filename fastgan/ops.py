@@ -75,6 +75,13 @@ def has_kernels(device: torch.device) -> bool:
     return device.type in _kernels
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the CPU has instructions for products in bfloat16 that the fused engine takes."""
+    if device.type != "cpu" or not has_kernels(device):
+        return False
+    return torch.ops.fastgan.fused_products(True) in ("avx512_bf16", "amx")
+
+
 def isa() -> str | None:
     """The instruction set of the CPU kernels; None without them.
 

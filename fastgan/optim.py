@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import ops
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["OPTIMIZERS", "Adam", "AdamW"]
 
 _told: set[str] = set()
 
@@ -191,3 +191,13 @@ class AdamW(_FusedStep, torch.optim.AdamW):
 
     _torch_class = torch.optim.AdamW
     _decoupled = True
+
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": Adam,
+    "adamw": AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+}
+"""The optimisers by name. The first two have a fused step; weight_decay is an L2 penalty for all
+but the second."""

@@ -1,152 +1,158 @@
-"""What a user says about a training problem, checked and made into a `Problem`; and back.
+"""A training problem: the description of a run together with what is alive in it."""
 
-`settings` writes a problem down as numbers and names, which a checkpoint can hold, and `arguments`
-makes a trainer's arguments of them again.
-"""
+from __future__ import annotations
 
 import copy
-import os
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fastgan import config as config_room
 from fastgan import data as data_room
-from fastgan import losses, models, optim
-from fastgan.engines.base import PRECISIONS, RAW_SCORES, Problem
+from fastgan import engines, losses, models, ops, optim
+from fastgan.config import Config, takes_settings
+from fastgan.distributed import World
 from fastgan.run import torch_rng
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": optim.Adam, "adamw": optim.AdamW}
-"""The optimisers by name: weight_decay is an L2 penalty for the first, decoupled for the second."""
+from fastgan.settings import ConfigError
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a training step needs.
+
+    Frozen, because its parts decide the bits of a run. What may change between two calls of
+    `Engine.run` lives inside them: the tensors of the modules, and the optimisers' numbers and
+    state.
+    """
+
+    config: Config
+    generator: nn.Module
+    """Latents [b, *latent_shape] to samples [b, *data.shape]; images in [-1, 1]."""
+    discriminator: nn.Module
+    """Samples to one score each: [b], [b, 1] or any shape of b elements."""
+    loss: losses.Loss
+    penalties: tuple[losses.Penalty, ...]
+    optimizer_g: torch.optim.Optimizer
+    optimizer_d: torch.optim.Optimizer
+    data: data_room.Data
+    device: torch.device
+    ema: nn.Module | None = None
+    """A copy of the generator that receives the running average of its weights."""
+    precision: str = "fp32"
+    """fp32; bf16: products in bfloat16, weights and sums in float32; fp16: likewise, with each
+    network's loss scaled by a torch.amp.GradScaler."""
+    scalers: tuple[torch.amp.GradScaler, torch.amp.GradScaler] | None = None
+    """The discriminator's and the generator's, with precision fp16."""
+    world: World = World()
+
+    batch_size = property(lambda self: self.config.batch_size)
+    d_steps = property(lambda self: self.config.d_steps)
+    seed = property(lambda self: self.config.seed)
+    drop_last = property(lambda self: self.config.drop_last)
+    latent_shape = property(lambda self: self.config.latent_shape)
+    ema_decay = property(lambda self: self.config.ema or 0.0)
+    lr_schedule = property(lambda self: self.config.lr_schedule)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Updates of D in a pass over the data."""
+        return self.data.batches_per_epoch(self.batch_size, self.drop_last)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every batch of an epoch has been seen."""
+        return -(-self.batches_per_epoch // self.d_steps)
+
+
+@takes_settings("data")
 def make_problem(
     generator: nn.Module | None,
     discriminator: nn.Module | None,
-    images: data_room.Images,
-    *,
-    batch_size: int = 64,
-    latent_dim: int | tuple[int, ...] = 100,
-    loss: str | losses.Game = "non-saturating",
-    d_steps: int = 1,
-    lr: float | tuple[float, float] = 2e-4,
-    betas: tuple[float, float] = (0.5, 0.999),
-    optimizer: str = "adam",
-    weight_decay: float = 0.0,
-    eps: float = 1e-8,
-    label_smoothing: float = 0.0,
-    lr_schedule: Callable[[int], float] | None = None,
-    ema: float | None = None,
-    precision: str = "fp32",
-    device: torch.device | str | None = None,
-    seed: int = 0,
-    penalty: str | losses.Penalty | None = None,
-    penalty_weight: float | None = None,
-    penalty_every: int | None = None,
+    data: data_room.Data,
+    config: Config | None = None,
+    **overrides: Any,
 ) -> Problem:
-    """What an engine needs, from what a user says; see `Trainer` for the arguments.
+    """What an engine needs, from what a user says.
 
     Moves the networks to the device and makes their optimisers.
+
+    Args:
+        generator: latents to samples; None for that of the setting `model`.
+        discriminator: samples to one score each; None likewise.
+        data: the samples, opened.
+        config: the settings; `**overrides` are laid over it.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
-    at_least(1, batch_size=batch_size, d_steps=d_steps)
-    sizes = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
-    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise ValueError(
-            f"latent_dim is {latent_dim!r}; expected a length of at least 1, or a shape of such"
-        )
-    rates = tuple(lr) if isinstance(lr, (tuple, list)) else (lr, lr)
-    if len(rates) != 2 or not all(0 <= rate < float("inf") for rate in rates):
-        raise ValueError(
-            f"lr is {lr!r}; expected a finite number of at least 0, or two: (generator's, "
-            "discriminator's)"
-        )
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas is {betas!r}; expected two numbers in [0, 1)")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer is {optimizer!r}; expected one of {', '.join(OPTIMIZERS)}")
-    # With 0, a weight whose gradients have all been 0 would become 0 / 0.
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps is {eps}; expected a finite number above 0, such as 1e-8")
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"weight_decay is {weight_decay}; expected a finite number of at least 0")
-    if ema is not None and not 0 <= ema < 1:
-        raise ValueError(f"ema is {ema}; expected a decay in [0, 1), such as 0.999, or None")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed!r}; expected an integer in [0, 2**64)")
-    device = choose_device(device)
-    game = losses.game(loss, label_smoothing)
-    penalty = losses.penalty(penalty, penalty_weight, penalty_every)
+    config = config_room.settings_of(config, overrides)
+    device = choose_device(config.device)
+    data = data.to(device)
+    loss = losses.loss(config.loss, config.label_smoothing)
     if (generator is None) != (discriminator is None):
-        raise ValueError(
-            "pass both generator and discriminator, or None for both to get the reference pair"
+        raise ConfigError(
+            "pass both generator and discriminator, or None for both to get the pair of `model`"
         )
     if generator is None:
-        sigmoid = game.name not in RAW_SCORES
-        generator, discriminator = reference_pair(latent_dim, images.shape, seed, sigmoid)
-    last = len(images) % batch_size
-    if (last or min(batch_size, len(images))) == 1:
-        for name, network in (("generator", generator), ("discriminator", discriminator)):
-            if any(isinstance(m, nn.BatchNorm1d) for m in network.modules()):
-                raise ValueError(
-                    f"{len(images)} images in batches of {batch_size} leave a batch of one, which "
-                    f"the {name}'s BatchNorm1d cannot normalise; choose another batch_size"
-                )
-    generator.to(device)
-    discriminator.to(device)
+        generator, discriminator = make_pair(config, tuple(data.shape), loss)
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        _check_network(name, network)
+        network.to(device, memory_format=torch.channels_last if config.channels_last else None)
     average = None
-    if ema is not None:
-        average = copy.deepcopy(generator).requires_grad_(False)
-    kind = OPTIMIZERS[optimizer]
-    options = {
-        "betas": tuple(map(float, betas)),
-        "eps": float(eps),
-        "weight_decay": float(weight_decay),
-    }
-    return Problem(
-        generator=generator,
-        discriminator=discriminator,
-        game=game,
-        optimizer_g=kind(generator.parameters(), lr=float(rates[0]), **options),
-        optimizer_d=kind(discriminator.parameters(), lr=float(rates[1]), **options),
-        data=images,
-        batch_size=batch_size,
-        latent_dim=latent_dim if isinstance(latent_dim, int) else sizes,
-        d_steps=d_steps,
-        seed=seed,
-        precision=precision,
-        device=device,
-        lr_schedule=lr_schedule,
-        ema=average,
-        ema_decay=0.0 if ema is None else float(ema),
-        penalty=penalty,
+    if config.ema is not None:
+        average = copy_of(generator, "generator", "ema").requires_grad_(False)
+    kinds = config.optimizer if isinstance(config.optimizer, tuple) else (config.optimizer,) * 2
+    networks = (("generator", generator), ("discriminator", discriminator))
+    optimizer_g, optimizer_d = (
+        _make_optimizer(kind, name, network, lr, config)
+        for kind, (name, network), lr in zip(kinds, networks, config.rates, strict=True)
     )
+    scalers = None
+    if config.precision == "fp16":
+        scalers = tuple(torch.amp.GradScaler(device.type) for _ in range(2))
+
+    def problem(precision: str) -> Problem:
+        return Problem(
+            config=config,
+            generator=generator,
+            discriminator=discriminator,
+            loss=loss,
+            penalties=config.penalties,
+            optimizer_g=optimizer_g,
+            optimizer_d=optimizer_d,
+            data=data,
+            device=device,
+            ema=average,
+            precision=precision,
+            scalers=scalers,
+        )
+
+    if config.precision != "auto":
+        return problem(config.precision)
+    # Where it was measured faster: whole steps in C++, on processors with the instructions.
+    if ops.has_bf16(device) and config.engine in ("auto", "fused"):
+        in_bf16 = problem("bf16")
+        if engines.load("fused").unsupported(in_bf16) is None:
+            return in_bf16
+    return problem("fp32")
 
 
-def reference_pair(
-    latent_dim: int, image_shape: tuple[int, ...], seed: int, sigmoid: bool = True
-) -> tuple[models.Generator, models.Discriminator]:
-    """The reference generator and discriminator for such images, their weights drawn from a seed.
+def make_pair(
+    config: Config, shape: tuple[int, ...], loss: losses.Loss
+) -> tuple[nn.Module, nn.Module]:
+    """The generator and discriminator of `config.model`, their weights drawn from the seed.
 
-    Torch's own random state is left as it was. Without `sigmoid` the discriminator returns raw
+    Torch's own random state is left as it was. D ends in a Sigmoid unless the loss wants raw
     scores; its state dict is the same.
     """
-    if not isinstance(latent_dim, int):
-        raise ValueError(
-            f"latent_dim is {latent_dim!r}; the reference generator takes vectors: give a length"
+    with torch_rng.seeded(config.seed, torch.device("cpu")):
+        return models.make(
+            config.model, shape, config.latent_dim, config.width, sigmoid=loss.scores != "raw"
         )
-    at_least(1, latent_dim=latent_dim)
-    with torch_rng.seeded(seed, torch.device("cpu")):
-        generator = models.Generator(latent_dim, tuple(image_shape))
-        discriminator = models.Discriminator(tuple(image_shape))
-    if not sigmoid:
-        discriminator.model[-1] = nn.Identity()
-    return generator, discriminator
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
@@ -158,127 +164,97 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
+        raise ConfigError(f"device {str(device)!r} cannot be used: {reason}") from error
     return chosen
 
 
-def open_images(data: Any) -> tuple[data_room.Images, dict[str, Any] | None]:
-    """The images of what `Trainer` takes as data, and how to open them again.
+def open_data(data: Any, config: Config) -> tuple[data_room.Data, Config]:
+    """The data of a run, and the config with what reopens it.
 
-    The second is None if names and numbers do not say that: a tensor, a Dataset, opened images.
+    Args:
+        data: what `fastgan.data.open` takes, or what it returned; None for `config.data`.
+        config: its settings of the data are given to `fastgan.data.open`.
     """
-    if isinstance(data, data_room.Images):
-        return data, None
-    arguments = dict(data) if isinstance(data, dict) else {"source": data}
-    images = data_room.open(**arguments)
-    source = arguments.get("source", "digits")
-    if not isinstance(source, (str, os.PathLike)):
-        return images, None
-    # A folder must be found again from another working directory; a data set goes by its name.
-    is_path = isinstance(source, os.PathLike) or os.sep in source
-    if is_path or (images.name not in data_room.NAMES and os.path.exists(source)):
-        arguments["source"] = os.path.abspath(source)
-    return images, arguments
+    if data is None:
+        data = config.data
+    if data is None:
+        raise ConfigError("data is None; pass a name, a path, a tensor or a Dataset")
+    opened = data_room.open(data, **config.data_options())
+    return opened, config.with_(data=opened.source)
 
 
-_AS_WRITTEN = (
-    "batch_size",
-    "d_steps",
-    "optimizer",
-    "weight_decay",
-    "eps",
-    "label_smoothing",
-    "ema",
-    "precision",
-    "seed",
-)
+def copy_of(network: nn.Module, name: str, why: str) -> nn.Module:
+    """A deep copy of a network, in whatever state it is.
 
+    Tensors that a forward pass has left in it (a weight that weight_norm has computed, say) are
+    copied without their history, which torch's own deepcopy refuses.
 
-def settings(problem: Problem) -> dict[str, Any]:
-    """The problem in plain values, all but its networks, data, functions and device.
-
-    A game that is not one of `fastgan.losses` is marked by "own_loss", a schedule by
-    "lr_schedule".
+    Raises:
+        ValueError: the network cannot be copied; the message has `name` and `why` it was to be.
     """
-    p = problem
-    known = losses.GAMES.get(p.game.name)
-    group = p.optimizer_g.param_groups[0]
-    return {
-        "batch_size": p.batch_size,
-        "latent_dim": p.latent_dim if isinstance(p.latent_dim, int) else list(p.latent_dim),
-        "loss": p.game.name,
-        "own_loss": known is None or p.game != losses.game(p.game.name, p.game.label_smoothing),
-        **_written_penalty(p.penalty),
-        "d_steps": p.d_steps,
-        "lr": [o.param_groups[0]["lr"] for o in (p.optimizer_g, p.optimizer_d)],
-        "optimizer": next(n for n, kind in OPTIMIZERS.items() if type(p.optimizer_g) is kind),
-        "betas": list(group["betas"]),
-        "weight_decay": group["weight_decay"],
-        "eps": group["eps"],
-        "label_smoothing": float(p.game.label_smoothing),
-        "lr_schedule": p.lr_schedule is not None,
-        "ema": None if p.ema is None else p.ema_decay,
-        "precision": p.precision,
-        "seed": p.seed,
-    }
+    computed: dict[int, Any] = {}
+    for m in network.modules():
+        for value in vars(m).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                computed[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(network, computed)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{name} cannot be copied, which {why} needs: {reason}. If it has lazy layers, call it "
+            "once on a batch before; if a layer keeps something that cannot be copied, give the "
+            "layer a __deepcopy__"
+        ) from error
 
 
-def _written_penalty(penalty: losses.Penalty | None) -> dict[str, Any]:
-    if penalty is None:
-        return {"penalty": None, "own_penalty": False}
-    known = losses.PENALTIES.get(penalty.name)
-    own = known is None or penalty != losses.penalty(known, penalty.weight, penalty.every)
-    return {
-        "penalty": penalty.name,
-        "own_penalty": own,
-        "penalty_weight": penalty.weight,
-        "penalty_every": penalty.every,
-    }
+def _check_network(name: str, network: Any) -> None:
+    if not isinstance(network, nn.Module):
+        of_class = isinstance(network, type) and issubclass(network, nn.Module)
+        hint = f": {network.__name__} is a class; pass {network.__name__}(...)" if of_class else ""
+        raise ConfigError(f"{name} is a {type(network).__name__}; expected an nn.Module{hint}")
+    for path, p in network.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ConfigError(
+                f"{name}.{path} has no shape yet (a lazy layer); call the {name} once on a batch"
+            )
+    trained = [p for p in network.parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError(
+            f"{name} has no weight to train"
+            + (": requires_grad is False for all" if list(network.parameters()) else "")
+        )
 
 
-def arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `make_problem` that `settings` wrote down, without loss and penalty."""
-    latent_dim = settings["latent_dim"]
-    return {
-        "latent_dim": latent_dim if isinstance(latent_dim, int) else tuple(latent_dim),
-        "lr": tuple(settings["lr"]),
-        "betas": tuple(settings["betas"]),
-        **{name: settings[name] for name in _AS_WRITTEN},
-    }
-
-
-def recipe(network: nn.Module) -> dict[str, Any] | None:
-    """How to build a network of ours again, as plain values; None for a user's own."""
-    if type(network) is models.Generator:
-        return {
-            "name": "Generator",
-            "latent_dim": network.latent_dim,
-            "img_shape": list(network.img_shape),
-            "hidden": network.fc[0].out_features,
-        }
-    if type(network) is models.Discriminator:
-        return {
-            "name": "Discriminator",
-            "img_shape": list(network.img_shape),
-            "hidden": network.model[0].out_features,
-            "sigmoid": isinstance(network.model[-1], nn.Sigmoid),
-        }
-    return None
-
-
-def rebuild(config: dict[str, Any]) -> nn.Module:
-    """The network that `recipe` described, with new weights."""
-    arguments = {
-        name: config[name] for name in ("latent_dim", "img_shape", "hidden") if name in config
-    }
-    network = getattr(models, config["name"])(**arguments)
-    if not config.get("sigmoid", True):
-        network.model[-1] = nn.Identity()
-    return network
-
-
-def at_least(least: int, **values: int) -> None:
-    """Raise ValueError, naming the argument, for what is no integer or too small."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+def _make_optimizer(
+    kind: Any, name: str, network: nn.Module, lr: float, config: Config
+) -> torch.optim.Optimizer:
+    options = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    changed = [k for k, v in options.items() if v != config_room.field_of(k).default]
+    setting = f"optimizer of the {name}"
+    if isinstance(kind, torch.optim.Optimizer):
+        made, changed = kind, [*changed, *(["lr"] if config.lr != 2e-4 else [])]
+    else:
+        maker: Callable = optim.OPTIMIZERS[kind] if isinstance(kind, str) else kind
+        if isinstance(maker, type) and issubclass(maker, torch.optim.Optimizer):
+            accepted = inspect.signature(maker).parameters
+            taken = {k: v for k, v in options.items() if k in accepted}
+            made = maker(network.parameters(), lr=lr, **taken)
+            changed = [k for k in changed if k not in taken]
+        else:
+            made, changed = maker(network.parameters()), changed
+            if config.lr != config_room.field_of("lr").default:
+                changed = ["lr", *changed]
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(
+            f"{setting}: {kind!r} gave a {type(made).__name__}; expected a torch.optim.Optimizer"
+        )
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} was given, but the {setting} does not take it from the settings; set it "
+            "where the optimiser is made"
+        )
+    held = {id(p) for group in made.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in network.parameters() if p.requires_grad):
+        raise ConfigError(f"{setting} holds none of the {name}'s weights; make it of them")
+    return made

@@ -1,4 +1,6 @@
-"""Images from a generator: one in training, or one that a run has saved."""
+"""Samples from a generator: one in training, or one that a run has saved."""
+
+from __future__ import annotations
 
 import os
 from typing import Any
@@ -6,55 +8,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import random
+from fastgan import random, resuming
+from fastgan.config import Config
 from fastgan.engines.base import dtype_of
-from fastgan.problem import at_least, rebuild
 from fastgan.random import Stream
-from fastgan.run import checkpoint, torch_rng
+from fastgan.run import restore, torch_rng
+from fastgan.settings import integer
 
 
 @torch.no_grad()
 def sample(
-    generator: nn.Module, n: int, latent_shape: tuple[int, ...], seed: int, device: torch.device
+    generator: nn.Module,
+    n: int,
+    latent_shape: tuple[int, ...],
+    seed: int,
+    device: torch.device,
+    images: bool = True,
 ) -> Tensor:
-    """n images of a generator, float32 [n, C, H, W] in [-1, 1], from the latents of `seed`.
+    """n samples of a generator, float32 [n, *shape], from the latents of `seed`.
 
-    The generator is in eval mode meanwhile. The first images do not depend on n.
+    The generator is in eval mode meanwhile. The first samples do not depend on n. Images are
+    clamped to [-1, 1].
     """
-    at_least(1, n=n)
+    n = integer(1).take("n", n)
     latents = random.normal(seed, Stream.SAMPLE, 0, (n, *latent_shape), device=device)
     latents = latents.to(dtype_of(generator))
     modes = [(m, m.training) for m in generator.modules()]
     generator.eval()
     try:
-        # A look at the images must not move the random state of the run, nor depend on it.
+        # A look at the samples must not move the random state of the run, nor depend on it.
         with torch_rng.seeded(seed, device):
-            images = [generator(part) for part in latents.split(256)]
+            made = [generator(part) for part in latents.split(256)]
     finally:
         for m, training in modes:
             m.training = training
-    return torch.cat(images).float().clamp(-1, 1)
+    samples = torch.cat(made).float()
+    return samples.clamp(-1, 1) if images else samples
 
 
 def load_generator(
     path: str | os.PathLike, generator: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator of a saved run, with the weights that `Trainer.sample` uses, and its config.
+    """The generator of a saved run, with the weights that `Trainer.sample` uses, and its settings.
 
     Args:
         path: the directory of a run, or a checkpoint in it.
-        generator: the network to load into; needed if the run did not train the reference pair.
+        generator: the network to load into; needed if the run did not train a pair of ours.
+
+    Returns:
+        the generator, and the run's settings as plain values.
 
     Raises:
         CheckpointError: missing, damaged or not fitting, as for `Trainer.resume`.
     """
-    file = checkpoint.find(path)
-    state = checkpoint.load(file)
-    config = state["config"]
-    checkpoint.require(file, "generator", generator, config["generator"])
-    if generator is None:
-        generator = rebuild(config["generator"])
+    file, state = resuming.read(path)
+    generator = resuming.network_of(file, state, "generator", generator)
     weights = state["ema"] or state["generator"]
-    checkpoint.require_fit(file, "generator", generator, weights)
-    generator.load_state_dict(weights)
-    return generator, config
+    generator.load_state_dict(restore.require_fit(file, "generator", generator, weights))
+    return generator, state["config"]
+
+
+def latents_of(values: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+    """The shape of a latent and the seed, of a run's settings as plain values."""
+    config = Config(latent_dim=values["latent_dim"], seed=values["seed"])
+    return config.latent_shape, config.seed

@@ -1,15 +1,17 @@
-"""The loop around an engine: when to stop, what to record, what to keep.
+"""The loop around an engine: when to stop, whom to tell, and how a run is continued.
 
-The trainer asks its engine for runs of steps ("chunks") and looks at the losses at log intervals
-only. How a run is cut into chunks changes nothing but how soon a signal is heard.
+The trainer asks its engine for runs of steps ("chunks") and hands what they tell to callbacks. How
+a run is cut into chunks changes nothing but how soon a signal is heard.
 """
+
+from __future__ import annotations
 
 import logging
 import os
 import platform
-import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,37 +21,27 @@ import torch
 from torch import Tensor, nn
 
 import fastgan
-from fastgan import diagnosis, engines, losses, problem, sampling
-from fastgan.run import checkpoint, pictures, torch_rng
-from fastgan.run.checkpoint import CheckpointError
-from fastgan.run.log import RunLog, refuse_used
+from fastgan import callbacks as callback_room
+from fastgan import config as config_room
+from fastgan import engines, models, problem, resuming, sampling, wrapped
+from fastgan.callbacks import Callback, NonFiniteLossError
+from fastgan.config import Config, takes_settings
+from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
+from fastgan.run.log import RunLog
 from fastgan.run.signals import Signals
+from fastgan.settings import ConfigError
+from fastgan.statistics import NAMES
 
 logger = logging.getLogger("fastgan")
 
 CHUNK_SECONDS = 0.2
 """A chunk of steps should take this long, so that a signal is heard soon."""
-CHECKPOINT_SECONDS = 60.0
-PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
-"""What a checkpoint always holds the state of."""
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or a weight became infinite or NaN.
-
-    Attributes:
-        step: the first bad step, counted from 1.
-    """
-
-    def __init__(self, message: str, step: int):
-        """Keep the step beside the message."""
-        super().__init__(message)
-        self.step = step
+LIMITS = ("epochs", "steps", "seconds")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands; handed to `until` and `report` of `Trainer.fit`."""
+    """Where a run stands; handed to `until` of `Trainer.fit`."""
 
     step: int
     """Steps done, counted from the start of the run."""
@@ -63,8 +55,6 @@ class State:
     """Training time of the whole run."""
     ms_per_step: float
     """Milliseconds that a step took on average in this call of `fit`, without all else."""
-    logged: bool
-    """A log line was just written for this step."""
     target: int | None
     """The step at which the run will end, if `epochs` or `steps` says so."""
 
@@ -73,52 +63,22 @@ class Trainer:
     """Trains a pair of networks.
 
     Args:
-        generator: latents ``[B, latent_dim]`` to images ``[B, C, H, W]`` in [-1, 1]; None for the
-            reference generator (`fastgan.Generator`), its weights drawn from `seed`.
-        discriminator: images to one score per image, ``[B]`` or ``[B, 1]``; None likewise. Both are
+        generator: latents ``[B, *latent_shape]`` to samples ``[B, *shape]``, images in [-1, 1];
+            None for the pair of the setting `model`, its weights drawn from `seed`.
+        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``; None likewise. Both are
             trained in place, on `device`.
-        data: what `fastgan.data.open` takes (a name, a path, a tensor, a Dataset), a dict of its
-            arguments such as ``{"source": "photos.zip", "image_size": 64}``, or what it returned.
-        batch_size: images in a batch. Default 64.
-        latent_dim: length of a latent vector (default 100), or the shape of one latent, such as
-            ``(100, 1, 1)`` for a generator that starts with a transposed convolution.
-        loss: "non-saturating" (default), "minimax", "hinge", "least-squares", "wasserstein", or a
-            `fastgan.losses.Game`.
-        d_steps: discriminator updates in a step. Default 1.
-        lr: learning rate, or (generator's, discriminator's). Default 2e-4.
-        betas: Adam's two decay rates. Default (0.5, 0.999).
-        optimizer: "adam" (default) or "adamw": the two of `fastgan.optim`, for both networks.
-        weight_decay: an L2 penalty with "adam", decoupled from the gradient with "adamw". Default
-            0 for either.
-        eps: what Adam adds to its denominator. Default 1e-8.
-        label_smoothing: s of one-sided label smoothing: real images are labelled 1 - s (Salimans et
-            al. 2016). Default 0.
-        lr_schedule: function of the step (counted from 0) that gives a factor for both learning
-            rates. Default: constant.
-        ema: decay of a running average of the generator's weights, such as 0.999; the average is
-            what `sample` then uses. Default: none is kept.
-        precision: "fp32" (default), "bf16" for products in bfloat16 with fp32 weights, or "fp16"
-            for products in float16, the losses scaled by a torch.amp.GradScaler for each network.
-        engine: "auto" (default), or the name of the engine to use.
-        device: where to train. Default: CUDA if there is a device, else the CPU.
-        seed: source of all randomness, in [0, 2**64). Default 0; None picks one and records it.
-        out: directory of the run, for log, checkpoints and pictures. Default: nothing is written.
-        log_every: steps between two readings of the losses. Default 100.
-        checkpoint_every: steps between two checkpoints. Default: one a minute. There is always one
-            at the end.
-        keep: how many of the last checkpoints stay on disk. Default 2.
-        penalty: on the slope of the discriminator: "r1" (Mescheder et al. 2018), "wgan-gp"
-            (Gulrajani et al. 2017) or a `fastgan.losses.Penalty`. Default: none. The losses that
-            are logged are without it.
-        penalty_weight: gamma of R1, lambda of WGAN-GP. Default 10.
-        penalty_every: k, to take the penalty in every k-th discriminator update only, k times as
-            heavy (Karras et al. 2020). Default 1.
+        data: what `fastgan.data.open` takes (a name, a path, a tensor, a Dataset) or what it
+            returned. Default: the setting `data`.
+        config: the settings, a `fastgan.Config`. Default: its defaults.
+        callbacks: a `fastgan.Callback`, or several.
+        out: directory of the run. Default: the setting `out`.
+        **overrides: settings by name, laid over `config`; see below.
 
     Attributes:
-        generator, discriminator, optimizer_g, optimizer_d, ema, data: the live objects. Between two
-            calls of `fit` you may change weights and learning rates.
+        problem, config, generator, discriminator, optimizer_g, optimizer_d, ema, data: the live
+            objects. Between two calls of `fit` you may change weights and learning rates.
         engine: the engine at work; `explanation` says why it was chosen.
-        step: steps done.
+        step: steps done. target: the step at which `fit` will end, or None.
         history: the log lines so far, as dicts.
 
     Raises:
@@ -126,103 +86,58 @@ class Trainer:
         FileExistsError: `out` already holds a run.
     """
 
+    @takes_settings()
     def __init__(
         self,
         generator: nn.Module | None,
         discriminator: nn.Module | None,
-        data: Any,
+        data: Any = None,
+        config: Config | None = None,
         *,
-        batch_size: int = 64,
-        latent_dim: int | tuple[int, ...] = 100,
-        loss: str | losses.Game = "non-saturating",
-        d_steps: int = 1,
-        lr: float | tuple[float, float] = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
-        optimizer: str = "adam",
-        weight_decay: float = 0.0,
-        eps: float = 1e-8,
-        label_smoothing: float = 0.0,
-        lr_schedule: Callable[[int], float] | None = None,
-        ema: float | None = None,
-        precision: str = "fp32",
-        engine: str = "auto",
-        device: torch.device | str | None = None,
-        seed: int | None = 0,
+        callbacks: Callback | Sequence[Callback] = (),
         out: str | os.PathLike | None = None,
-        log_every: int = 100,
-        checkpoint_every: int | None = None,
-        keep: int = 2,
-        penalty: str | losses.Penalty | None = None,
-        penalty_weight: float | None = None,
-        penalty_every: int | None = None,
+        **overrides: Any,
     ):
         """Check everything, move the networks to the device and choose the engine."""
-        problem.at_least(1, log_every=log_every, keep=keep)
-        if checkpoint_every is not None:
-            problem.at_least(1, checkpoint_every=checkpoint_every)
-        self.out = None if out is None else Path(out)
-        if self.out is not None:
-            refuse_used(self.out)
-        seed = secrets.randbits(32) if seed is None else seed
-        device = problem.choose_device(device)
-        images, source = problem.open_images(data)
-        images = images.to(device)
-        p = self._problem = problem.make_problem(
-            generator,
-            discriminator,
-            images,
-            batch_size=batch_size,
-            latent_dim=latent_dim,
-            loss=loss,
-            d_steps=d_steps,
-            lr=lr,
-            betas=betas,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            eps=eps,
-            label_smoothing=label_smoothing,
-            lr_schedule=lr_schedule,
-            ema=ema,
-            precision=precision,
-            device=device,
-            seed=seed,
-            penalty=penalty,
-            penalty_weight=penalty_weight,
-            penalty_every=penalty_every,
-        )
-        for network in (p.generator, p.discriminator):
-            network.train()
-        self.engine, self.explanation = engines.choose(p, engine)
-        logger.info(self.explanation)
-        self.log_every, self.checkpoint_every, self.keep = log_every, checkpoint_every, keep
-        self.steps_per_epoch = -(-images.batches_per_epoch(batch_size) // d_steps)
-        self.seconds = 0.0
-        self.goal: dict[str, float | None] = {}
-        self.config = {
-            "generator": problem.recipe(p.generator),
-            "discriminator": problem.recipe(p.discriminator),
-            "data": source,
-            "image_shape": list(images.shape),
-            **problem.settings(p),
-            "engine": engine,
-            "device": str(device),
-            "log_every": log_every,
-            "checkpoint_every": checkpoint_every,
-            "keep": keep,
-        }
-        self._log = RunLog()
-        self._random_states = torch_rng.OwnStates(seed, device)
-        self._saved_step: int | None = None
+        if out is not None:
+            overrides["out"] = out
+        config = config_room.settings_of(config, overrides)
+        self._build(generator, discriminator, data, config, callbacks)
+        if config.out is not None:
+            self.out = directory.prepare(config.out, config.if_exists)
 
-    generator = property(lambda self: self._problem.generator)
-    discriminator = property(lambda self: self._problem.discriminator)
-    optimizer_g = property(lambda self: self._problem.optimizer_g)
-    optimizer_d = property(lambda self: self._problem.optimizer_d)
-    ema = property(lambda self: self._problem.ema)
-    data = property(lambda self: self._problem.data)
-    device = property(lambda self: self._problem.device)
+    def _build(self, generator, discriminator, data, config: Config, callbacks) -> None:
+        self._user_callbacks = callback_room.check(callbacks)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        opened, config = problem.open_data(data, config)
+        self.problem = problem.make_problem(generator, discriminator, opened, config)
+        self._modes = wrapped.Modes(self.generator, self.discriminator)
+        self.engine, self.explanation = engines.choose(self.problem, config.engine)
+        logger.info(self.explanation)
+        self.log = RunLog(NAMES)
+        self._guard = callback_room.NonFiniteGuard()
+        self._random_states = torch_rng.OwnStates(config.seed or 0, self.device)
+        self.seconds, self.target, self.ms_per_step = 0.0, None, float("nan")
+        self.logged = False
+        self.saved: Path | None = None
+        self.saved_step: int | None = None
+        self.goal: dict[str, float | None] = {name: getattr(config, name) for name in LIMITS}
+        self._stopped: str | None = None
+        self.out: Path | None = None
+        self._new = True
+
+    config = property(lambda self: self.problem.config)
+    generator = property(lambda self: self.problem.generator)
+    discriminator = property(lambda self: self.problem.discriminator)
+    optimizer_g = property(lambda self: self.problem.optimizer_g)
+    optimizer_d = property(lambda self: self.problem.optimizer_d)
+    ema = property(lambda self: self.problem.ema)
+    data = property(lambda self: self.problem.data)
+    device = property(lambda self: self.problem.device)
+    steps_per_epoch = property(lambda self: self.problem.steps_per_epoch)
     step = property(lambda self: self.engine.step)
-    history = property(lambda self: self._log.history)
+    history = property(lambda self: self.log.history)
 
     def fit(
         self,
@@ -231,23 +146,21 @@ class Trainer:
         steps: int | None = None,
         seconds: float | None = None,
         until: Callable[[State], bool] | None = None,
-        report: Callable[[State], None] | None = None,
     ) -> dict[str, Any]:
         """Train until the first of the given limits holds.
 
         The limits are totals of the whole run, so a resumed run finishes the run it continues; with
-        none of them given, those of the last call or of the checkpoint hold.
+        none of them given, those of the last call, of the checkpoint or of the settings hold.
 
         Args:
             epochs: passes over the data.
             steps: training steps.
             seconds: training time.
             until: called with the `State` after every log line; a true value stops the run.
-            report: called with the `State` after every chunk of steps (several times a second).
 
         Returns:
             a summary: steps (of the whole run), seconds, ms_per_step (both of this call), engine,
-            device, precision, d_loss, g_loss (of the last step), out.
+            device, precision, out, and the statistics of the last step.
 
         Raises:
             NonFiniteLossError: losses or weights became infinite or NaN; the last good checkpoint
@@ -256,67 +169,56 @@ class Trainer:
             SystemExit: SIGTERM, likewise, with exit status 143. A handler of your own is called
                 instead.
             ValueError: no limit is given.
+            Whatever a callback, the data or a network raises, after the last whole step was saved.
         """
-        target = self._set_goal(epochs, steps, seconds, until)
-        limit = self.goal["seconds"]
-        before, began = self.step, time.perf_counter()
-        earlier, pace = self.seconds, _Pace()
-        about = {
-            **self.config,
-            "data_name": self.data.name,
-            "data_origin": self.data.origin,
-            "explanation": self.explanation,
-        }
-        log = self._log.open(self.out, about)
-        with Signals() as signals, self._random_states.in_use(), log:
-            saved_at = time.perf_counter()
-            while not signals.received and (target is None or self.step < target):
-                if limit is not None and self.seconds >= limit:
-                    break
-                marks = [every for every in (self.log_every, self.checkpoint_every) if every]
-                n = pace.chunk(
-                    *(every - self.step % every for every in marks),
-                    *([] if target is None else [target - self.step]),
-                )
-                pace.record(n, self._run(n))
-                self.seconds = earlier + time.perf_counter() - began
-                logged = self.step % self.log_every == 0
-                if logged:
-                    self._write_line()
-                state = self._state(target, logged, pace.ms_per_step)
-                if report is not None:
-                    report(state)
-                if logged and until is not None and until(state):
-                    break
-                if self.checkpoint_every:
-                    due = self.step % self.checkpoint_every == 0
-                else:
-                    due = time.perf_counter() - saved_at >= CHECKPOINT_SECONDS
-                if due and self.out is not None and self.step != target:
-                    self._save_all()
-                    saved_at = time.perf_counter()
-            if not signals.received:
-                self._write_line(whole=False)
-            self.seconds = earlier + time.perf_counter() - began
+        self._set_goal({"epochs": epochs, "steps": steps, "seconds": seconds}, until)
+        self._callbacks = self._all_callbacks(until)
+        self._modes.restore()
+        before, earlier = self.step, self.seconds
+        pace, self._stopped = _Pace(), None
+        with ExitStack() as stack:
             if self.out is not None:
-                self._save_all()
+                stack.enter_context(directory.at_work(self.out, new=self._new))
+            self._new = False
+            signals = stack.enter_context(Signals())
+            stack.enter_context(self._random_states.in_use())
+            stack.enter_context(self.log.open(self.out, self._about()))
+            error: BaseException | None = None
+            try:
+                self._tell("start")
+                self._loop(signals, pace, earlier)
+                if not signals.received:
+                    self._write_line(whole=False)
+                if self.out is not None:
+                    self.save_all()
+            except NonFiniteLossError as stop:
+                error = stop
+                raise
+            except BaseException as stop:
+                error = stop
+                self._rescue()
+                raise
+            finally:
+                self._tell_end(error)
         if signals.received:
             signals.deliver(self._stopped_message(signals.name))
-        d_loss, g_loss = self._log.last
         return {
             "steps": self.step,
             "seconds": round(self.seconds - earlier, 3),
             "ms_per_step": round(pace.ms_per_step, 4) if self.step > before else None,
             "engine": self.engine.name,
             "device": str(self.device),
-            "precision": self._problem.precision,
-            "d_loss": d_loss,
-            "g_loss": g_loss,
+            "precision": self.problem.precision,
+            **self.log.last,
             "out": None if self.out is None else str(self.out),
         }
 
+    def stop(self, why: str) -> None:
+        """End `fit` after the chunk at hand; for callbacks."""
+        self._stopped = why
+
     def sample(self, n: int = 64) -> Tensor:
-        """Images of the generator, or of its running average if one is kept.
+        """Samples of the generator, or of its running average if one is kept.
 
         The latents are the same in every call, so pictures taken along a run show how it develops.
 
@@ -324,10 +226,16 @@ class Trainer:
             n: how many. Default 64.
 
         Returns:
-            float32 [n, C, H, W] in [-1, 1] on the training device, made in eval mode.
+            float32 [n, *shape] on the training device, made in eval mode; images in [-1, 1].
         """
-        p = self._problem
-        return sampling.sample(self.ema or self.generator, n, p.latent_shape, p.seed, p.device)
+        p = self.problem
+        return sampling.sample(
+            self.ema or self.generator, n, p.latent_shape, p.seed, p.device, p.data.drawable
+        )
+
+    def plot(self, path: str | os.PathLike) -> None:
+        """Write a PNG with both losses over the steps."""
+        pictures.loss_plot(self.history, path)
 
     def save(self) -> Path:
         """Write `out`/checkpoint.pt and return its path.
@@ -337,25 +245,33 @@ class Trainer:
             NonFiniteLossError: losses or weights are not finite; the earlier checkpoint stays.
         """
         if self.out is None:
-            raise ValueError("there is nowhere to save: make the Trainer with out='runs/name'")
-        self._check_losses()
-        if name := diagnosis.bad_weights(self._problem):
-            raise self._non_finite(f"weights of the {name} are not finite", max(self.step, 1))
+            raise ConfigError("there is nowhere to save: make the Trainer with out='runs/name'")
+        self._guard.look_at_losses(self)
+        self._guard.look_at_weights(self)
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / checkpoint.FILE
-        checkpoint.save(path, self._state_dict(), keep=self.keep)
-        self._saved_step = self.step
+        checkpoint.save(path, self._state_dict(), keep=self.config.keep)
+        self.saved, self.saved_step = path, self.step
         return path
+
+    def save_all(self) -> None:
+        """`save`, `export` to the run's directory, and what callbacks lay beside."""
+        self.save()
+        self.export(self.out)
+        self._tell("save", self.out)
 
     def export(self, directory: str | os.PathLike) -> None:
         """Write generator.pth and discriminator.pth: state dicts on the CPU.
 
         generator.pth holds the weights that `sample` uses: the running average, if one is kept.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_weights(directory / "generator.pth", self.ema or self.generator)
-        checkpoint.save_weights(directory / "discriminator.pth", self.discriminator)
+        place = Path(directory).expanduser()
+        place.mkdir(parents=True, exist_ok=True)
+        for name, network in (
+            ("generator", self.ema or self.generator),
+            ("discriminator", self.discriminator),
+        ):
+            checkpoint.save_weights(place / f"{name}.pth", wrapped.unwrapped(network))
 
     def close(self) -> None:
         """Give back what the engine holds besides the networks."""
@@ -369,171 +285,222 @@ class Trainer:
         discriminator: nn.Module | None = None,
         data: Any = None,
         *,
-        loss: losses.Game | None = None,
-        penalty: losses.Penalty | None = None,
-        lr_schedule: Callable[[int], float] | None = None,
-        device: torch.device | str | None = None,
-        engine: str | None = None,
-    ) -> "Trainer":
+        callbacks: Callback | Sequence[Callback] = (),
+        data_changed: bool = False,
+        **overrides: Any,
+    ) -> Trainer:
         """Continue a run exactly where its checkpoint was written.
 
         On the same device, with the same engine and number of threads, the continued run has the
         same bits as one that was never stopped. On another device it starts from the same bits
-        (weights, moments, step, order of the images, masks and uniforms) and then rounds
+        (weights, moments, step, order of the samples, masks and uniforms) and then rounds
         differently: noise within 2e-6, sums in another order. Modules that draw from torch's own
         generator get another device's numbers, from the run's seed, where the checkpoint has no
         state of that generator. The log of the run is cut back to the checkpoint.
 
         Args:
             path: the directory of a run, or a checkpoint in it.
-            generator: needed if the run did not train fastgan's reference pair.
+            generator: needed if the run did not train a pair that fastgan ships.
             discriminator: likewise.
             data: needed if the run was not given its data by a name or path.
-            loss: needed if the run used a `Game` of your own.
-            penalty: needed if the run used a `Penalty` of your own.
-            lr_schedule: needed if the run had one.
-            device: default: the run's device, if this machine has it.
-            engine: default: what the run asked for.
+            callbacks: as for `Trainer`; those of the run's names get their states back.
+            data_changed: go on although the data is not what the run was trained on.
+            **overrides: settings that a resume may change (device, engine, threads, epochs, steps,
+                seconds, drop_last, checkpoint_every, keep, ...), and the run's own loss, penalties,
+                optimizer or lr_schedule, if it had such.
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged, something needed was not passed,
                 or what was passed does not fit (the first differing names and shapes are given).
         """
-        file = checkpoint.find(path)
-        state = checkpoint.load(file)
-        config = state["config"]
-        saved_loss = None if config["own_loss"] else config["loss"]
-        data = checkpoint.require(file, "data", data, config["data"])
-        loss = checkpoint.require(file, "loss", loss, saved_loss)
-        # Format 1 had no penalties.
-        if config.get("own_penalty"):
-            checkpoint.require(file, "penalty", penalty, None)
-        elif penalty is None and config.get("penalty"):
-            penalty = losses.penalty(
-                config["penalty"], config["penalty_weight"], config["penalty_every"]
-            )
-        if config["lr_schedule"]:
-            checkpoint.require(file, "lr_schedule", lr_schedule, None)
-        networks = {"generator": generator, "discriminator": discriminator}
-        for name, given in networks.items():
-            checkpoint.require(file, name, given, config[name])
-            networks[name] = problem.rebuild(config[name]) if given is None else given
-            checkpoint.require_fit(file, name, networks[name], state[name])
-        wanted = torch.device(config["device"])
-        if device is None and (wanted.type != "cuda" or torch.cuda.is_available()):
-            device = wanted
-        images, source = problem.open_images(data)
-        if images.fingerprint() != state["data"]["fingerprint"]:
-            raise CheckpointError(
-                f"the data is not what {file} was trained on: {images.name} "
-                f"({images.fingerprint()}), saved {state['data']['name']} "
-                f"({state['data']['fingerprint']}); pass data= the original images"
-            )
-        trainer = cls(
-            **networks,
-            **problem.arguments(config),
-            data=images,
-            loss=loss,
-            penalty=penalty,
-            lr_schedule=lr_schedule,
-            engine=engine or config["engine"],
-            device=device,
-            **{name: config[name] for name in ("log_every", "checkpoint_every", "keep")},
-        )
-        trainer.out = file.parent
-        trainer.config["data"] = source or config["data"]
-        trainer._load_state_dict(state)
+        file, state = resuming.read(path)
+        config = resuming.config_of(file, state, overrides)
+        networks = resuming.networks_of(file, state, generator, discriminator)
+        trainer = cls.__new__(cls)
+        trainer._build(*networks, resuming.data_of(file, config, data), config, callbacks)
+        resuming.check_data(file, state, trainer.data, data_changed)
+        trainer._load_state_dict(file, state)
         return trainer
+
+    def __repr__(self) -> str:
+        """Networks, data, engine and where the run stands."""
+        names = [type(n).__name__ for n in (self.generator, self.discriminator)]
+        return (
+            f"<fastgan.Trainer: {names[0]} against {names[1]} on {self.data.name}, engine "
+            f"{self.engine.name}, {self.problem.precision}, {self.device}, step {self.step}"
+            f"{f', out {self.out}' if self.out else ''}>"
+        )
+
+    def __deepcopy__(self, memo: Any) -> Trainer:
+        """TypeError: a run has one engine, one directory and one place in the random streams."""
+        raise TypeError(
+            "a Trainer cannot be copied; copy its networks, or make another from trainer.config"
+        )
 
     # --- the parts of fit ------------------------------------------------------------------------
 
-    def _set_goal(self, epochs, steps, seconds, until) -> int | None:
-        given = {"epochs": epochs, "steps": steps, "seconds": seconds}
-        problem.at_least(1, **{k: v for k, v in given.items() if k != "seconds" and v is not None})
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"seconds is {seconds}; expected more than 0")
+    def _loop(self, signals: Signals, pace: _Pace, earlier: float) -> None:
+        began, limit = time.perf_counter(), self.goal["seconds"]
+        marks = [n for n in (self.config.log_every, self.config.checkpoint_every) if n]
+        while not signals.received and not self._stopped:
+            if self.target is not None and self.step >= self.target:
+                return
+            if limit is not None and self.seconds >= limit:
+                return
+            left = [] if self.target is None else [self.target - self.step]
+            n = pace.chunk(*(every - self.step % every for every in marks), *left)
+            since = time.perf_counter()
+            statistics = self.engine.run(n)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            pace.record(n, time.perf_counter() - since)
+            self.seconds = earlier + time.perf_counter() - began
+            self.ms_per_step = pace.ms_per_step
+            self.logged = self.step % self.config.log_every == 0
+            self.log.add(statistics)
+            if self.logged:
+                self._write_line()
+            self._tell("chunk", statistics)
+        self.seconds = earlier + time.perf_counter() - began
+
+    def _write_line(self, *, whole: bool = True) -> None:
+        self._guard.look_at_losses(self)
+        line = self.log.line(self.step, self._epoch())
+        if line is not None:
+            self._tell("line", line)
+            self.log.write(line, self.seconds, whole=whole)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        with self._random_states.outside():
+            for callback in self._callbacks:
+                getattr(callback, event)(self, *what)
+
+    def _tell_end(self, error: BaseException | None) -> None:
+        with self._random_states.outside():
+            for callback in self._callbacks:
+                try:
+                    callback.end(self, error)
+                except Exception:
+                    if error is None:
+                        raise
+                    logger.exception("callback %r failed as well, at the end", callback)
+
+    def _rescue(self) -> None:
+        """Save the last whole step before an error goes on its way."""
+        unreported = self.engine.unreported
+        if unreported is None:
+            logger.warning(
+                "the error came in the middle of a step, so that step %d cannot be saved; %s",
+                self.step,
+                "nothing was"
+                if self.saved is None
+                else f"step {self.saved_step} is in {self.saved}",
+            )
+            return
+        self.log.add(unreported)
+        if self.out is None:
+            return
+        try:
+            self.save()
+            logger.warning(
+                "step %d was saved before the error; to continue: %s", self.step, self._how()
+            )
+        except Exception as second:
+            logger.warning("step %d could not be saved: %s", self.step, second)
+
+    def _all_callbacks(self, until: Callable | None) -> list[Callback]:
+        own = [] if until is None else [callback_room.Until(until)]
+        return [
+            callback_room.Console(self.config.console),
+            *self._user_callbacks,
+            *own,
+            callback_room.Samples(),
+            callback_room.Checkpoints(),
+        ]
+
+    def _set_goal(self, given: dict[str, Any], until: Callable | None) -> None:
+        for name, value in given.items():
+            given[name] = config_room.field_of(name).metadata["kind"].take(name, value)
         if until is not None or any(value is not None for value in given.values()):
             self.goal = given
         elif not any(value is not None for value in self.goal.values()):
-            raise ValueError("say when to stop: fit(epochs=...), steps=, seconds= or until=")
+            raise ConfigError("say when to stop: fit(epochs=...), steps=, seconds= or until=")
         targets = [] if self.goal["steps"] is None else [self.goal["steps"]]
         if self.goal["epochs"] is not None:
             targets.append(self.goal["epochs"] * self.steps_per_epoch)
-        return min(targets, default=None)
+        self.target = min(targets, default=None)
 
-    def _run(self, n: int) -> float:
-        began = time.perf_counter()
-        self._log.add(self.engine.run(n))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - began
-
-    def _state(self, target: int | None, logged: bool, ms_per_step: float) -> State:
+    @property
+    def state(self) -> State:
+        """Where the run stands."""
         return State(
             step=self.step,
             epoch=self._epoch(),
             steps_per_epoch=self.steps_per_epoch,
-            d_loss=self._log.last[0],
-            g_loss=self._log.last[1],
+            d_loss=self.log.last["d_loss"],
+            g_loss=self.log.last["g_loss"],
             seconds=self.seconds,
-            ms_per_step=ms_per_step,
-            logged=logged,
-            target=target,
+            ms_per_step=self.ms_per_step,
+            target=self.target,
         )
 
     def _epoch(self) -> int:
         return max(1, -(-self.step // self.steps_per_epoch))
 
-    def _write_line(self, *, whole: bool = True) -> None:
-        self._check_losses()
-        self._log.write(self.step, self._epoch(), self.seconds, whole=whole)
+    def _about(self) -> dict[str, Any]:
+        return {
+            "settings": self.config.to_dict(),
+            "about": {
+                "generator": models.describe(self.generator),
+                "discriminator": models.describe(self.discriminator),
+                "data": self.data.name,
+                "origin": self.data.origin,
+                "sample_shape": list(self.data.shape),
+                "engine": self.explanation,
+                "precision": self.problem.precision,
+                "device": str(self.device),
+            },
+        }
 
-    def _check_losses(self) -> None:
-        if bad := self._log.first_bad():
-            followed, d_loss, g_loss = bad
-            what = f"D loss is {d_loss:g} and G loss is {g_loss:g}"
-            raise self._non_finite(what, self.step - followed)
-
-    def _non_finite(self, what: str, step: int) -> NonFiniteLossError:
-        kept = "no checkpoint was written"
-        if self.out is not None and (self.out / checkpoint.FILE).exists():
-            kept = f"the last good checkpoint is {self.out / checkpoint.FILE}"
-            if self._saved_step is not None:
-                kept += f" (step {self._saved_step})"
-        cause = diagnosis.likely_cause(self._problem, step)
-        message = f"training stopped: at step {step} {what}. Likely cause: {cause}; {kept}"
-        return NonFiniteLossError(message, step)
-
-    def _save_all(self) -> None:
-        self.save()
-        self.export(self.out)
-        pictures.grid(self.sample(64), self.out / "samples.png")
+    def _how(self) -> str:
+        state = self._state_dict()
+        if resuming.needed(state):
+            return f"Trainer.resume({str(self.out)!r}, {', '.join(resuming.needed(state))})"
+        return f"fastgan train --resume {self.out}"
 
     def _stopped_message(self, what: str) -> str:
         if self.out is None:
             return f"stopped by {what} after step {self.step}; nothing was saved (out is None)"
-        c = self.config
-        how = f"Trainer.resume({str(self.out)!r}, generator, discriminator, data)"
-        own = c["own_loss"] or c["own_penalty"] or c["lr_schedule"]
-        if c["generator"] and c["discriminator"] and c["data"] and not own:
-            how = f"fastgan train --resume {self.out}"
-        return f"stopped by {what} after step {self.step}; saved. To continue: {how}"
+        return f"stopped by {what} after step {self.step}; saved. To continue: {self._how()}"
 
     # --- state -----------------------------------------------------------------------------------
 
     def _state_dict(self) -> dict[str, Any]:
+        p = self.problem
+        own = self._user_callbacks
         return {
             "step": self.step,
             "seconds": self.seconds,
             "goal": self.goal,
-            "config": self.config,
+            "config": self.config.to_dict(),
+            "models": {
+                "generator": models.describe(p.generator),
+                "discriminator": models.describe(p.discriminator),
+            },
             "threads": torch.get_num_threads(),
-            "data": {"name": self.data.name, "fingerprint": self._fingerprint},
-            **{name: getattr(self, name).state_dict() for name in PARTS},
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "scalers": [scaler.state_dict() for scaler in self._problem.scalers or ()],
+            "data": self._identity,
+            "generator": wrapped.state_dict(p.generator),
+            "discriminator": wrapped.state_dict(p.discriminator),
+            "ema": None if p.ema is None else wrapped.state_dict(p.ema),
+            "optimizer_g": p.optimizer_g.state_dict(),
+            "optimizer_d": p.optimizer_d.state_dict(),
+            "scalers": [scaler.state_dict() for scaler in p.scalers or ()],
+            "loss": resuming.loss_state(p.loss),
+            "callbacks": dict(
+                zip(callback_room.names_of(own), (c.state_dict() for c in own), strict=True)
+            ),
             "random": self._random_states.state_dict(),
-            "log": self._log.state_dict(),
+            "log": self.log.state_dict(),
             "versions": {
                 "fastgan": fastgan.__version__,
                 "torch": str(torch.__version__),
@@ -542,22 +509,32 @@ class Trainer:
         }
 
     @cached_property
-    def _fingerprint(self) -> str:
-        return self.data.fingerprint()
+    def _identity(self) -> dict[str, Any]:
+        return self.data.identity()
 
-    def _load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        for scaler, saved in zip(
-            self._problem.scalers or (), state.get("scalers", ()), strict=True
-        ):
-            scaler.load_state_dict(saved)
-        self.engine.step = self._saved_step = state["step"]
-        self.seconds, self.goal = state["seconds"], state["goal"]
+    def _load_state_dict(self, file: Path, state: dict[str, Any]) -> None:
+        p = self.problem
+        restore.restore(
+            file,
+            state,
+            networks={name: getattr(p, name) for name in ("generator", "discriminator", "ema")},
+            optimizers={"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
+            scalers=p.scalers or (),
+        )
+        self.out, self._new = file.parent, False
+        own = self._user_callbacks
+        for name, callback in zip(callback_room.names_of(own), own, strict=True):
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+        resuming.load_loss_state(p.loss, state["loss"])
+        self.engine.step = self.saved_step = state["step"]
+        self.saved = file
+        self.seconds, self.goal = state["seconds"], {**dict.fromkeys(LIMITS), **state["goal"]}
         self._random_states.load_state_dict(state["random"])
-        self._log.load_state_dict(state["log"], self.out)
+        self.log.load_state_dict(state["log"], self.out)
+
+
+Trainer.__doc__ += "\n    Settings:\n" + config_room.described("out") + "\n    "
 
 
 class _Pace:

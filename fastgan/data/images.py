@@ -6,7 +6,7 @@ import logging
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ def default_budget(device: torch.device) -> int:
     except (OSError, ValueError):
         pass
     return max(0, min(free)) // 4 if free else _FALLBACK_BUDGET
+
+
+class Batch(NamedTuple):
+    """Samples, and what came with them."""
+
+    images: Tensor
+    condition: Any = None
 
 
 class Images:
@@ -166,11 +173,22 @@ class Images:
             return self.workers
         return stream.workers_for(self.dataset, batch_size * _bytes_each(self))
 
-    def batches_per_epoch(self, batch_size: int) -> int:
+    source = None
+    drawable = property(lambda self: len(self.shape) == 3)
+    identity = lambda self: {"name": self.fingerprint()}
+    differs = lambda self, saved: (
+        None if saved == self.identity() else f"{self.identity()}, saved {saved}"
+    )
+
+    samples = property(lambda self: self.pixels)
+
+    def batches_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
         """ceil(N / batch_size): the last batch of an epoch may be short.
 
         A batch_size larger than N is allowed: each epoch is then one batch of all N images.
         """
+        if drop_last:
+            return max(1, len(self) // batch_size)
         return self._order.batches_per_epoch(batch_size)
 
     def batch_indices(self, seed: int, update: int, batch_size: int) -> Tensor:
@@ -190,7 +208,7 @@ class Images:
             )
         return indices
 
-    def batch(self, seed: int, update: int, batch_size: int) -> Tensor:
+    def batch(self, seed: int, update: int, batch_size: int, drop_last: bool = False) -> Batch:
         """float32 [b, C, H, W] in [-1, 1] on the device: the images of batch_indices.
 
         Bytes are mapped as x * (2/255) - 1. Images that are not in memory are read ahead from the
@@ -203,7 +221,7 @@ class Images:
                 images = images.pin_memory()
         else:
             images = self._streamed(seed, update, batch_size)
-        return _normalise(images.to(self.device, non_blocking=self._pins))
+        return Batch(_normalise(images.to(self.device, non_blocking=self._pins)))
 
     @property
     def _pins(self) -> bool:

@@ -1,11 +1,17 @@
 """The engines, fastest first, and the choice between them."""
 
+from __future__ import annotations
+
 import logging
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from fastgan.engines.base import CannotRun, Engine, Problem, check
+from fastgan.engines.base import CannotRun, Engine, check
 
-__all__ = ["ORDER", "CannotRun", "Engine", "Problem", "choose", "load"]
+__all__ = ["ORDER", "CannotRun", "Engine", "choose", "load"]
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
 
 logger = logging.getLogger("fastgan")
 

@@ -16,72 +16,26 @@ of the generator G.
 Every engine does this with the same numbers; they differ in speed only.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastgan.data import Images
-from fastgan.losses import Game, Penalty
+from fastgan import statistics
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
 PENALTY_STREAM = 6
 """The stream of a penalty's draws, beside those of `random.Stream`."""
-RAW_SCORES = ("hinge", "least-squares", "wasserstein")
 SIGMOIDS = (torch.sigmoid, Tensor.sigmoid, torch.special.expit)
 SIGMOIDS_IN_PLACE = (torch.sigmoid_, Tensor.sigmoid_)
-
-
-@dataclass
-class Problem:
-    """Everything that a training step needs.
-
-    The modules and optimisers are the truth between two calls of `Engine.run`: whoever holds the
-    problem may change a weight or a learning rate there.
-    """
-
-    generator: nn.Module
-    """Latents [b, *latent_shape] to images [b, C, H, W] in [-1, 1]."""
-    discriminator: nn.Module
-    """Images to one score per image: [b], [b, 1] or any shape of b elements."""
-    game: Game
-    optimizer_g: torch.optim.Optimizer
-    optimizer_d: torch.optim.Optimizer
-    data: Images
-    batch_size: int
-    latent_dim: int | tuple[int, ...]
-    """Length of a latent vector, or the shape of one latent: (100, 1, 1) for a convolutional G."""
-    d_steps: int = 1
-    seed: int = 0
-    precision: str = "fp32"
-    """fp32; bf16: products in bfloat16, weights and sums in float32; fp16: likewise, with each
-    network's loss scaled by a torch.amp.GradScaler."""
-    device: torch.device = torch.device("cpu")
-    lr_schedule: Callable[[int], float] | None = None
-    """A factor on both learning rates at step t."""
-    ema: nn.Module | None = None
-    """A copy of the generator that receives the running average of its weights."""
-    ema_decay: float = 0.999
-    penalty: Penalty | None = None
-    """On the slope of the discriminator."""
-    scalers: tuple[torch.amp.GradScaler, torch.amp.GradScaler] | None = None
-    """The discriminator's and the generator's, with precision fp16; made if not given."""
-
-    def __post_init__(self):
-        """Make what fp16 needs."""
-        if self.precision == "fp16" and self.scalers is None:
-            self.scalers = tuple(torch.amp.GradScaler(self.device.type) for _ in range(2))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, without the batch dimension."""
-        return (self.latent_dim,) if isinstance(self.latent_dim, int) else tuple(self.latent_dim)
 
 
 class CannotRun(ValueError):
@@ -95,6 +49,8 @@ class Engine(ABC):
         name: the name under which `fastgan.engines.choose` knows the engine.
         problem: the problem; its modules, optimisers and average are updated in place.
         step: steps done so far; set it to continue a run from there.
+        unreported: after `run` raised, the statistics of the steps that it did all the same, which
+            `step` counts; None if it left a step half done.
     """
 
     name: ClassVar[str]
@@ -103,6 +59,7 @@ class Engine(ABC):
         """Prepare to run the problem from step 0; CannotRun if trying shows that it cannot be."""
         self.problem = problem
         self.step = 0
+        self.unreported: Tensor | None = statistics.table(0, problem.device)
 
     @classmethod
     @abstractmethod
@@ -114,9 +71,8 @@ class Engine(ABC):
         """Do n steps.
 
         Returns:
-            float32 [n, 2] on the problem's device: the D loss (of the last of the `d_steps`
-            updates, without penalty) and the G loss of each step. Nothing waits for the device,
-            but for what fp16 needs (see the engines).
+            float32 [n, len(STATISTICS)] on the problem's device; see `fastgan.statistics`. Nothing
+            waits for the device, but for what fp16 needs (see the engines).
         """
 
     @abstractmethod
@@ -163,10 +119,16 @@ def check(problem: Problem) -> None:
                 f"{_first_line(error)}"
             ) from error
         as_logits(score, 2)
-    # A user's own game may well be one on probabilities; these three are not.
-    if problem.game.name in RAW_SCORES and final_sigmoid(problem) is not None:
+    if problem.loss.scores != "raw" and problem.loss.scores is not None:
+        return
+    if final_sigmoid(problem) is not None:
+        if problem.loss.scores is None:
+            raise ValueError(
+                f"the discriminator ends in a sigmoid, and loss {problem.loss.name!r} does not say "
+                "what it works on: give the Loss scores='logits', 'raw' or 'probabilities'"
+            )
         raise ValueError(
-            f"loss {problem.game.name!r} works on raw scores, but the discriminator ends in a "
+            f"loss {problem.loss.name!r} works on raw scores, but the discriminator ends in a "
             "sigmoid; remove the sigmoid, or use loss='non-saturating' or 'minimax'"
         )
 

@@ -3,12 +3,19 @@
 It is the definition that the faster engines are held against.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from fastgan import random
-from fastgan.engines.base import Engine, Problem, scaled_learning_rates
-from fastgan.engines.step import Draws, Step, Update, When, kind_of
+from fastgan import random, statistics
+from fastgan.engines.base import Engine, scaled_learning_rates
+from fastgan.engines.step import Counter, Draws, Step, Update, shape_of
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
 
 
 class EagerEngine(Engine):
@@ -42,16 +49,16 @@ class EagerEngine(Engine):
     def run(self, n: int) -> Tensor:
         """Do n steps; see `Engine.run`."""
         p = self.problem
-        losses = []
+        rows = []
         with scaled_learning_rates(p) as set_lr, self._once.ready():
             for _ in range(n):
                 set_lr(self.step)
                 self._draws.step = self.step
-                losses += self._once(kind_of(p, self.step))
+                rows += self._once(shape_of(p, self.step))
                 self.step += 1
-        if not losses:
-            return torch.empty(0, 2, device=p.device)
-        return torch.stack(losses).float().view(n, 2)
+        if not rows:
+            return statistics.table(0, p.device)
+        return torch.stack(rows).float().view(n, -1)
 
 
 class _HostDraws(Draws):
@@ -61,18 +68,18 @@ class _HostDraws(Draws):
         self.problem = problem
         self.step = 0
 
-    def _at(self, when: When) -> int:
+    def _at(self, when: Counter) -> int:
         return self.step * when.multiplier + when.offset
 
-    def batch(self, when: When, size: int) -> Tensor:
+    def batch(self, when: Counter, size: int) -> Tensor:
         p = self.problem
-        return p.data.batch(p.seed, self._at(when), p.batch_size)
+        return p.data.batch(p.seed, self._at(when), p.batch_size, p.drop_last).images
 
-    def normal(self, stream: int, when: When, shape: tuple[int, ...]) -> Tensor:
+    def normal(self, stream: int, when: Counter, shape: tuple[int, ...]) -> Tensor:
         p = self.problem
         return random.normal(p.seed, stream, self._at(when), shape, device=p.device)
 
-    def drop(self, x: Tensor, stream: int, when: When, p: float, start: int) -> Tensor:
+    def drop(self, x: Tensor, stream: int, when: Counter, p: float, start: int) -> Tensor:
         n, seed = start + x.numel(), self.problem.seed
         keep = random.keep_mask(seed, stream, self._at(when), n, p, device=x.device)
         return x * keep[start:].view(x.shape).to(x.dtype) * random.keep_scale(p)

@@ -11,24 +11,28 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, get_num_threads
 from torch.autograd.graph import increment_version
 
-from fastgan import ops, plan, random
-from fastgan.engines.base import Engine, Problem, learning_rate_factor
-from fastgan.losses import GAMES, _MinimaxD
+from fastgan import losses as losses_room
+from fastgan import ops, plan, random, statistics
+from fastgan.engines.base import Engine, learning_rate_factor
 from fastgan.random import Stream
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
 
 with suppress(ImportError):  # without the library no problem has a fused form
     from fastgan import _C
 
-GAME_NUMBERS = {
+LOSS_NUMBERS = {
     name: i
     for i, name in enumerate(("non-saturating", "minimax", "hinge", "least-squares", "wasserstein"))
 }
-"""The games by their numbers in csrc/cpu/step.h."""
+"""The losses by their numbers in csrc/cpu/step.h."""
 
 _NUMBERS = ("betas", "eps", "weight_decay")
 _OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
@@ -44,7 +48,7 @@ _KEPT_ORDER = 1 << 22
 class FusedEngine(Engine):
     """Runs a pair of MLPs on the CPU, any number of steps per call.
 
-    What fits is described in `fastgan.plan`. Adam and AdamW, the five games of `fastgan.losses`, an
+    What fits is described in `fastgan.plan`. Adam and AdamW, five losses of `fastgan.losses`, an
     average of the generator, learning-rate schedules and any batch size are part of the step. The
     number of threads is torch.get_num_threads(); it does not change a bit of the results.
     """
@@ -110,14 +114,16 @@ class FusedEngine(Engine):
         done = 0
         while done < n:
             if p.data.resident:
-                images = p.data.pixels
+                images = p.data.samples
                 order, count = self._order(n - done)
             else:
                 images, order, count = self._fed(), None, 1
                 self._refresh()  # a user's code has run meanwhile
             self._run(images, order, count, losses[done : done + count] if count < n else losses)
             done += count
-        return losses
+        table = statistics.table(n, p.device).zero_()
+        table[:, :2] = losses
+        return table
 
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
         """Do n steps and time them.
@@ -138,7 +144,7 @@ class FusedEngine(Engine):
         done = 0
         while done < n:
             order, count = self._order(n - done)
-            self._run(p.data.pixels, order, count, torch.empty(count, 2), times)
+            self._run(p.data.samples, order, count, torch.empty(count, 2), times)
             done += count
         times /= n
         return [(name, work, *row) for (name, work), row in zip(names, times.tolist(), strict=True)]
@@ -215,12 +221,12 @@ class FusedEngine(Engine):
             self._d.layers[0].linear.in_features,
             p.batch_size,
             p.d_steps,
-            GAME_NUMBERS[p.game.name],
+            LOSS_NUMBERS[p.loss.name],
             p.seed - (1 << 64) if p.seed >= 1 << 63 else p.seed,
             len(p.data),
             int(p.precision == "bf16"),
         ]
-        numbers.reals += [1.0 - p.game.label_smoothing, p.ema_decay]
+        numbers.reals += [1.0 - p.loss.label_smoothing, p.ema_decay]
         averages = _averages(p)
         for chain, optimizer in ((self._g, p.optimizer_g), (self._d, p.optimizer_d)):
             numbers.network(chain, optimizer, averages if chain is self._g else {})
@@ -293,7 +299,7 @@ class FusedEngine(Engine):
         if start <= self.step and self.step + n <= stop:
             return order, n
         p = self.problem
-        per_epoch = p.data.batches_per_epoch(p.batch_size)
+        per_epoch = p.batches_per_epoch
         first = self.step * p.d_steps // per_epoch
         epochs = max(1, _KEPT_ORDER // len(p.data))
         # A step is always whole: its updates may reach over the end of the last epoch taken.
@@ -313,7 +319,9 @@ class FusedEngine(Engine):
         """The batches of one step, read through the data's own loader."""
         p = self.problem
         first = self.step * p.d_steps
-        batches = [p.data.batch(p.seed, u, p.batch_size) for u in range(first, first + p.d_steps)]
+        batches = [
+            p.data.batch(p.seed, u, p.batch_size).images for u in range(first, first + p.d_steps)
+        ]
         batches = [batch.float().contiguous() for batch in batches]
         return batches[0] if len(batches) == 1 else torch.cat(batches)
 
@@ -422,7 +430,7 @@ def _kinds(problem: Problem) -> tuple:
     groups = [*p.optimizer_g.param_groups, *p.optimizer_d.param_groups]
     return (
         *(p.generator, p.discriminator, p.optimizer_g, p.optimizer_d),
-        *(p.data, p.batch_size, p.latent_shape, p.precision, p.game, p.penalty, p.ema, p.device),
+        *(p.data, p.batch_size, p.latent_shape, p.precision, p.ema, p.device),
         *(group.get(option) for group in groups for option in _OPTIONS),
     )
 
@@ -468,9 +476,11 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
         raise plan.NoPlan("it needs a GPU of compute capability 8.0 or newer")
     if p.precision == "fp16":
         raise plan.NoPlan("precision 'fp16' has no fused form; 'fp32' and 'bf16' have")
-    if p.penalty is not None:
+    if p.drop_last:
+        raise plan.NoPlan("drop_last has no fused form")
+    if p.penalties:
         raise plan.NoPlan(
-            f"penalty {p.penalty.name!r} differentiates a gradient, which has no fused form"
+            f"penalty {p.penalties[0].name!r} differentiates a gradient, which has no fused form"
         )
     on_cpu = p.device.type == "cpu"
     if on_cpu and p.precision == "bf16" and torch.ops.fastgan.fused_products(True) == "none":
@@ -478,10 +488,10 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
             "precision 'bf16' needs a processor with AMX or AVX-512 BF16 "
             "(and FASTGAN_ISA not below avx512)"
         )
-    _check_game(p)
+    _check_loss(p)
     g = plan.read(p.generator, "generator", p.latent_shape, p.device)
     d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape), p.device)
-    if p.game.takes_sigmoid:
+    if p.loss.scores == "logits":
         plan.absorb_sigmoid(d)
     last = d.layers[-1]
     if last.linear.out_features != 1:
@@ -512,16 +522,10 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     return g, d
 
 
-def _check_game(problem: Problem) -> None:
-    game = problem.game
-    known = GAMES.get(game.name)
-    if known is None or game.name not in GAME_NUMBERS:
-        raise plan.NoPlan(f"the game {game.name!r} has no fused form")
-    smoothed = known.d_loss
-    if isinstance(known.d_loss, _MinimaxD):
-        smoothed = _MinimaxD(1.0 - game.label_smoothing)
-    if game.d_loss != smoothed or game.g_loss is not known.g_loss:
-        raise plan.NoPlan(f"the game {game.name!r} has losses of its own, which have no fused form")
+def _check_loss(problem: Problem) -> None:
+    loss = problem.loss
+    if loss.name not in LOSS_NUMBERS or loss != losses_room.loss(loss.name, loss.label_smoothing):
+        raise plan.NoPlan(f"the loss {loss.name!r} has no fused form")
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: str) -> None:

@@ -79,7 +79,7 @@ class FusedCudaEngine(FusedEngine):
         if self._laid_out is self._plan:
             return
         p = self.problem
-        count, per_epoch = len(p.data), p.data.batches_per_epoch(p.batch_size)
+        count, per_epoch = len(p.data), p.batches_per_epoch
         epochs = max(1, _KEPT_ORDER // count - 1)
         self._rows = min(_ROWS, max(1, epochs * per_epoch // p.d_steps))
         # Steps may begin and end inside an epoch.
@@ -117,7 +117,7 @@ class FusedCudaEngine(FusedEngine):
             self._feed = torch.zeros(p.d_steps, p.batch_size, *p.data.shape, device=p.device)
         first = self.step * p.d_steps
         for place, update in zip(self._feed, range(first, first + p.d_steps), strict=True):
-            batch = p.data.batch(p.seed, update, p.batch_size)
+            batch = p.data.batch(p.seed, update, p.batch_size).images
             place[: len(batch)].copy_(batch)
         return self._feed
 
@@ -141,7 +141,7 @@ class FusedCudaEngine(FusedEngine):
 
     def _epoch(self) -> int:
         p = self.problem
-        return self.step * p.d_steps // p.data.batches_per_epoch(p.batch_size)
+        return self.step * p.d_steps // p.batches_per_epoch
 
     def _chunk(self, images: Tensor, ordered: bool, rates: Tensor, losses: Tensor) -> None:
         p, n = self.problem, len(losses)

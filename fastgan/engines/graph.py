@@ -10,17 +10,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastgan import ops, random
-from fastgan.engines.base import CannotRun, Engine, Problem, learning_rate_factor
+from fastgan import ops, random, statistics
+from fastgan.engines.base import CannotRun, Engine, learning_rate_factor
 from fastgan.engines.capture import CudaRecorder, Watch, Work
 from fastgan.engines.device_updates import device_update, send
 from fastgan.engines.device_updates import unsupported as no_update
-from fastgan.engines.step import Draws, Kind, Step, When, kind_of
+from fastgan.engines.step import Counter, Draws, Step, StepShape, shape_of
 from fastgan.nn import LinearLeakyReLU
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
 
 logger = logging.getLogger("fastgan")
 
@@ -57,7 +61,7 @@ class GraphEngine(Engine):
             self._restart()
             self._begin()
             try:
-                kinds = (kind_of(problem, 0),)
+                kinds = (shape_of(problem, 0),)
                 self._body.prepare(0, kinds)
                 recording = self._record(kinds)
                 if self._settled():
@@ -92,7 +96,7 @@ class GraphEngine(Engine):
         """
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
-        losses = torch.empty(n, 2, device=self.problem.device)
+        losses = statistics.table(n, self.problem.device)
         with self._recorder.here():
             if renewed := self._key != self._current_key():
                 self._restart()
@@ -126,9 +130,9 @@ class GraphEngine(Engine):
 
     def _restart(self) -> None:
         """New buffers and no recordings."""
-        self._graphs: dict[tuple[Kind, ...], Work] = {}
-        self._seen: set[tuple[Kind, ...]] = set()
-        self._unrecordable: set[Kind] = set()
+        self._graphs: dict[tuple[StepShape, ...], Work] = {}
+        self._seen: set[tuple[StepShape, ...]] = set()
+        self._unrecordable: set[StepShape] = set()
         self._together = CHUNK if self.problem.data.resident else 1
         self._body = Body(self.problem)
 
@@ -162,9 +166,9 @@ class GraphEngine(Engine):
             [_numbers(m) for m in modules],
             [update.layout() for update in self._body.updates],
             (p.generator, p.discriminator, p.optimizer_g, p.optimizer_d, p.ema, p.data),
-            (p.game, p.penalty, p.batch_size, p.latent_dim, p.d_steps, p.seed, p.precision),
+            (p.config, p.precision),
             (p.ema_decay, p.lr_schedule is None, p.scalers),
-            None if p.data.pixels is None else p.data.pixels.data_ptr(),
+            None if p.data.samples is None else p.data.samples.data_ptr(),
             # By these names: the older ones raise where a program has used the newer.
             torch.backends.cuda.matmul.fp32_precision,
             (torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision),
@@ -179,7 +183,7 @@ class GraphEngine(Engine):
         last = self.step + count
         while self.step < last:
             n = self._together if last - self.step >= self._together else 1
-            kinds = tuple(kind_of(p, t) for t in range(self.step, self.step + n))
+            kinds = tuple(shape_of(p, t) for t in range(self.step, self.step + n))
             work = self._chunk(kinds) if n > 1 else None
             if work is None:
                 kinds = kinds[:1]
@@ -187,7 +191,7 @@ class GraphEngine(Engine):
             (work or self._single(kinds))()
             self.step += len(kinds)
 
-    def _single(self, kinds: tuple[Kind]) -> Work:
+    def _single(self, kinds: tuple[StepShape]) -> Work:
         """The recording of a step, or the step itself."""
         if kinds in self._graphs:
             return self._graphs[kinds]
@@ -202,7 +206,7 @@ class GraphEngine(Engine):
                 self._forget()
         return lambda: self._recorder.aside(lambda: body.do(kinds))
 
-    def _chunk(self, kinds: tuple[Kind, ...]) -> Work | None:
+    def _chunk(self, kinds: tuple[StepShape, ...]) -> Work | None:
         """The recording of several steps; None if they are better done one by one.
 
         A sequence that has come once may not come again soon (an epoch's last batch is at another
@@ -231,7 +235,7 @@ class GraphEngine(Engine):
         # that earlier recordings draw from.
         self._graphs.clear()
 
-    def _record(self, kinds: tuple[Kind]) -> Work:
+    def _record(self, kinds: tuple[StepShape]) -> Work:
         """Warm up a step that is prepared and record it; nothing is changed by that."""
         p, body, recorder = self.problem, self._body, self._recorder
 
@@ -312,14 +316,14 @@ class Body:
 
     Attributes:
         counter: int64 [1], steps done.
-        losses: float32 [RING, 2], D's and G's loss of step t in row t % RING.
+        losses: float32 [RING, len(STATISTICS)], those of step t in row t % RING.
     """
 
     def __init__(self, problem: Problem):
         """Make the buffers."""
         p = self.problem = problem
         self.counter = torch.zeros(1, dtype=torch.int64, device=p.device)
-        self.losses = torch.zeros(RING, 2, device=p.device)
+        self.losses = torch.zeros(RING, len(statistics.STATISTICS), device=p.device)
         self._counted = 0
         self._factors = None
         if p.lr_schedule is not None:
@@ -333,7 +337,7 @@ class Body:
         ]
         self.step = Step(p, self._draws, *self.updates, cached=False)
 
-    def do(self, kinds: tuple[Kind, ...]) -> None:
+    def do(self, kinds: tuple[StepShape, ...]) -> None:
         """The next steps, which must be of these kinds."""
         with self.step.ready():
             for kind in kinds:
@@ -343,7 +347,7 @@ class Body:
                     for update in self.updates:
                         update.scale_rates(factor)
                 losses = torch.stack(self.step(kind)).float()
-                self.losses.index_copy_(0, slot, losses.view(1, 2))
+                self.losses.index_copy_(0, slot, losses.view(1, -1))
                 self.counter.add_(1)
 
     def count_from(self, step: int) -> None:
@@ -359,7 +363,7 @@ class Body:
             factors = [learning_rate_factor(self.problem, t) for t in range(step, step + count)]
             send(factors, self._factors[at : at + count])
 
-    def prepare(self, step: int, kinds: tuple[Kind, ...]) -> None:
+    def prepare(self, step: int, kinds: tuple[StepShape, ...]) -> None:
         """Lay the images or their order ready for the next steps."""
         self._counted = step + len(kinds)
         self._draws.prepare(step, kinds)
@@ -380,12 +384,12 @@ class _DeviceDraws(Draws):
     def __init__(self, problem: Problem, counter: Tensor):
         p = self.problem = problem
         self._counter = counter
-        self._per_epoch = p.data.batches_per_epoch(p.batch_size)
+        self._per_epoch = p.batches_per_epoch
         d = next((w for w in p.discriminator.parameters() if w.dim() == 4), None)
         last = d is not None and d.is_contiguous(memory_format=torch.channels_last)
         self._format = torch.channels_last if last else torch.contiguous_format
         if p.data.resident:
-            self._pixels = p.data.pixels.contiguous()
+            self._pixels = p.data.samples.contiguous()
             # As many epochs' orders as one replay can reach into, one after another.
             self._epochs: list[int | None] = [None] * (CHUNK * p.d_steps // self._per_epoch + 2)
             self._order = torch.zeros(
@@ -399,12 +403,12 @@ class _DeviceDraws(Draws):
                 torch.empty(p.batch_size, *p.data.shape, device=p.device) for _ in range(p.d_steps)
             ]
 
-    def prepare(self, step: int, kinds: tuple[Kind, ...]) -> None:
+    def prepare(self, step: int, kinds: tuple[StepShape, ...]) -> None:
         p = self.problem
         first, last = step * p.d_steps, (step + len(kinds)) * p.d_steps - 1
         if not p.data.resident:
             for k, update in enumerate(range(first, last + 1)):
-                images = p.data.batch(p.seed, update, p.batch_size)
+                images = p.data.batch(p.seed, update, p.batch_size, p.drop_last).images
                 self._fed[k][: len(images)].copy_(images)
             return
         for epoch in range(first // self._per_epoch, last // self._per_epoch + 1):
@@ -414,7 +418,7 @@ class _DeviceDraws(Draws):
                 self._order[row, : len(order)] = order
                 self._epochs[row] = epoch
 
-    def batch(self, when: When, size: int) -> Tensor:
+    def batch(self, when: Counter, size: int) -> Tensor:
         p = self.problem
         if not p.data.resident:
             return self._fed[when.offset][:size]
@@ -430,17 +434,17 @@ class _DeviceDraws(Draws):
             out=out,
         )
 
-    def normal(self, stream: int, when: When, shape: tuple[int, ...]) -> Tensor:
+    def normal(self, stream: int, when: Counter, shape: tuple[int, ...]) -> Tensor:
         p = self.problem
         out = torch.empty(shape, device=p.device)
         ops.philox_normal_at(out, p.seed, stream, self._counter, *when)
         return out
 
-    def drop(self, x: Tensor, stream: int, when: When, p: float, start: int) -> Tensor:
+    def drop(self, x: Tensor, stream: int, when: Counter, p: float, start: int) -> Tensor:
         return ops.dropout_at(x, p, self.problem.seed, stream, self._counter, *when, start=start)
 
     def drop_after(
-        self, layer: LinearLeakyReLU, x: Tensor, stream: int, when: When, p: float, start: int
+        self, layer: LinearLeakyReLU, x: Tensor, stream: int, when: Counter, p: float, start: int
     ) -> Tensor:
         parts = layer.weight, layer.bias, layer.negative_slope
         where = self.problem.seed, stream, self._counter, *when

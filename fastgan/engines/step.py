@@ -7,9 +7,12 @@ than the step's work: losses from logits, no gradient from D's update into G, no
 into D's weights, and no waiting for the device.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import NamedTuple
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,6 @@ from torch import Tensor, nn
 from fastgan.engines.base import (
     PENALTY_STREAM,
     FinalSigmoid,
-    Problem,
     as_logits,
     dtype_of,
     final_sigmoid,
@@ -25,13 +27,26 @@ from fastgan.engines.base import (
 from fastgan.nn import LinearLeakyReLU, runs, sequences
 from fastgan.random import Stream
 
-D_ON_REAL, D_ON_FAKE, D_FOR_G, G_FOR_D, G_FOR_G, D_BETWEEN = range(6)
-"""The passes of a step, by the number that tells their dropout masks apart."""
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+
+class Pass(IntEnum):
+    """The passes of a step, by the number that tells their dropout masks apart."""
+
+    D_ON_REAL = 0
+    D_ON_FAKE = 1
+    D_FOR_G = 2
+    G_FOR_D = 3
+    G_FOR_G = 4
+    D_BETWEEN = 5
+    D_REAL_FOR_G = 6
+
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class When(NamedTuple):
+class Counter(NamedTuple):
     """The number that an update's draws go by, as a function of the step t.
 
     It is t * multiplier + offset.
@@ -46,22 +61,23 @@ class DUpdate(NamedTuple):
 
     size: int
     """Images in its batch."""
-    penalised: bool
+    penalties: tuple[int, ...]
+    """Which of the problem's penalties are due."""
 
 
-Kind = tuple[DUpdate, ...]
-"""A step's updates of D; steps of one kind do the same operations on the same shapes."""
+StepShape = tuple[DUpdate, ...]
+"""A step's updates of D; steps of one shape do the same operations on the same shapes."""
 
 
-def kind_of(problem: Problem, step: int) -> Kind:
-    """The kind of a step."""
+def shape_of(problem: Problem, step: int) -> StepShape:
+    """The shape of a step."""
     p = problem
-    per_epoch = p.data.batches_per_epoch(p.batch_size)
-    last = len(p.data) - (per_epoch - 1) * p.batch_size
+    per_epoch = p.batches_per_epoch
+    last = min(p.batch_size, len(p.data) - (per_epoch - 1) * p.batch_size)
     return tuple(
         DUpdate(
             last if (u + 1) % per_epoch == 0 else p.batch_size,
-            p.penalty is not None and p.penalty.due(u),
+            tuple(i for i, penalty in enumerate(p.penalties) if penalty.due(u)),
         )
         for u in range(step * p.d_steps, (step + 1) * p.d_steps)
     )
@@ -71,22 +87,22 @@ class Draws(ABC):
     """Where a step's batches and random numbers come from."""
 
     @abstractmethod
-    def batch(self, when: When, size: int) -> Tensor:
+    def batch(self, at: Counter, size: int) -> Tensor:
         """The images of an update of D, [size, C, H, W] in [-1, 1]."""
 
     @abstractmethod
-    def normal(self, stream: int, when: When, shape: tuple[int, ...]) -> Tensor:
+    def normal(self, stream: int, at: Counter, shape: tuple[int, ...]) -> Tensor:
         """As random.normal."""
 
     @abstractmethod
-    def drop(self, x: Tensor, stream: int, when: When, p: float, start: int) -> Tensor:
+    def drop(self, x: Tensor, stream: int, at: Counter, p: float, start: int) -> Tensor:
         """Dropout by elements start, start + 1, ... of random.keep_mask, out of place."""
 
     def drop_after(
-        self, layer: LinearLeakyReLU, x: Tensor, stream: int, when: When, p: float, start: int
+        self, layer: LinearLeakyReLU, x: Tensor, stream: int, at: Counter, p: float, start: int
     ) -> Tensor:
         """The same of what a layer makes of x."""
-        return self.drop(layer(x), stream, when, p, start)
+        return self.drop(layer(x), stream, at, p, start)
 
 
 class Update:
@@ -124,7 +140,7 @@ class Step:
     """One step of a problem, for whatever draws and updates it is given.
 
     Plain `nn.Dropout` modules draw counter-based masks; other random layers use torch's generator.
-    A sigmoid at D's end is left out when the game works on logits.
+    A sigmoid at D's end is left out when the loss works on logits.
     """
 
     def __init__(
@@ -141,7 +157,7 @@ class Step:
         self.draws = draws
         self.updates = update_d, update_g
         self.cached = cached
-        self.sigmoid = final_sigmoid(problem) if problem.game.takes_sigmoid else None
+        self.sigmoid = final_sigmoid(problem) if problem.loss.scores == "logits" else None
 
     def describe(self) -> list[str]:
         """What there is to say of the way, in a few words each."""
@@ -173,55 +189,60 @@ class Step:
         for optimizer in (p.optimizer_d, p.optimizer_g):
             optimizer.zero_grad(set_to_none=True)
 
-    def __call__(self, kind: Kind) -> tuple[Tensor, Tensor]:
+    def __call__(self, kind: StepShape) -> tuple[Tensor, ...]:
         """Do it, inside `ready`.
 
         Returns:
-            D's loss, of the last of its updates and without penalty, and G's: scalars on the
-            device.
+            the values of STATISTICS: scalars on the device.
         """
-        for k, (size, penalised) in enumerate(kind):
-            d_loss = self._update_d(When(len(kind), k), size, penalised)
-        return d_loss, self._update_g(When(1, 0), kind[-1].size)
+        for k, (size, penalties) in enumerate(kind):
+            d_loss, d_real, d_fake, real = self._update_d(Counter(len(kind), k), size, penalties)
+        return d_loss, self._update_g(Counter(1, 0), kind[-1].size, real), d_real, d_fake
 
-    def _update_d(self, when: When, size: int, penalised: bool) -> Tensor:
+    def _update_d(self, at: Counter, size: int, due: tuple[int, ...]) -> tuple[Tensor, ...]:
         p = self.problem
-        real = self.draws.batch(when, size).to(self._dtypes[1])
-        if at_real := penalised and not p.penalty.between:
+        penalties = [p.penalties[i] for i in due]
+        places = {penalty.at for penalty in penalties}
+        real = self.draws.batch(at, size).to(self._dtypes[1])
+        seen = real
+        if "real" in places:
             real = real.detach().requires_grad_()
         with torch.no_grad(), self._autocast():
-            fake = self._generate(Stream.LATENT_D, when, size, G_FOR_D)
+            fake = self._generate(Stream.LATENT_D, at, size, Pass.G_FOR_D)
+        if "fake" in places:
+            fake = fake.to(self._dtypes[1]).detach().requires_grad_()
         with self._autocast():
-            on_real = self._judge(real, when, D_ON_REAL)
-            on_fake = self._judge(fake, when, D_ON_FAKE)
-        loss = p.game.d_loss(on_real, on_fake)
-        total = loss
-        if at_real:
-            total = loss + self._penalty(on_real, real)
-        elif penalised:
-            eps = torch.special.ndtr(self.draws.normal(PENALTY_STREAM, when, (size,)))
+            on_real = self._head(real, at, Pass.D_ON_REAL)
+            on_fake = self._head(fake, at, Pass.D_ON_FAKE)
+        total = loss = p.loss.d_loss(on_real, on_fake)
+        passes = {"real": (on_real, real), "fake": (on_fake, fake)}
+        if "between" in places:
+            eps = torch.special.ndtr(self.draws.normal(PENALTY_STREAM, at, (size,)))
             eps = eps.to(real.dtype).view(size, *[1] * (real.dim() - 1))
-            points = torch.lerp(fake.to(real.dtype), real, eps).requires_grad_()
+            points = torch.lerp(fake.detach().to(real.dtype), real.detach(), eps).requires_grad_()
             with self._autocast():
-                logits = self._judge(points, when, D_BETWEEN)
-            total = loss + self._penalty(logits, points)
+                passes["between"] = self._head(points, at, Pass.D_BETWEEN), points
+        for penalty in penalties:
+            total = total + penalty.value(*passes[penalty.at], self._scale())
         self.updates[0](total)
-        return loss.detach()
+        return loss.detach(), on_real.detach().mean(), on_fake.detach().mean(), seen
 
-    def _penalty(self, logits: Tensor, images: Tensor) -> Tensor:
+    def _scale(self) -> Tensor | None:
         p = self.problem
-        scale = None
-        if p.scalers is not None:
-            scale = p.scalers[0].scale(torch.ones((), device=p.device))
-        return p.penalty.value(logits, images, scale)
+        if p.scalers is None:
+            return None
+        return p.scalers[0].scale(torch.ones((), device=p.device))
 
-    def _update_g(self, when: When, size: int) -> Tensor:
+    def _update_g(self, at: Counter, size: int, real: Tensor) -> Tensor:
         p = self.problem
         with _frozen(self._trained):
             with self._autocast():
-                fake = self._generate(Stream.LATENT_G, when, size, G_FOR_G)
-                scores = self._judge(fake, when, D_FOR_G)
-            loss = p.game.g_loss(scores)
+                fake = self._generate(Stream.LATENT_G, at, size, Pass.G_FOR_G)
+                scores = [self._head(fake, at, Pass.D_FOR_G)]
+                if p.loss.needs_real:
+                    with torch.no_grad():
+                        scores.append(self._head(real, at, Pass.D_REAL_FOR_G))
+            loss = p.loss.g_loss(*scores)
             self.updates[1](loss)
         if p.ema is not None:
             self._average()
@@ -233,15 +254,15 @@ class Step:
         if self._buffers[0]:
             torch._foreach_copy_(*self._buffers)
 
-    def _generate(self, stream: Stream, when: When, size: int, use: int) -> Tensor:
+    def _generate(self, stream: Stream, at: Counter, size: int, use: int) -> Tensor:
         p = self.problem
-        latents = self.draws.normal(stream, when, (size, *p.latent_shape))
-        self._dropouts[1](use, when)
+        latents = self.draws.normal(stream, at, (size, *p.latent_shape))
+        self._dropouts[1](use, at)
         return p.generator(latents.to(self._dtypes[0]))
 
-    def _judge(self, images: Tensor, when: When, use: int) -> Tensor:
+    def _head(self, images: Tensor, at: Counter, use: int) -> Tensor:
         d = self.problem.discriminator
-        self._dropouts[0](use, when)
+        self._dropouts[0](use, at)
         images = images.to(self._dtypes[1])
         if self.sigmoid != "function":
             return as_logits(d(images), len(images))
@@ -282,19 +303,19 @@ def _counted_dropouts(draws: Draws, network: nn.Module):
     """Gives the network's nn.Dropout modules counter-based masks.
 
     In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Yields a function
-    (use, when) to be called before each pass of the network.
+    (use, at) to be called before each pass of the network.
     """
     layers = [m for m in network.modules() if type(m) is nn.Dropout]
     index_of = {layer: index for index, layer in enumerate(layers)}
-    now = {"use": 0, "when": When(1, 0)}
+    now = {"use": 0, "at": Counter(1, 0)}
     drawn = [0] * len(layers)
 
-    def begin(use: int, when: When) -> None:
-        now.update(use=use, when=when)
+    def begin(use: int, at: Counter) -> None:
+        now.update(use=use, at=at)
         drawn[:] = [0] * len(layers)
 
-    def at(index: int) -> tuple[int, When, float, int]:
-        return Stream.DROPOUT + 8 * index + now["use"], now["when"], layers[index].p, drawn[index]
+    def at(index: int) -> tuple[int, Counter, float, int]:
+        return Stream.DROPOUT + 8 * index + now["use"], now["at"], layers[index].p, drawn[index]
 
     def drop(index: int):
         layer = layers[index]

@@ -54,6 +54,16 @@ class DCGANGenerator(nn.Module):
         layers += [nn.ConvTranspose2d(maps, channels, 4, 2, 1, bias=False), nn.Tanh()]
         self.main = init_dcgan(nn.Sequential(*layers))
 
+    def arguments(self) -> dict:
+        """What its like is made of, as plain values."""
+        channels, side, _ = self.img_shape
+        return {
+            "latent_dim": self.latent_dim,
+            "image_size": side,
+            "channels": channels,
+            "width": self.width,
+        }
+
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Images for a batch of latent vectors."""
         return self.main(z.reshape(z.shape[0], -1, 1, 1))
@@ -63,7 +73,7 @@ class DCGANDiscriminator(nn.Module):
     """Images to the probability of being real, by convolutions that halve the side.
 
     The feature maps double as the side halves, from ``width`` after the first layer to
-    ``width * image_size / 8`` at 4 x 4. While fastgan trains it with a minimax game, the Sigmoid is
+    ``width * image_size / 8`` at 4 x 4. While fastgan trains it with a minimax loss, the Sigmoid is
     absorbed into the loss (computed from logits).
 
     Args:
@@ -71,7 +81,7 @@ class DCGANDiscriminator(nn.Module):
         channels: of an image. Default 3.
         width: feature maps after the first layer. Default 64.
         sigmoid: end in a Sigmoid, as the paper does; without it the scores are raw, which hinge,
-            least-squares and Wasserstein games take. Default True.
+            least-squares and Wasserstein losses take. Default True.
 
     Shape:
         ``[batch, channels, image_size, image_size] -> [batch, 1]``, values in (0, 1) with the
@@ -100,6 +110,12 @@ class DCGANDiscriminator(nn.Module):
         if sigmoid:
             layers += [nn.Sigmoid()]
         self.main = init_dcgan(nn.Sequential(*layers))
+
+    def arguments(self) -> dict:
+        """What its like is made of, as plain values."""
+        channels, side, _ = self.img_shape
+        sigmoid = isinstance(self.main[-1], nn.Sigmoid)
+        return {"image_size": side, "channels": channels, "width": self.width, "sigmoid": sigmoid}
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         """Probability (or raw score) that each image of a batch is real."""

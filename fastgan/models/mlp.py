@@ -36,6 +36,14 @@ class Generator(nn.Module):
             nn.Tanh(),
         )
 
+    def arguments(self) -> dict:
+        """What its like is made of, as plain values."""
+        return {
+            "latent_dim": self.latent_dim,
+            "img_shape": list(self.img_shape),
+            "hidden": self.fc[0].out_features,
+        }
+
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Images for a batch of latent vectors."""
         return self.fc(z).view(z.size(0), *self.img_shape)
@@ -45,17 +53,22 @@ class Discriminator(nn.Module):
     """Images to the probability of being real.
 
     Flatten, Linear, LeakyReLU(0.2), Dropout(0.3), Linear, Sigmoid. While fastgan trains it, the
-    Sigmoid is absorbed into the loss (computed from logits); on its own it gives probabilities.
+    Sigmoid is absorbed into a minimax loss (computed from logits); on its own it gives
+    probabilities.
 
     Args:
         img_shape: (channels, height, width) of an image. Default (1, 28, 28).
         hidden: width of the hidden layer. Default 256.
+        sigmoid: end in a Sigmoid; without it the scores are raw, which the hinge, least-squares
+            and Wasserstein losses take. Default True.
 
     Shape:
-        ``[batch, *img_shape] -> [batch, 1]``, values in (0, 1).
+        ``[batch, *img_shape] -> [batch, 1]``, values in (0, 1) with the Sigmoid.
     """
 
-    def __init__(self, img_shape: tuple[int, ...] = (1, 28, 28), hidden: int = 256):
+    def __init__(
+        self, img_shape: tuple[int, ...] = (1, 28, 28), hidden: int = 256, sigmoid: bool = True
+    ):
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         self.img_shape = tuple(img_shape)
@@ -64,10 +77,18 @@ class Discriminator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Dropout(0.3),
             nn.Linear(hidden, 1),
-            nn.Sigmoid(),
+            nn.Sigmoid() if sigmoid else nn.Identity(),
         )
 
         self.register_load_state_dict_pre_hook(_without_flatten)
+
+    def arguments(self) -> dict:
+        """What its like is made of, as plain values."""
+        return {
+            "img_shape": list(self.img_shape),
+            "hidden": self.model[0].out_features,
+            "sigmoid": isinstance(self.model[-1], nn.Sigmoid),
+        }
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         """Probability that each image of a batch is real."""

@@ -1,0 +1,269 @@
+"""What happens beside the steps: callbacks, those that every run has and a user's own.
+
+A callback is called between steps, never within one, and nothing that it does moves the run: it
+draws from the program's random generators and not from the run's. What it raises ends the run,
+after the state of the last whole step was saved.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from torch import Tensor
+
+from fastgan import diagnosis
+from fastgan.run import pictures
+
+if TYPE_CHECKING:
+    from fastgan.trainer import Trainer
+
+
+class Callback:
+    """Does something along a run; override what you need.
+
+    Attributes:
+        name: the key of its state in the checkpoint. Default: the name of its class.
+    """
+
+    name: str | None = None
+
+    def start(self, trainer: Trainer) -> None:
+        """A call of `fit` begins, before its first step."""
+
+    def chunk(self, trainer: Trainer, statistics: Tensor) -> None:
+        """Some steps were done, several times a second.
+
+        Args:
+            trainer: the run; `trainer.step` says where it stands.
+            statistics: float32 [steps, len(STATISTICS)] of these steps, on the run's device.
+                Looking at the values waits for the device.
+        """
+
+    def line(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        """A log line is about to be written: once every `log_every` steps, and at the end.
+
+        Args:
+            trainer: the run.
+            line: what the line says; plain values that are added are written with it.
+        """
+
+    def save(self, trainer: Trainer, directory: Path) -> None:
+        """A checkpoint was written to the run's directory, where more may be laid beside it."""
+
+    def end(self, trainer: Trainer, error: BaseException | None) -> None:
+        """The call of `fit` ends: as it should (error is None), or by what was raised."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: numbers, words, tensors, lists and dicts of these."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or a weight became infinite or NaN.
+
+    Attributes:
+        step: the first bad step, counted from 1.
+    """
+
+    def __init__(self, message: str, step: int):
+        """Keep the step beside the message."""
+        super().__init__(message)
+        self.step = step
+
+
+class NonFiniteGuard(Callback):
+    """Ends the run where losses or weights are no longer finite, and leaves the last good save."""
+
+    def look_at_losses(self, trainer: Trainer) -> None:
+        """NonFiniteLossError if a loss since the last line is not finite."""
+        if bad := trainer.log.first_bad():
+            followed, values = bad
+            what = f"D loss is {values['d_loss']:g} and G loss is {values['g_loss']:g}"
+            raise self._error(trainer, what, trainer.step - followed)
+
+    def look_at_weights(self, trainer: Trainer) -> None:
+        """NonFiniteLossError if a weight is not finite."""
+        if name := diagnosis.bad_weights(trainer.problem):
+            raise self._error(
+                trainer, f"weights of the {name} are not finite", max(trainer.step, 1)
+            )
+
+    @staticmethod
+    def _error(trainer: Trainer, what: str, step: int) -> NonFiniteLossError:
+        kept = "no checkpoint was written"
+        if trainer.saved is not None:
+            kept = f"the last good checkpoint is {trainer.saved} (step {trainer.saved_step})"
+        cause = diagnosis.likely_cause(trainer.problem, step)
+        return NonFiniteLossError(
+            f"training stopped: at step {step} {what}. Likely cause: {cause}; {kept}", step
+        )
+
+
+class Samples(Callback):
+    """Draws samples.png at every save, and keeps one picture of each along the run in samples/."""
+
+    COUNT = 64
+
+    def save(self, trainer: Trainer, directory: Path) -> None:
+        """Draw the same latents as before, if samples can be drawn at all."""
+        if not trainer.data.drawable:
+            return
+        images = trainer.sample(self.COUNT)
+        pictures.grid(images, directory / "samples.png")
+        (directory / "samples").mkdir(exist_ok=True)
+        pictures.grid(images, directory / "samples" / f"{trainer.step:08d}.png")
+
+
+class Checkpoints(Callback):
+    """Saves every `checkpoint_every` steps, or every minute."""
+
+    SECONDS = 60.0
+
+    def start(self, trainer: Trainer) -> None:
+        """Save once, before the first step: what cannot be saved is best known now."""
+        if trainer.out is not None and trainer.saved_step is None:
+            trainer.save()
+        self._saved_at = time.perf_counter()
+
+    def chunk(self, trainer: Trainer, statistics: Tensor) -> None:
+        """Save if it is time; the end of the run saves by itself."""
+        every = trainer.config.checkpoint_every
+        if every:
+            due = trainer.step % every == 0
+        else:
+            due = time.perf_counter() - self._saved_at >= self.SECONDS
+        if due and trainer.out is not None and trainer.step != trainer.target:
+            trainer.save_all()
+            self._saved_at = time.perf_counter()
+
+
+class Until(Callback):
+    """Stops the run when a function of its `State` says so."""
+
+    def __init__(self, function: Callable[[Any], bool]):
+        """Ask this function after every log line."""
+        self.function = function
+
+    def line(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        """Ask it."""
+        if self.function(trainer.state):
+            trainer.stop("until() said so")
+
+
+class Console(Callback):
+    """What a person sees meanwhile: a bar on a terminal, else a line now and then.
+
+    Args:
+        mode: "auto", "bar", "lines" or "none", as the setting `console`.
+        stream: where lines go. Default: stdout of the moment.
+    """
+
+    SECONDS_BETWEEN_LINES = 2.0
+
+    def __init__(self, mode: str = "auto", stream: TextIO | None = None):
+        """Nothing is said before `start`."""
+        self.mode, self._stream = mode, stream
+        self._bar = None
+        self._said_at = 0.0
+
+    def say(self, line: str) -> None:
+        """Print a line, unless nothing is to be said."""
+        if self.mode != "none":
+            print(line, file=self._stream or sys.stdout, flush=True)
+
+    def start(self, trainer: Trainer) -> None:
+        """Say what will be done."""
+        self._said_at = time.monotonic()
+        self._first = trainer.step
+        if trainer.step == 0:
+            self.say(f"{trainer.data.name}: {trainer.data.origin}")
+        else:
+            self.say(f"continuing at step {trainer.step}")
+        self.say(trainer.explanation)
+        if trainer.out is not None:
+            self.say(f"writing to {trainer.out}")
+
+    def chunk(self, trainer: Trainer, statistics: Tensor) -> None:
+        """Move the bar, or say a line if the last is some seconds old."""
+        if self.mode == "none":
+            return
+        if self.mode == "bar" or (self.mode == "auto" and sys.stderr.isatty()):
+            self._move_bar(trainer)
+        elif trainer.logged and time.monotonic() - self._said_at >= self.SECONDS_BETWEEN_LINES:
+            self._said_at = time.monotonic()
+            self.say(self._line(trainer))
+
+    @staticmethod
+    def _line(trainer: Trainer) -> str:
+        s = trainer.state
+        left = ""
+        if s.target is not None:
+            left = f"/{s.target}, {(s.target - s.step) * s.ms_per_step / 1e3:.0f} s left"
+        return (
+            f"step {s.step}{left}, epoch {s.epoch}, D loss {s.d_loss:.4f}, "
+            f"G loss {s.g_loss:.4f}, {s.ms_per_step:.2f} ms/step"
+        )
+
+    def _move_bar(self, trainer: Trainer) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=trainer.target, unit="step", file=sys.stderr, dynamic_ncols=True)
+            self._bar.initial = self._bar.n = self._bar.last_print_n = self._first
+        if trainer.logged:
+            last = trainer.log.last
+            shown = {"D": f"{last['d_loss']:.3f}", "G": f"{last['g_loss']:.3f}"}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(trainer.step - self._bar.n)
+
+    def end(self, trainer: Trainer, error: BaseException | None) -> None:
+        """Close the bar and say where things are."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if error is not None:
+            return
+        s = trainer.state
+        if s.step == self._first:
+            self.say(
+                f"nothing left to do: the run has {s.step} steps (epoch {s.epoch}), and limits are "
+                f"totals of the whole run; give steps= above {s.step} to go on"
+            )
+            return
+        where = "" if trainer.out is None else f"; look at {trainer.out}"
+        self.say(
+            f"done: step {s.step}, epoch {s.epoch}, D loss {s.d_loss:.4f}, G loss {s.g_loss:.4f}, "
+            f"{s.ms_per_step:.2f} ms/step{where}"
+        )
+
+
+def names_of(callbacks: list[Callback]) -> list[str]:
+    """The keys of their states; a second one of a name gets a number."""
+    names: list[str] = []
+    for callback in callbacks:
+        base = callback.name or type(callback).__name__
+        name, n = base, 1
+        while name in names:
+            n += 1
+            name = f"{base}-{n}"
+        names.append(name)
+    return names
+
+
+def check(given: Any) -> tuple[Callback, ...]:
+    """The user's callbacks, as a tuple; TypeError if one is none."""
+    callbacks = (given,) if isinstance(given, Callback) else tuple(given)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            hint = "; make an instance of it" if isinstance(callback, type) else ""
+            raise TypeError(
+                f"callbacks holds {callback!r}; expected instances of fastgan.Callback{hint}"
+            )
+    return callbacks

@@ -1,0 +1,259 @@
+"""What kinds of values settings take: how each is read, checked, written down and described.
+
+A kind turns what a user gave (a number of any library, a word on a command line, a value of a YAML
+file) into the one value that the rest of the program sees, or refuses it in a sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastgan.words import nearest
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, or a value that it cannot take; one line says which."""
+
+
+class Refused(Exception):
+    """A kind's own words for why a value is none of its; without words, `expected` says it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The values that a setting takes.
+
+    Attributes:
+        expected: the values in words, as in "an integer of at least 1".
+        read: the value as the program holds it, from one of Python; TypeError, ValueError or
+            Refused if it is none.
+        parse: the same from a text, before `read`.
+        plain: the value as a file holds it: numbers, words, lists, None.
+        annotation: of the setting, in a signature.
+        metavar: what a command line calls the value.
+        names: the words, where the values are words.
+        flag: a command line gives it by --name or --no-name.
+        several: a command line takes several values, separated by blanks or commas.
+    """
+
+    expected: str
+    read: Callable[[Any], Any]
+    parse: Callable[[str], Any] = str
+    plain: Callable[[Any], Any] = lambda value: value
+    annotation: str = "str"
+    metavar: str = "VALUE"
+    names: tuple[str, ...] = ()
+    flag: bool = False
+    several: bool = False
+    hints: Mapping[str, str] = field(default_factory=dict)
+
+    def take(self, name: str, value: Any) -> Any:
+        """Read a value, or say in one line what is wrong with it; ConfigError."""
+        try:
+            return self.read(value)
+        except Refused as refusal:
+            raise ConfigError(f"{name} is {_shown(value)}; {refusal}") from None
+        except (TypeError, ValueError, OverflowError, AttributeError):
+            near = nearest(value, self.names, self.hints) if self.names else ""
+            raise ConfigError(
+                f"{name} is {_shown(value)}; expected {self.expected}{near}"
+            ) from None
+
+    def take_text(self, name: str, text: str) -> Any:
+        """The same of a text."""
+        try:
+            value = self.parse(text)
+        except (TypeError, ValueError):
+            value = text
+        return self.take(name, value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _item(value: Any) -> Any:
+    """A number that stands in an array or tensor of one element as such."""
+    if isinstance(value, numbers.Number) or not hasattr(value, "item"):
+        return value
+    return value.item()
+
+
+def integer(low: int, high: int | None = None) -> Kind:
+    """Integers from low to high, of any library; not booleans."""
+
+    def read(value: Any) -> int:
+        value = _item(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError
+        if value < low or (high is not None and value > high):
+            raise ValueError
+        return int(value)
+
+    upto = f"of at least {low}" if high is None else f"from {low} to {high}"
+    return Kind(f"an integer {upto}", read, int, annotation="int", metavar="N")
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False, below: bool = True) -> Kind:
+    """Finite numbers from low (or above it) to high (or below it)."""
+
+    def read(value: Any) -> float:
+        value = _item(value)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError
+        value = float(value)
+        inside = (value > low if above else value >= low) and (
+            value < high if below else value <= high
+        )
+        if not (inside and math.isfinite(value)):
+            raise ValueError
+        return value
+
+    if high == math.inf:
+        expected = f"a finite number {'above' if above else 'of at least'} {low:g}"
+    else:
+        expected = f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+    return Kind(expected, read, float, annotation="float", metavar="X")
+
+
+def choice(*names: str, hints: Mapping[str, str] | None = None) -> Kind:
+    """One of some words."""
+
+    def read(value: Any) -> str:
+        if value not in names:
+            raise ValueError
+        return str(value)
+
+    return Kind(
+        f"one of {', '.join(names)}",
+        read,
+        metavar="|".join(names) if len(names) < 6 else "NAME",
+        names=names,
+        hints=hints or {},
+    )
+
+
+def flag() -> Kind:
+    """True or False."""
+
+    def read(value: Any) -> bool:
+        value = _item(value)
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+    def parse(text: str) -> bool:
+        return words.get(text.lower(), text)
+
+    return Kind("True or False", read, parse, annotation="bool", flag=True)
+
+
+def text(what: str = "a word", metavar: str = "TEXT") -> Kind:
+    """Any text that is not empty."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise TypeError
+        return value
+
+    return Kind(what, read, metavar=metavar)
+
+
+def path(what: str) -> Kind:
+    """A place on disk, made absolute at once: the directory of the moment may change."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            raise TypeError
+        return os.path.abspath(Path(value).expanduser())
+
+    return Kind(what, read, annotation="str | os.PathLike", metavar="PATH")
+
+
+def optional(kind: Kind, none: str) -> Kind:
+    """The values of a kind, or None, which means what `none` says."""
+
+    def read(value: Any) -> Any:
+        return None if value is None else kind.read(value)
+
+    def parse(words: str) -> Any:
+        return None if words.lower() in ("none", "null") else kind.parse(words)
+
+    def plain(value: Any) -> Any:
+        return None if value is None else kind.plain(value)
+
+    return Kind(
+        f"{kind.expected}, or None ({none})",
+        read,
+        parse,
+        plain,
+        f"{kind.annotation} | None",
+        kind.metavar,
+        kind.names,
+        kind.flag,
+        kind.several,
+        kind.hints,
+    )
+
+
+def pair(kind: Kind, of: str, *, single: bool = True) -> Kind:
+    """Two values of a kind; with `single`, or one that stands for both."""
+
+    def read(value: Any) -> Any:
+        value = _item(value) if not isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
+            both = tuple(kind.read(v) for v in value)
+            if len(both) == 1 and single:
+                return both[0]
+            if len(both) != 2:
+                raise ValueError
+            return both
+        if not single:
+            raise TypeError
+        return kind.read(value)
+
+    def parse(words: str) -> Any:
+        parts = [kind.parse(part) for part in words.replace(",", " ").split()]
+        return parts[0] if len(parts) == 1 else parts
+
+    def plain(value: Any) -> Any:
+        return [kind.plain(v) for v in value] if isinstance(value, tuple) else kind.plain(value)
+
+    two = f"tuple[{kind.annotation}, {kind.annotation}]"
+    return Kind(
+        f"{kind.expected}, or two: {of}" if single else f"two numbers, each {kind.expected}: {of}",
+        read,
+        parse,
+        plain,
+        f"{kind.annotation} | {two}" if single else two,
+        kind.metavar,
+        several=True,
+    )
+
+
+def sizes(what: str) -> Kind:
+    """A length, or the sides of a shape: integers of at least 1."""
+    one = integer(1)
+
+    def read(value: Any) -> int | tuple[int, ...]:
+        if isinstance(value, Sequence) and not isinstance(value, str) and len(value):
+            return tuple(one.read(side) for side in value)
+        return one.read(value)
+
+    def parse(words: str) -> Any:
+        parts = [int(part) for part in words.lower().replace("x", " ").replace(",", " ").split()]
+        return parts[0] if len(parts) == 1 else parts
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    return Kind(what, read, parse, plain, "int | tuple[int, ...]", "N", several=True)
