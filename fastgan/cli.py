@@ -18,8 +18,8 @@ import fastgan
 from fastgan import config as config_room
 from fastgan import models, options, problem, sampling
 from fastgan.callbacks import Callback, Console
+from fastgan.config import ConfigError
 from fastgan.run import checkpoint, pictures
-from fastgan.settings import ConfigError
 from fastgan.trainer import Trainer
 
 

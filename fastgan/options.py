@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from fastgan import config as config_room
-from fastgan.config import Config
-from fastgan.settings import ConfigError
+from fastgan.config import ConfigError
+from fastgan.config.config import HINTS, Config
 
 TITLES = {
     "networks": "networks",
@@ -75,7 +75,7 @@ def config_of(options: argparse.Namespace, chosen: dict[str, Any]) -> Config:
 
     if options.config is not None:
         base = None if options.preset is None else config_room.preset(options.preset)
-        base = Config.from_file(options.config, base)
+        base = config_room.load(options.config, base)
     else:
         model = chosen.get("model", config_room.field_of("model").default)
         base = config_room.preset(options.preset or models.MODELS[model].preset)
@@ -92,8 +92,5 @@ def refuse_unknown(unknown: list[str]) -> None:
         word = unknown[0].split("=")[0]
         names = [f"--{f.name.replace('_', '-')}" for f in fields(Config)]
         names += ["--resume", "--preset", "--config", "--name", "--json", "--quiet"]
-        hints = {
-            f"--{k.replace('_', '-')}": f"--{v.replace('_', '-')}"
-            for k, v in config_room.HINTS.items()
-        }
+        hints = {f"--{k.replace('_', '-')}": f"--{v.replace('_', '-')}" for k, v in HINTS.items()}
         raise ConfigError(f"there is no option {word!r}{nearest(word, names, hints)}")

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from fastgan import config as config_room
 from fastgan import data as data_room
 from fastgan import engines, losses, models, ops, optim
-from fastgan.config import Config, takes_settings
+from fastgan.config import Config, ConfigError, takes_settings
 from fastgan.distributed import World
 from fastgan.run import torch_rng
-from fastgan.settings import ConfigError
 
 
 @dataclass(frozen=True)

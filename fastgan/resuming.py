@@ -11,10 +11,9 @@ from torch import nn
 
 from fastgan import config as config_room
 from fastgan import losses, models
-from fastgan.config import Config
+from fastgan.config import Config, ConfigError
 from fastgan.run import checkpoint, restore
 from fastgan.run.checkpoint import CheckpointError
-from fastgan.settings import ConfigError
 
 NETWORKS = ("generator", "discriminator")
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,40 +20,14 @@ from torch import Tensor, nn
 import fastgan
 from fastgan import callbacks as callback_room
 from fastgan import config as config_room
-from fastgan import engines, models, problem, resuming, sampling, wrapped
-from fastgan.callbacks import Callback, NonFiniteLossError
-from fastgan.config import Config, takes_settings
+from fastgan import engines, loop, models, problem, resuming, sampling, wrapped
+from fastgan.callbacks import Callback
+from fastgan.config import Config, ConfigError, takes_settings
 from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
 from fastgan.run.log import RunLog
-from fastgan.run.signals import Signals
-from fastgan.settings import ConfigError
 from fastgan.statistics import NAMES
 
 logger = logging.getLogger("fastgan")
-
-CHUNK_SECONDS = 0.2
-"""A chunk of steps should take this long, so that a signal is heard soon."""
-LIMITS = ("epochs", "steps", "seconds")
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stands; handed to `until` of `Trainer.fit`."""
-
-    step: int
-    """Steps done, counted from the start of the run."""
-    epoch: int
-    """The epoch of the last step, counted from 1."""
-    steps_per_epoch: int
-    d_loss: float
-    """The discriminator's loss at the last step that was logged; NaN before the first."""
-    g_loss: float
-    seconds: float
-    """Training time of the whole run."""
-    ms_per_step: float
-    """Milliseconds that a step took on average in this call of `fit`, without all else."""
-    target: int | None
-    """The step at which the run will end, if `epochs` or `steps` says so."""
 
 
 class Trainer:
@@ -116,16 +87,22 @@ class Trainer:
         self.engine, self.explanation = engines.choose(self.problem, config.engine)
         logger.info(self.explanation)
         self.log = RunLog(NAMES)
-        self._guard = callback_room.NonFiniteGuard()
-        self._random_states = torch_rng.OwnStates(config.seed or 0, self.device)
+        self.guard = callback_room.NonFiniteGuard()
+        self._callbacks = [
+            callback_room.Console(config.console),
+            *self._user_callbacks,
+            callback_room.Samples(),
+            callback_room.Checkpoints(),
+        ]
+        self.random_states = torch_rng.OwnStates(config.seed or 0, self.device)
         self.seconds, self.target, self.ms_per_step = 0.0, None, float("nan")
         self.logged = False
         self.saved: Path | None = None
         self.saved_step: int | None = None
-        self.goal: dict[str, float | None] = {name: getattr(config, name) for name in LIMITS}
-        self._stopped: str | None = None
+        self.goal: dict[str, float | None] = {name: getattr(config, name) for name in loop.LIMITS}
+        self.stopped: str | None = None
         self.out: Path | None = None
-        self._new = True
+        self.new = True
 
     config = property(lambda self: self.problem.config)
     generator = property(lambda self: self.problem.generator)
@@ -145,7 +122,7 @@ class Trainer:
         epochs: int | None = None,
         steps: int | None = None,
         seconds: float | None = None,
-        until: Callable[[State], bool] | None = None,
+        until: Callable[[loop.State], bool] | None = None,
     ) -> dict[str, Any]:
         """Train until the first of the given limits holds.
 
@@ -171,51 +148,16 @@ class Trainer:
             ValueError: no limit is given.
             Whatever a callback, the data or a network raises, after the last whole step was saved.
         """
-        self._set_goal({"epochs": epochs, "steps": steps, "seconds": seconds}, until)
-        self._callbacks = self._all_callbacks(until)
+        self.goal, self.target = loop.goal_of(
+            self, {"epochs": epochs, "steps": steps, "seconds": seconds}, until
+        )
+        own = [] if until is None else [callback_room.Until(until)]
         self._modes.restore()
-        before, earlier = self.step, self.seconds
-        pace, self._stopped = _Pace(), None
-        with ExitStack() as stack:
-            if self.out is not None:
-                stack.enter_context(directory.at_work(self.out, new=self._new))
-            self._new = False
-            signals = stack.enter_context(Signals())
-            stack.enter_context(self._random_states.in_use())
-            stack.enter_context(self.log.open(self.out, self._about()))
-            error: BaseException | None = None
-            try:
-                self._tell("start")
-                self._loop(signals, pace, earlier)
-                if not signals.received:
-                    self._write_line(whole=False)
-                if self.out is not None:
-                    self.save_all()
-            except NonFiniteLossError as stop:
-                error = stop
-                raise
-            except BaseException as stop:
-                error = stop
-                self._rescue()
-                raise
-            finally:
-                self._tell_end(error)
-        if signals.received:
-            signals.deliver(self._stopped_message(signals.name))
-        return {
-            "steps": self.step,
-            "seconds": round(self.seconds - earlier, 3),
-            "ms_per_step": round(pace.ms_per_step, 4) if self.step > before else None,
-            "engine": self.engine.name,
-            "device": str(self.device),
-            "precision": self.problem.precision,
-            **self.log.last,
-            "out": None if self.out is None else str(self.out),
-        }
+        return loop.Loop(self, [*self._callbacks, *own]).run()
 
     def stop(self, why: str) -> None:
         """End `fit` after the chunk at hand; for callbacks."""
-        self._stopped = why
+        self.stopped = why
 
     def sample(self, n: int = 64) -> Tensor:
         """Samples of the generator, or of its running average if one is kept.
@@ -246,8 +188,8 @@ class Trainer:
         """
         if self.out is None:
             raise ConfigError("there is nowhere to save: make the Trainer with out='runs/name'")
-        self._guard.look_at_losses(self)
-        self._guard.look_at_weights(self)
+        self.guard.look_at_losses(self)
+        self.guard.look_at_weights(self)
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / checkpoint.FILE
         checkpoint.save(path, self._state_dict(), keep=self.config.keep)
@@ -258,7 +200,9 @@ class Trainer:
         """`save`, `export` to the run's directory, and what callbacks lay beside."""
         self.save()
         self.export(self.out)
-        self._tell("save", self.out)
+        with self.random_states.outside():
+            for callback in self._callbacks:
+                callback.save(self, self.out)
 
     def export(self, directory: str | os.PathLike) -> None:
         """Write generator.pth and discriminator.pth: state dicts on the CPU.
@@ -337,105 +281,12 @@ class Trainer:
             "a Trainer cannot be copied; copy its networks, or make another from trainer.config"
         )
 
-    # --- the parts of fit ------------------------------------------------------------------------
-
-    def _loop(self, signals: Signals, pace: _Pace, earlier: float) -> None:
-        began, limit = time.perf_counter(), self.goal["seconds"]
-        marks = [n for n in (self.config.log_every, self.config.checkpoint_every) if n]
-        while not signals.received and not self._stopped:
-            if self.target is not None and self.step >= self.target:
-                return
-            if limit is not None and self.seconds >= limit:
-                return
-            left = [] if self.target is None else [self.target - self.step]
-            n = pace.chunk(*(every - self.step % every for every in marks), *left)
-            since = time.perf_counter()
-            statistics = self.engine.run(n)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            pace.record(n, time.perf_counter() - since)
-            self.seconds = earlier + time.perf_counter() - began
-            self.ms_per_step = pace.ms_per_step
-            self.logged = self.step % self.config.log_every == 0
-            self.log.add(statistics)
-            if self.logged:
-                self._write_line()
-            self._tell("chunk", statistics)
-        self.seconds = earlier + time.perf_counter() - began
-
-    def _write_line(self, *, whole: bool = True) -> None:
-        self._guard.look_at_losses(self)
-        line = self.log.line(self.step, self._epoch())
-        if line is not None:
-            self._tell("line", line)
-            self.log.write(line, self.seconds, whole=whole)
-
-    def _tell(self, event: str, *what: Any) -> None:
-        with self._random_states.outside():
-            for callback in self._callbacks:
-                getattr(callback, event)(self, *what)
-
-    def _tell_end(self, error: BaseException | None) -> None:
-        with self._random_states.outside():
-            for callback in self._callbacks:
-                try:
-                    callback.end(self, error)
-                except Exception:
-                    if error is None:
-                        raise
-                    logger.exception("callback %r failed as well, at the end", callback)
-
-    def _rescue(self) -> None:
-        """Save the last whole step before an error goes on its way."""
-        unreported = self.engine.unreported
-        if unreported is None:
-            logger.warning(
-                "the error came in the middle of a step, so that step %d cannot be saved; %s",
-                self.step,
-                "nothing was"
-                if self.saved is None
-                else f"step {self.saved_step} is in {self.saved}",
-            )
-            return
-        self.log.add(unreported)
-        if self.out is None:
-            return
-        try:
-            self.save()
-            logger.warning(
-                "step %d was saved before the error; to continue: %s", self.step, self._how()
-            )
-        except Exception as second:
-            logger.warning("step %d could not be saved: %s", self.step, second)
-
-    def _all_callbacks(self, until: Callable | None) -> list[Callback]:
-        own = [] if until is None else [callback_room.Until(until)]
-        return [
-            callback_room.Console(self.config.console),
-            *self._user_callbacks,
-            *own,
-            callback_room.Samples(),
-            callback_room.Checkpoints(),
-        ]
-
-    def _set_goal(self, given: dict[str, Any], until: Callable | None) -> None:
-        for name, value in given.items():
-            given[name] = config_room.field_of(name).metadata["kind"].take(name, value)
-        if until is not None or any(value is not None for value in given.values()):
-            self.goal = given
-        elif not any(value is not None for value in self.goal.values()):
-            raise ConfigError("say when to stop: fit(epochs=...), steps=, seconds= or until=")
-        targets = [] if self.goal["steps"] is None else [self.goal["steps"]]
-        if self.goal["epochs"] is not None:
-            targets.append(self.goal["epochs"] * self.steps_per_epoch)
-        self.target = min(targets, default=None)
-
     @property
-    def state(self) -> State:
+    def state(self) -> loop.State:
         """Where the run stands."""
-        return State(
+        return loop.State(
             step=self.step,
-            epoch=self._epoch(),
+            epoch=self.epoch,
             steps_per_epoch=self.steps_per_epoch,
             d_loss=self.log.last["d_loss"],
             g_loss=self.log.last["g_loss"],
@@ -444,15 +295,17 @@ class Trainer:
             target=self.target,
         )
 
-    def _epoch(self) -> int:
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
 
-    def _about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """What config.json says: the settings, and what became of them."""
         return {
             "settings": self.config.to_dict(),
             "about": {
-                "generator": models.describe(self.generator),
-                "discriminator": models.describe(self.discriminator),
+                "models": self._models(),
                 "data": self.data.name,
                 "origin": self.data.origin,
                 "sample_shape": list(self.data.shape),
@@ -462,16 +315,16 @@ class Trainer:
             },
         }
 
-    def _how(self) -> str:
-        state = self._state_dict()
-        if resuming.needed(state):
-            return f"Trainer.resume({str(self.out)!r}, {', '.join(resuming.needed(state))})"
-        return f"fastgan train --resume {self.out}"
+    def _models(self) -> dict[str, Any]:
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: models.describe(network) for name, network in networks.items()}
 
-    def _stopped_message(self, what: str) -> str:
-        if self.out is None:
-            return f"stopped by {what} after step {self.step}; nothing was saved (out is None)"
-        return f"stopped by {what} after step {self.step}; saved. To continue: {self._how()}"
+    def how_to_continue(self) -> str:
+        """The command or the call that continues what was saved."""
+        missing = resuming.needed(self._state_dict())
+        if missing:
+            return f"Trainer.resume({str(self.out)!r}, {', '.join(missing)})"
+        return f"fastgan train --resume {self.out}"
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -483,10 +336,7 @@ class Trainer:
             "seconds": self.seconds,
             "goal": self.goal,
             "config": self.config.to_dict(),
-            "models": {
-                "generator": models.describe(p.generator),
-                "discriminator": models.describe(p.discriminator),
-            },
+            "models": self._models(),
             "threads": torch.get_num_threads(),
             "data": self._identity,
             "generator": wrapped.state_dict(p.generator),
@@ -499,7 +349,7 @@ class Trainer:
             "callbacks": dict(
                 zip(callback_room.names_of(own), (c.state_dict() for c in own), strict=True)
             ),
-            "random": self._random_states.state_dict(),
+            "random": self.random_states.state_dict(),
             "log": self.log.state_dict(),
             "versions": {
                 "fastgan": fastgan.__version__,
@@ -521,7 +371,7 @@ class Trainer:
             optimizers={"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
             scalers=p.scalers or (),
         )
-        self.out, self._new = file.parent, False
+        self.out, self.new = file.parent, False
         own = self._user_callbacks
         for name, callback in zip(callback_room.names_of(own), own, strict=True):
             if name in state["callbacks"]:
@@ -529,31 +379,9 @@ class Trainer:
         resuming.load_loss_state(p.loss, state["loss"])
         self.engine.step = self.saved_step = state["step"]
         self.saved = file
-        self.seconds, self.goal = state["seconds"], {**dict.fromkeys(LIMITS), **state["goal"]}
-        self._random_states.load_state_dict(state["random"])
+        self.seconds, self.goal = state["seconds"], {**dict.fromkeys(loop.LIMITS), **state["goal"]}
+        self.random_states.load_state_dict(state["random"])
         self.log.load_state_dict(state["log"], self.out)
 
 
 Trainer.__doc__ += "\n    Settings:\n" + config_room.described("out") + "\n    "
-
-
-class _Pace:
-    """Sizes the next chunk of steps from how long the last ones took, and keeps their average."""
-
-    def __init__(self):
-        self.n = 1
-        self.steps, self.seconds = 0, 0.0
-
-    def chunk(self, *limits: int) -> int:
-        return min(self.n, *limits)
-
-    def record(self, n: int, seconds: float) -> None:
-        # The first chunk holds the engine's warm-up and says little, hence the slow growth.
-        fitting = int(CHUNK_SECONDS * n / max(seconds, 1e-9))
-        self.n = max(1, min(fitting, 8 * self.n))
-        self.steps += n
-        self.seconds += seconds
-
-    @property
-    def ms_per_step(self) -> float:
-        return self.seconds / self.steps * 1e3 if self.steps else float("nan")

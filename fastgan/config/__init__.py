@@ -1,0 +1,22 @@
+"""The description of a run: `Config`, its kinds of values, its files and presets."""
+
+from fastgan.config.config import Config, field_of, settings_of
+from fastgan.config.files import load
+from fastgan.config.forms import described, table, takes_settings
+from fastgan.config.kinds import ConfigError
+from fastgan.config.objects import needs
+from fastgan.config.presets import PRESETS, preset
+
+__all__ = [
+    "PRESETS",
+    "Config",
+    "ConfigError",
+    "described",
+    "field_of",
+    "load",
+    "needs",
+    "preset",
+    "settings_of",
+    "table",
+    "takes_settings",
+]

@@ -1,0 +1,283 @@
+"""One description of a run: every setting once.
+
+From the fields of `Config` come the keywords of `Trainer` and `make_problem`, the options of the
+command line, YAML and TOML files, config.json, what a checkpoint keeps, what a resume compares, and
+the table of settings in the documentation. A new setting is one field here, the place that does
+what it says, and the refusal of the engines that cannot.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any
+
+from fastgan import data as data_room
+from fastgan import engines, losses, models
+from fastgan.config import kinds, objects
+from fastgan.config.kinds import ConfigError, Kind, choice, flag, integer, number, optional, pair
+from fastgan.config.objects import owned
+from fastgan.words import nearest
+
+GROUPS = ("networks", "data", "training", "length", "machine", "run")
+
+HINTS = {
+    "penalty": "penalties",
+    "critic_steps": "d_steps",
+    "n_critic": "d_steps",
+    "learning_rate": "lr",
+    "nz": "latent_dim",
+    "z_dim": "latent_dim",
+    "bs": "batch_size",
+    "output": "out",
+    "amp": "precision",
+}
+"""Names that others use for our settings."""
+
+
+def _setting(default: Any, kind: Kind, group: str, help: str, *, resume: bool = False) -> Any:
+    metadata = {"kind": kind, "group": group, "help": help, "resume": resume}
+    return field(default=default, metadata=metadata)
+
+
+def _networks(default: Any, kind: Kind, help: str) -> Any:
+    return _setting(default, kind, "networks", help)
+
+
+def _data(default: Any, kind: Kind, help: str, **options: Any) -> Any:
+    return _setting(default, kind, "data", help, **options)
+
+
+def _training(default: Any, kind: Kind, help: str) -> Any:
+    return _setting(default, kind, "training", help)
+
+
+def _length(default: Any, kind: Kind, help: str) -> Any:
+    return _setting(default, optional(kind, "no such limit"), "length", help, resume=True)
+
+
+def _machine(default: Any, kind: Kind, help: str) -> Any:
+    return _setting(default, kind, "machine", help, resume=True)
+
+
+def _run(default: Any, kind: Kind, help: str, *, resume: bool = True) -> Any:
+    return _setting(default, kind, "run", help, resume=resume)
+
+
+_COUNT = integer(1)
+_DECAY = number(0, 1, below=True)
+_PRECISIONS = choice(
+    *("auto", "fp32", "bf16", "fp16"),
+    hints={"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
+)
+_SIZE = kinds.sizes("a side, or (height, width), in pixels")
+_RANGE = pair(number(float("-inf")), "lowest and highest", single=False)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run, checked; made from keywords, a file, a preset or a checkpoint.
+
+    A value that a setting cannot take raises `ConfigError`, which names it. What is here is plain
+    but for what only the user's program may have: a Loss, penalties, optimisers and a schedule of
+    its own.
+    """
+
+    # fmt: off
+    model: str = _networks("mlp", choice(*models.MODELS),
+        "which pair of networks is made where none is given")
+    width: int | None = _networks(None, optional(_COUNT, "the model's own"),
+        "features of that pair's hidden layers, or channels of its narrowest convolution")
+    latent_dim: int | tuple[int, ...] = _networks(100,
+        kinds.sizes("a length of at least 1, or a shape such as (100, 1, 1)"),
+        "length of a latent vector, or the shape of one latent")
+
+    data: str | None = _data("digits",
+        optional(kinds.text("a name or a path", "NAME|PATH"), "what the program passed"),
+        "digits, mnist, fashion-mnist, cifar10, or a folder or zip of images", resume=True)
+    root: str | None = _data(None,
+        optional(kinds.path("a folder"), "FASTGAN_DATA, ~/.cache/fastgan/data, ./data"),
+        "where named data sets lie, or are downloaded to", resume=True)
+    split: str = _data("train", choice("train", "test"), "which part of a named data set")
+    image_size: int | tuple[int, ...] | None = _data(None, optional(_SIZE, "as the images are"),
+        "crop and resize images to this")
+    channels: int | None = _data(None, optional(integer(1, 3), "as the images are"),
+        "1: grey, 3: RGB")
+    layout: str | None = _data(None, optional(choice("NCHW", "NHWC"), "seen from the shape"),
+        "where the channels of image tensors are")
+    kind: str | None = _data(None,
+        optional(choice("image", "vector", "signal", "tensor"), "seen from the shape"),
+        "what a sample is")
+    value_range: tuple[float, float] | None = _data(None, optional(_RANGE, "as the values are"),
+        "lowest and highest value of float data, mapped to [-1, 1]")
+    augmented: bool | None = _data(None, optional(flag(), "found by reading some items twice"),
+        "whether a Dataset gives other samples at each reading")
+    skip_damaged: bool = _data(False, flag(), "leave damaged image files out, and count them")
+    download: bool = _data(True, flag(), "whether a named data set may be downloaded", resume=True)
+    budget_bytes: int | None = _data(None,
+        optional(integer(0), "a quarter of the memory that is free"),
+        "bytes that the data may take in memory; more is read batch by batch", resume=True)
+    workers: int | None = _data(None,
+        optional(integer(0), "half the processors for image files, else none"),
+        "processes that read ahead what is not in memory", resume=True)
+    drop_last: bool = _data(False, flag(),
+        "leave out an epoch's last batch where it is smaller than the others", resume=True)
+
+    batch_size: int = _training(64, _COUNT, "samples in a batch")
+    loss: str | losses.Loss = _training("non-saturating", objects.loss(), "what D and G minimise")
+    label_smoothing: float = _training(0.0, _DECAY,
+        "s: real samples are labelled 1 - s (one-sided smoothing, Salimans et al. 2016)")
+    penalties: tuple[losses.Penalty, ...] = _training((), objects.penalties(),
+        "on D's slope, added to its loss: r1, r2 (Mescheder et al. 2018), wgan-gp (Gulrajani et "
+        "al. 2017); weight 10 and every update unless said otherwise")
+    d_steps: int = _training(1, _COUNT, "updates of D in a step")
+    lr: float | tuple[float, float] = _training(2e-4,
+        pair(number(0), "generator's and discriminator's"), "learning rate")
+    betas: tuple[float, float] = _training((0.5, 0.999),
+        pair(_DECAY, "of the first and second moment", single=False), "Adam's decay rates")
+    optimizer: Any = _training("adam", objects.optimizer(), "of each network")
+    weight_decay: float = _training(0.0, number(0),
+        "an L2 penalty, but with adamw decoupled from the gradient")
+    # With 0, a weight whose gradients have all been 0 would become 0 / 0.
+    eps: float = _training(1e-8, number(0, above=True), "what Adam adds to its denominator")
+    lr_schedule: Callable[[int], float] | None = _training(None, objects.schedule(),
+        "factor on both learning rates at each step")
+    ema: float | None = _training(None, optional(_DECAY, "no average is kept"),
+        "decay of a running average of G's weights, such as 0.999, which samples then come from")
+    precision: str = _training("fp32", _PRECISIONS,
+        "of the products; weights and sums are float32. auto: bf16 where the processor has the "
+        "instructions and the engine was measured faster with them, else fp32")
+    seed: int | None = _training(0, optional(integer(0, 2**64 - 1), "one is drawn and recorded"),
+        "source of all randomness")
+
+    epochs: int | None = _length(None, _COUNT, "stop after this many passes over the data")
+    steps: int | None = _length(None, _COUNT, "stop after this many steps")
+    seconds: float | None = _length(None, number(0, above=True),
+        "stop after this much training time")
+
+    engine: str = _machine("auto", choice("auto", *engines.ORDER), "how steps are run")
+    device: str | None = _machine(None, objects.device(), "where to train")
+    threads: int | None = _machine(None, optional(_COUNT, "torch's choice"), "CPU threads")
+    channels_last: bool = _machine(False, flag(),
+        "keep convolutions' weights and images channels last, often faster for convolutions")
+
+    out: str | None = _run(None, optional(kinds.path("a directory"), "nothing is written"),
+        "directory of the run, for log, checkpoints and pictures")
+    if_exists: str = _run("fail", choice("fail", "overwrite", "count"),
+        "what to do where out holds a run: fail, overwrite it, or count up to a free name")
+    log_every: int = _run(100, _COUNT, "steps from one log line to the next", resume=False)
+    checkpoint_every: int | None = _run(None, optional(_COUNT, "one a minute"),
+        "steps from one checkpoint to the next; there is always one at the end")
+    keep: int = _run(2, _COUNT, "how many of the last checkpoints stay")
+    console: str = _run("auto", choice("auto", "bar", "lines", "none"),
+        "progress on the screen; auto: a bar on a terminal, else a line now and then")
+    # fmt: on
+
+    def __post_init__(self):
+        """Read every value by its kind."""
+        for f in fields(self):
+            value = f.metadata["kind"].take(f.name, getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
+        losses.loss(self.loss, self.label_smoothing)
+
+    # --- what others ask of it --------------------------------------------------------------------
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, without the batch dimension."""
+        return (self.latent_dim,) if isinstance(self.latent_dim, int) else self.latent_dim
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The generator's and the discriminator's learning rate."""
+        return self.lr if isinstance(self.lr, tuple) else (self.lr, self.lr)
+
+    def data_options(self) -> dict[str, Any]:
+        """What was said of the data, as keywords of `fastgan.data.open`; defaults are left out."""
+        accepted = inspect.signature(data_room.open).parameters
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata["group"] == "data"
+            and f.name in accepted
+            and getattr(self, f.name) != f.default
+        }
+
+    def with_(self, **changes: Any) -> Config:
+        """A copy with other values; ConfigError for names and values that are none."""
+        _known(changes)
+        return replace(self, **changes)
+
+    # --- as plain values, and back ----------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, words, lists and None; ``{"own": name}`` for an object of the user's program."""
+        return {f.name: f.metadata["kind"].plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], *, where: str = "", base: Config | None = None, **own: Any
+    ) -> Config:
+        """The settings that `to_dict` or a file wrote down.
+
+        Args:
+            values: names and plain values; what is left out is as in `base`.
+            where: what messages begin with, such as a file's name.
+            base: default: `Config()`.
+            **own: the objects that stand for the values marked as the user's own.
+
+        Raises:
+            ConfigError: an unknown name, a value that is none, or an object of the user's program
+                that was not passed.
+        """
+        prefix = f"{where}: " if where else ""
+        try:
+            _known(values)
+            changes = {name: own.get(name, value) for name, value in values.items()}
+            for name, value in changes.items():
+                if found := owned(value):
+                    raise ConfigError(
+                        f"{name} was {found!r}, an object of your own, which a file cannot hold; "
+                        f"pass {name}="
+                    )
+                if isinstance(value, str):
+                    changes[name] = field_of(name).metadata["kind"].take_text(name, value)
+            return replace(base or cls(), **changes)
+        except ConfigError as error:
+            raise ConfigError(f"{prefix}{error}") from None
+
+    def differences(self, other: Config) -> list[str]:
+        """Each setting that a resume keeps and that `other` has otherwise, in words."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{f.name} is {mine[f.name]!r}, saved {theirs[f.name]!r}"
+            for f in fields(self)
+            if not f.metadata["resume"] and mine[f.name] != theirs[f.name]
+        ]
+
+
+def field_of(name: str) -> Field:
+    """The field of a setting."""
+    return Config.__dataclass_fields__[name]
+
+
+def _known(names: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in Config.__dataclass_fields__:
+            near = nearest(name, Config.__dataclass_fields__, HINTS)
+            raise ConfigError(f"there is no setting {name!r}{near or '; see `fastgan settings`'}")
+
+
+def settings_of(config: Config | None, overrides: Mapping[str, Any]) -> Config:
+    """A config, default `Config()`, with some settings otherwise.
+
+    Raises:
+        TypeError: `config` is none.
+        ConfigError: an unknown name or a value that is none.
+    """
+    if config is not None and not isinstance(config, Config):
+        raise TypeError(
+            f"config is a {type(config).__name__}; expected a fastgan.Config, or settings by name"
+        )
+    return (config or Config()).with_(**overrides)

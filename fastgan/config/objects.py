@@ -1,0 +1,164 @@
+"""The kinds of settings whose values may be objects that only the user's program has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fastgan import losses, optim
+from fastgan.config.kinds import Kind, Refused
+
+OWN = "own"
+"""The key of what stands in a file for such an object."""
+
+
+def own(value: Any) -> dict[str, str]:
+    """What stands in a file for an object of the user's program."""
+    name = getattr(value, "name", None) or getattr(value, "__name__", type(value).__name__)
+    return {OWN: str(name)}
+
+
+def loss() -> Kind:
+    """A loss by its word, or a Loss."""
+
+    def read(value: Any) -> Any:
+        try:
+            losses.loss(value)
+        except ValueError as error:
+            raise Refused(str(error).split("; ", 1)[1]) from None
+        return value
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        return value.name if losses.LOSSES.get(value.name) == value else own(value)
+
+    return Kind(
+        f"one of {', '.join(losses.LOSSES)}, or a losses.Loss",
+        read,
+        plain=plain,
+        annotation="str | Loss",
+        metavar="NAME",
+        names=tuple(losses.LOSSES),
+    )
+
+
+def penalties() -> Kind:
+    """Penalties by their words, or as Penalty objects."""
+
+    def read(value: Any) -> tuple[losses.Penalty, ...]:
+        try:
+            return losses.penalties(value)
+        except ValueError as error:
+            raise Refused(str(error).split("; ", 1)[1]) from None
+
+    def plain(value: Any) -> list:
+        return [_plain_penalty(penalty) for penalty in value]
+
+    return Kind(
+        f"one of {', '.join(losses.PENALTIES)} as name[:weight[:every]], a losses.Penalty, or a "
+        "list of these",
+        read,
+        lambda words: words.replace(",", " ").split() if words.lower() != "none" else None,
+        plain,
+        "str | Penalty | Sequence[str | Penalty]",
+        "NAME[:WEIGHT[:EVERY]]",
+        several=True,
+    )
+
+
+def _plain_penalty(penalty: losses.Penalty) -> Any:
+    known = losses.PENALTIES.get(penalty.name)
+    if known is None or replace(known, weight=penalty.weight, every=penalty.every) != penalty:
+        return own(penalty)
+    return f"{penalty.name}:{penalty.weight!r}:{penalty.every}"
+
+
+def optimizer() -> Kind:
+    """An optimiser's word, class, factory or object; or two: the generator's, the other's."""
+
+    def read_one(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in optim.OPTIMIZERS:
+                raise ValueError
+            return value
+        if isinstance(value, torch.optim.Optimizer) or callable(value):
+            return value
+        raise TypeError
+
+    def read(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            if len(value) != 2:
+                raise ValueError
+            return tuple(map(read_one, value))
+        if isinstance(value, torch.optim.Optimizer):
+            raise Refused(
+                "one optimiser serves one network: give two, (generator's, discriminator's)"
+            )
+        return read_one(value)
+
+    def plain_one(value: Any) -> Any:
+        return value if isinstance(value, str) else own(value)
+
+    def plain(value: Any) -> Any:
+        return list(map(plain_one, value)) if isinstance(value, tuple) else plain_one(value)
+
+    return Kind(
+        f"one of {', '.join(optim.OPTIMIZERS)}, a class of torch.optim, a function of parameters "
+        "that makes one, a made one for each network, or two of these (generator's, "
+        "discriminator's)",
+        read,
+        lambda words: words.replace(",", " ").split() if " " in words or "," in words else words,
+        plain,
+        "str | type[Optimizer] | Callable | tuple",
+        "NAME",
+        names=tuple(optim.OPTIMIZERS),
+    )
+
+
+def schedule() -> Kind:
+    """A function of the step."""
+
+    def read(value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise TypeError
+        return value
+
+    return Kind(
+        "a function of the step (counted from 0) that gives a factor, or None",
+        read,
+        plain=lambda value: None if value is None else own(value),
+        annotation="Callable[[int], float] | None",
+        metavar="",
+    )
+
+
+def device() -> Kind:
+    """A device of torch, as its text."""
+
+    def read(value: Any) -> str | None:
+        return None if value is None else str(torch.device(value))
+
+    return Kind(
+        "a device such as cpu, cuda or cuda:1, or None (CUDA if there is a GPU, else the CPU)",
+        read,
+        annotation="torch.device | str | None",
+        metavar="DEVICE",
+    )
+
+
+def owned(value: Any) -> str | None:
+    """The name of the user's own object that a plain value stands for, if it does."""
+    if isinstance(value, Mapping):
+        return str(value.get(OWN)) if set(value) == {OWN} else None
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(owned, value)), None)
+    return None
+
+
+def needs(values: Mapping[str, Any]) -> list[str]:
+    """The settings, of plain ones, that stand for objects of the user's program."""
+    return [name for name, value in values.items() if owned(value)]

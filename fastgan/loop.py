@@ -1,0 +1,214 @@
+"""One call of `Trainer.fit`: chunks of steps, lines, callbacks, signals, and what an error leaves.
+
+How a run is cut into chunks changes nothing but how soon a signal is heard.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastgan.callbacks import Callback, NonFiniteLossError
+from fastgan.config import ConfigError, field_of
+from fastgan.run import directory
+from fastgan.run.signals import Signals
+
+if TYPE_CHECKING:
+    from fastgan.trainer import Trainer
+
+logger = logging.getLogger("fastgan")
+
+CHUNK_SECONDS = 0.2
+"""A chunk of steps should take this long, so that a signal is heard soon."""
+LIMITS = ("epochs", "steps", "seconds")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands; handed to `until` of `Trainer.fit`."""
+
+    step: int
+    """Steps done, counted from the start of the run."""
+    epoch: int
+    """The epoch of the last step, counted from 1."""
+    steps_per_epoch: int
+    d_loss: float
+    """The discriminator's loss at the last step that was logged; NaN before the first."""
+    g_loss: float
+    seconds: float
+    """Training time of the whole run."""
+    ms_per_step: float
+    """Milliseconds that a step took on average in this call of `fit`, without all else."""
+    target: int | None
+    """The step at which the run will end, if `epochs` or `steps` says so."""
+
+
+def goal_of(
+    trainer: Trainer, given: dict[str, Any], until: Callable | None
+) -> tuple[dict[str, Any], int | None]:
+    """The limits that hold in a call of `fit`, and the step at which it will end, if they say so.
+
+    Raises:
+        ConfigError: a limit is none, or there is none at all.
+    """
+    goal = {name: field_of(name).metadata["kind"].take(name, v) for name, v in given.items()}
+    if until is None and all(value is None for value in goal.values()):
+        goal = trainer.goal
+        if all(value is None for value in goal.values()):
+            raise ConfigError("say when to stop: fit(epochs=...), steps=, seconds= or until=")
+    targets = [] if goal["steps"] is None else [goal["steps"]]
+    if goal["epochs"] is not None:
+        targets.append(goal["epochs"] * trainer.steps_per_epoch)
+    return goal, min(targets, default=None)
+
+
+class Loop:
+    """Trains until a limit, a callback or a signal says stop."""
+
+    def __init__(self, trainer: Trainer, callbacks: Sequence[Callback]):
+        """Nothing is done before `run`."""
+        self.trainer = trainer
+        self.callbacks = callbacks
+        self.pace = _Pace()
+        self.signals = Signals()
+
+    def run(self) -> dict[str, Any]:
+        """Do it; see `Trainer.fit`."""
+        t = self.trainer
+        before, earlier = t.step, t.seconds
+        t.stopped = None
+        with ExitStack() as stack:
+            if t.out is not None:
+                stack.enter_context(directory.at_work(t.out, new=t.new))
+            t.new = False
+            stack.enter_context(self.signals)
+            stack.enter_context(t.random_states.in_use())
+            stack.enter_context(t.log.open(t.out, t.about()))
+            error: BaseException | None = None
+            try:
+                self._tell("start")
+                self._steps(earlier)
+                if not self.signals.received:
+                    self._write_line(whole=False)
+                if t.out is not None:
+                    t.save_all()
+            except BaseException as stop:
+                error = stop
+                if not isinstance(stop, NonFiniteLossError):
+                    self._rescue()
+                raise
+            finally:
+                self._end(error)
+        if self.signals.received:
+            self.signals.deliver(self._stopped_message())
+        return {
+            "steps": t.step,
+            "seconds": round(t.seconds - earlier, 3),
+            "ms_per_step": round(self.pace.ms_per_step, 4) if t.step > before else None,
+            "engine": t.engine.name,
+            "device": str(t.device),
+            "precision": t.problem.precision,
+            **t.log.last,
+            "out": None if t.out is None else str(t.out),
+        }
+
+    def _steps(self, earlier: float) -> None:
+        t, began = self.trainer, time.perf_counter()
+        marks = [n for n in (t.config.log_every, t.config.checkpoint_every) if n]
+        while not self.signals.received and not t.stopped:
+            left = [] if t.target is None else [t.target - t.step]
+            if (left and left[0] <= 0) or (t.goal["seconds"] or t.seconds + 1) <= t.seconds:
+                return
+            n = self.pace.chunk(*(every - t.step % every for every in marks), *left)
+            since = time.perf_counter()
+            statistics = t.engine.run(n)
+            if t.device.type == "cuda":
+                torch.cuda.synchronize(t.device)
+            self.pace.record(n, time.perf_counter() - since)
+            t.seconds = earlier + time.perf_counter() - began
+            t.ms_per_step = self.pace.ms_per_step
+            t.logged = t.step % t.config.log_every == 0
+            t.log.add(statistics)
+            if t.logged:
+                self._write_line()
+            self._tell("chunk", statistics)
+        t.seconds = earlier + time.perf_counter() - began
+
+    def _write_line(self, *, whole: bool = True) -> None:
+        t = self.trainer
+        t.guard.look_at_losses(t)
+        line = t.log.line(t.step, t.epoch)
+        if line is not None:
+            self._tell("line", line)
+            t.log.write(line, t.seconds, whole=whole)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        with self.trainer.random_states.outside():
+            for callback in self.callbacks:
+                getattr(callback, event)(self.trainer, *what)
+
+    def _end(self, error: BaseException | None) -> None:
+        with self.trainer.random_states.outside():
+            for callback in self.callbacks:
+                try:
+                    callback.end(self.trainer, error)
+                except Exception:
+                    if error is None:
+                        raise
+                    logger.exception("callback %r failed as well, at the end", callback)
+
+    def _rescue(self) -> None:
+        """Save the last whole step before an error goes on its way."""
+        t = self.trainer
+        if t.engine.unreported is None:
+            kept = "nothing was" if t.saved is None else f"step {t.saved_step} is in {t.saved}"
+            logger.warning(
+                "the error came in the middle of step %d, which cannot be saved; %s",
+                t.step + 1,
+                kept,
+            )
+            return
+        t.log.add(t.engine.unreported)
+        if t.out is None:
+            return
+        try:
+            t.save()
+            logger.warning(
+                "step %d was saved before the error; to continue: %s", t.step, t.how_to_continue()
+            )
+        except Exception as second:
+            logger.warning("step %d could not be saved: %s", t.step, second)
+
+    def _stopped_message(self) -> str:
+        t, what = self.trainer, self.signals.name
+        if t.out is None:
+            return f"stopped by {what} after step {t.step}; nothing was saved (out is None)"
+        return f"stopped by {what} after step {t.step}; saved. To continue: {t.how_to_continue()}"
+
+
+class _Pace:
+    """Sizes the next chunk of steps from how long the last ones took, and keeps their average."""
+
+    def __init__(self):
+        self.n = 1
+        self.steps, self.seconds = 0, 0.0
+
+    def chunk(self, *limits: int) -> int:
+        return min(self.n, *limits)
+
+    def record(self, n: int, seconds: float) -> None:
+        # The first chunk holds the engine's warm-up and says little, hence the slow growth.
+        fitting = int(CHUNK_SECONDS * n / max(seconds, 1e-9))
+        self.n = max(1, min(fitting, 8 * self.n))
+        self.steps += n
+        self.seconds += seconds
+
+    @property
+    def ms_per_step(self) -> float:
+        return self.seconds / self.steps * 1e3 if self.steps else float("nan")
