@@ -142,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
     with console:
         summary = run.fit(**goal, report=console.report)
     run.close()
-    pictures.loss_plot(run.history, run.out / "loss.png")
+    pictures.loss_plot(run.history, run.out / pictures.LOSSES)
     if summary["ms_per_step"] is None:
         console.say(f"nothing left to do: give --steps above {run.step} to go on")
     console.say(

@@ -10,7 +10,7 @@ from fastgan import random
 from fastgan.engines.base import dtype_of
 from fastgan.problem import at_least, rebuild
 from fastgan.random import Stream
-from fastgan.run import checkpoint, torch_rng
+from fastgan.run import checkpoint, restore, torch_rng
 
 
 @torch.no_grad()
@@ -51,10 +51,10 @@ def load_generator(
     file = checkpoint.find(path)
     state = checkpoint.load(file)
     config = state["config"]
-    checkpoint.require(file, "generator", generator, config["generator"])
+    restore.require(file, "generator", generator, config["generator"])
     if generator is None:
         generator = rebuild(config["generator"])
     weights = state["ema"] or state["generator"]
-    checkpoint.require_fit(file, "generator", generator, weights)
+    weights = restore.require_fit(file, "generator", generator, weights)
     generator.load_state_dict(weights)
     return generator, config

@@ -10,6 +10,7 @@ import platform
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 import fastgan
 from fastgan import diagnosis, engines, losses, problem, sampling
-from fastgan.run import checkpoint, pictures, torch_rng
+from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
 from fastgan.run.checkpoint import CheckpointError
-from fastgan.run.log import RunLog, refuse_used
+from fastgan.run.log import RunLog
 from fastgan.run.signals import Signals
 
 logger = logging.getLogger("fastgan")
@@ -32,6 +33,7 @@ CHUNK_SECONDS = 0.2
 CHECKPOINT_SECONDS = 60.0
 PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
 """What a checkpoint always holds the state of."""
+COLUMNS = ("d_loss", "g_loss")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -160,9 +162,6 @@ class Trainer:
         problem.at_least(1, log_every=log_every, keep=keep)
         if checkpoint_every is not None:
             problem.at_least(1, checkpoint_every=checkpoint_every)
-        self.out = None if out is None else Path(out)
-        if self.out is not None:
-            refuse_used(self.out)
         seed = secrets.randbits(32) if seed is None else seed
         device = problem.choose_device(device)
         images, source = problem.open_images(data)
@@ -210,9 +209,11 @@ class Trainer:
             "checkpoint_every": checkpoint_every,
             "keep": keep,
         }
-        self._log = RunLog()
+        self._log = RunLog(COLUMNS)
         self._random_states = torch_rng.OwnStates(seed, device)
         self._saved_step: int | None = None
+        self.out = None if out is None else directory.prepare(out)
+        self._new = True
 
     generator = property(lambda self: self._problem.generator)
     discriminator = property(lambda self: self._problem.discriminator)
@@ -268,7 +269,10 @@ class Trainer:
             "explanation": self.explanation,
         }
         log = self._log.open(self.out, about)
-        with Signals() as signals, self._random_states.in_use(), log:
+        here = nullcontext() if self.out is None else directory.at_work(self.out, new=self._new)
+        with here, Signals() as signals, self._random_states.in_use(), log:
+            self._new = False
+            checkpoint.try_state(self._state_dict())
             saved_at = time.perf_counter()
             while not signals.received and (target is None or self.step < target):
                 if limit is not None and self.seconds >= limit:
@@ -302,7 +306,7 @@ class Trainer:
                 self._save_all()
         if signals.received:
             signals.deliver(self._stopped_message(signals.name))
-        d_loss, g_loss = self._log.last
+        d_loss, g_loss = self._log.last.values()
         return {
             "steps": self.step,
             "seconds": round(self.seconds - earlier, 3),
@@ -403,22 +407,21 @@ class Trainer:
         state = checkpoint.load(file)
         config = state["config"]
         saved_loss = None if config["own_loss"] else config["loss"]
-        data = checkpoint.require(file, "data", data, config["data"])
-        loss = checkpoint.require(file, "loss", loss, saved_loss)
-        # Format 1 had no penalties.
-        if config.get("own_penalty"):
-            checkpoint.require(file, "penalty", penalty, None)
-        elif penalty is None and config.get("penalty"):
+        data = restore.require(file, "data", data, config["data"])
+        loss = restore.require(file, "loss", loss, saved_loss)
+        if config["own_penalty"]:
+            restore.require(file, "penalty", penalty, None)
+        elif penalty is None and config["penalty"]:
             penalty = losses.penalty(
                 config["penalty"], config["penalty_weight"], config["penalty_every"]
             )
         if config["lr_schedule"]:
-            checkpoint.require(file, "lr_schedule", lr_schedule, None)
+            restore.require(file, "lr_schedule", lr_schedule, None)
         networks = {"generator": generator, "discriminator": discriminator}
         for name, given in networks.items():
-            checkpoint.require(file, name, given, config[name])
+            restore.require(file, name, given, config[name])
             networks[name] = problem.rebuild(config[name]) if given is None else given
-            checkpoint.require_fit(file, name, networks[name], state[name])
+            restore.require_fit(file, name, networks[name], state[name])
         wanted = torch.device(config["device"])
         if device is None and (wanted.type != "cuda" or torch.cuda.is_available()):
             device = wanted
@@ -440,9 +443,9 @@ class Trainer:
             device=device,
             **{name: config[name] for name in ("log_every", "checkpoint_every", "keep")},
         )
-        trainer.out = file.parent
+        trainer.out, trainer._new = file.parent, False
         trainer.config["data"] = source or config["data"]
-        trainer._load_state_dict(state)
+        trainer._load_state_dict(file, state)
         return trainer
 
     # --- the parts of fit ------------------------------------------------------------------------
@@ -473,8 +476,8 @@ class Trainer:
             step=self.step,
             epoch=self._epoch(),
             steps_per_epoch=self.steps_per_epoch,
-            d_loss=self._log.last[0],
-            g_loss=self._log.last[1],
+            d_loss=self._log.last["d_loss"],
+            g_loss=self._log.last["g_loss"],
             seconds=self.seconds,
             ms_per_step=ms_per_step,
             logged=logged,
@@ -486,12 +489,13 @@ class Trainer:
 
     def _write_line(self, *, whole: bool = True) -> None:
         self._check_losses()
-        self._log.write(self.step, self._epoch(), self.seconds, whole=whole)
+        if line := self._log.line(self.step, self._epoch()):
+            self._log.write(line, self.seconds, whole=whole)
 
     def _check_losses(self) -> None:
         if bad := self._log.first_bad():
-            followed, d_loss, g_loss = bad
-            what = f"D loss is {d_loss:g} and G loss is {g_loss:g}"
+            followed, values = bad
+            what = f"D loss is {values['d_loss']:g} and G loss is {values['g_loss']:g}"
             raise self._non_finite(what, self.step - followed)
 
     def _non_finite(self, what: str, step: int) -> NonFiniteLossError:
@@ -507,7 +511,8 @@ class Trainer:
     def _save_all(self) -> None:
         self.save()
         self.export(self.out)
-        pictures.grid(self.sample(64), self.out / "samples.png")
+        if pictures.drawable(self.data.shape):
+            pictures.grid(self.sample(64), self.out / pictures.SAMPLES)
 
     def _stopped_message(self, what: str) -> str:
         if self.out is None:
@@ -534,6 +539,9 @@ class Trainer:
             "scalers": [scaler.state_dict() for scaler in self._problem.scalers or ()],
             "random": self._random_states.state_dict(),
             "log": self._log.state_dict(),
+            "models": {},
+            "callbacks": {},
+            "loss": None,
             "versions": {
                 "fastgan": fastgan.__version__,
                 "torch": str(torch.__version__),
@@ -545,18 +553,18 @@ class Trainer:
     def _fingerprint(self) -> str:
         return self.data.fingerprint()
 
-    def _load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        for scaler, saved in zip(
-            self._problem.scalers or (), state.get("scalers", ()), strict=True
-        ):
-            scaler.load_state_dict(saved)
+    def _load_state_dict(self, file: Path, state: dict[str, Any]) -> None:
+        restore.restore(
+            file,
+            state,
+            networks={name: getattr(self, name) for name in ("generator", "discriminator", "ema")},
+            optimizers={name: getattr(self, name) for name in ("optimizer_g", "optimizer_d")},
+            scalers=self._problem.scalers or (),
+        )
         self.engine.step = self._saved_step = state["step"]
         self.seconds, self.goal = state["seconds"], state["goal"]
-        self._random_states.load_state_dict(state["random"])
+        with restore.reading(file, "random"):
+            self._random_states.load_state_dict(state["random"])
         self._log.load_state_dict(state["log"], self.out)
 
 

@@ -1,24 +1,96 @@
 """One file that a run can be continued from, whole at every moment.
 
 A checkpoint is written to a temporary file, synced and renamed, so that a kill or a power cut
-leaves the previous one. It holds dicts of tensors, numbers and strings only and loads with
-``torch.load(path, weights_only=True)``.
+leaves the previous one. It holds dicts of tensors, numbers and strings only, loads with
+``torch.load(path, weights_only=True)``, and every field is checked against `FIELDS`, when it is
+written as when it is read.
 """
 
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
+from fastgan.run import files, schema
+from fastgan.run.schema import Record, integer, mapping, number, optional, plain, sequence, text
+
 FILE = "checkpoint.pt"
+WEIGHTS = ("generator.pth", "discriminator.pth")
 FORMAT = "fastgan checkpoint"
-VERSION = 2
-"""1: neither penalties nor GradScalers."""
+VERSION = 3
+"""1: neither penalties nor scalers. 2: no callbacks, models or state of a loss."""
+
+
+def _generator_state(value: Any, where: str) -> None:
+    expected = "the state of a torch.Generator, a uint8 tensor"
+    schema.tensor(torch.uint8, (None,), expected)(value, where)
+    if where.endswith("cpu"):
+        try:
+            torch.Generator().set_state(value)
+        except RuntimeError:
+            raise schema.Wrong(where, value, expected) from None
+
+
+_STATE_DICT = mapping(plain)
+_OPTIMIZER = Record(
+    {
+        "state": mapping(mapping(plain), int),
+        "param_groups": sequence(Record({"params": sequence(integer(0))}, others=plain)),
+    }
+)
+_SCALER = Record(
+    {},
+    {
+        "scale": number(0, above=True),
+        "growth_factor": number(1),
+        "backoff_factor": number(0, above=True, below=1),
+        "growth_interval": integer(1),
+        "_growth_tracker": integer(0),
+    },
+)
+_LIMITS = {
+    "epochs": optional(integer(1)),
+    "steps": optional(integer(1)),
+    "seconds": optional(number(0, above=True)),
+}
+_LOG = Record(
+    {
+        "columns": sequence(text),
+        "lines": integer(0),
+        "unlogged": schema.tensor(
+            torch.float32, (None, None), "a finite float32 tensor [steps, columns]", finite=True
+        ),
+        "last": optional(sequence(number())),
+    }
+)
+FIELDS: dict[str, schema.Check] = {
+    "step": integer(0),
+    "seconds": number(0),
+    "goal": Record({}, _LIMITS),
+    "config": mapping(plain),
+    "models": mapping(plain),
+    "threads": integer(1, 2**15),
+    "data": mapping(plain),
+    "generator": _STATE_DICT,
+    "discriminator": _STATE_DICT,
+    "optimizer_g": _OPTIMIZER,
+    "optimizer_d": _OPTIMIZER,
+    "ema": optional(_STATE_DICT),
+    "scalers": sequence(_SCALER, (0, 2)),
+    "random": Record({"cpu": _generator_state}, {"cuda": _generator_state}),
+    "log": _LOG,
+    "callbacks": mapping(plain),
+    "loss": optional(mapping(plain)),
+    "versions": Record({"fastgan": text, "torch": text, "python": text}),
+}
+"""What a checkpoint holds, and of which type. A new field is one entry."""
+
+_CHECK = Record(FIELDS, {"format": text, "version": integer(1)})
 
 
 class CheckpointError(ValueError):
@@ -30,8 +102,8 @@ def save(path: str | os.PathLike, state: Mapping[str, Any], *, keep: int = 1) ->
 
     Args:
         path: the file; after every save it holds the newest state, at any moment a whole one.
-        state: nested dicts and lists of tensors, numbers, strings, booleans and None. ``"step"`` is
-            required. Tensors are stored from the CPU.
+        state: the fields of `FIELDS`: nested dicts and lists of tensors, numbers, strings, booleans
+            and None. Tensors are stored from the CPU, numpy's numbers as Python's, paths as text.
         keep: how many of the last saves stay on disk. With 2 or more, each also has the name
             ``<stem>-<step><suffix>`` beside `path` (a second link, so the newest takes no space).
 
@@ -40,20 +112,27 @@ def save(path: str | os.PathLike, state: Mapping[str, Any], *, keep: int = 1) ->
             state; the message says where.
     """
     path = Path(path)
-    sweep(path)
-    plain = {"format": FORMAT, "version": VERSION, **_plain(state, "state")}
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        torch.save(plain, file)
-        _sync(file)
+    saved = {"format": FORMAT, "version": VERSION, **_savable(state, compact)}
+    files.sweep(path.parent)
+    temporary = files.draft(path, lambda file: torch.save(saved, file))
     if keep > 1:
-        numbered = path.with_name(f"{path.stem}-{plain['step']}{path.suffix}")
-        _link(temporary, numbered)
+        files.link(temporary, path.with_name(f"{path.stem}-{saved['step']}{path.suffix}"))
         earlier = sorted(saves(path), key=lambda p: p.stat().st_mtime_ns)
         for old in earlier[:-keep]:
             old.unlink(missing_ok=True)
     os.replace(temporary, path)
-    _sync_directory(path.parent)
+    files.sync_directory(path.parent)
+
+
+def try_state(state: Mapping[str, Any]) -> None:
+    """Raise what `save` would, without copying or writing anything.
+
+    A run calls this before its first step, so that hours of work do not end in an error.
+
+    Raises:
+        CheckpointError: the state cannot be saved; the message says where and why.
+    """
+    _savable(state, lambda tensor: tensor.detach())
 
 
 def load(path: str | os.PathLike) -> dict[str, Any]:
@@ -64,7 +143,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         CheckpointError: no such file, damaged (every byte of content is verified), not a fastgan
-            checkpoint, or of a newer format. The message names the file and the way out.
+            checkpoint, of another format, or a field is not of the type that `FIELDS` says. One
+            line that names the file, the field and the way out.
     """
     path = find(path)
     try:
@@ -73,25 +153,51 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"checksum of {damaged} does not match")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can break the readers in any way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint ({reason}); {_way_out(path)}"
+            f"{path} is damaged or not a checkpoint ({first_line(error)}); {_way_out(path)}"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if type(state) is not dict or not isinstance(state.get("format"), str):
         raise CheckpointError(f"{path} is not a fastgan checkpoint; {_way_out(path)}")
-    if state["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} has format {state['version']}, but this fastgan reads up to {VERSION}; "
-            "upgrade fastgan to the version that wrote it"
-        )
-    return state
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{path} is not a fastgan checkpoint; {_way_out(path)}")
+    try:
+        integer(1)(state.get("version"), "version")
+        if state["version"] == VERSION:
+            _CHECK(state)
+            return state
+    except schema.Wrong as wrong:
+        raise CheckpointError(f"{path}: {wrong}; {_way_out(path)}") from None
+    versions = state.get("versions")
+    writer = versions.get("fastgan") if isinstance(versions, dict) else None
+    writer = writer if isinstance(writer, str) else "of unknown version"
+    way_out = (
+        "upgrade fastgan to the version that wrote it"
+        if state["version"] > VERSION
+        else "continue it with that version, or start the run again"
+    )
+    raise CheckpointError(
+        f"{path} has format {state['version']}, written by fastgan {writer}, but this fastgan "
+        f"reads format {VERSION}; {way_out}"
+    )
 
 
 def find(path: str | os.PathLike) -> Path:
-    """The checkpoint file that a path means: itself, or checkpoint.pt in a run's directory."""
-    path = Path(path)
+    """The checkpoint file that a path means: itself, or a run's directory's newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_dir():
-        path = path / FILE
+        directory, path = path, path / FILE
+        if not path.exists() and (numbered := saves(path)):
+            # The run was killed between the two names of its first save.
+            return numbered[-1]
+        if not path.exists() and (directory / "log.jsonl").exists():
+            raise CheckpointError(
+                f"there is no checkpoint {path}: the run ended before its first save; start it "
+                f"again with out={str(directory)!r}"
+            )
     if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint {path}; give a file, or the directory of a run that saved one"
@@ -109,61 +215,12 @@ def saves(path: Path) -> list[Path]:
     return [other for _, other in sorted(found)]
 
 
-def sweep(path: Path) -> None:
-    """Remove what a killed save of this checkpoint left behind."""
-    for stale in path.parent.glob(f".{path.stem}*{path.suffix}.tmp"):
-        stale.unlink(missing_ok=True)
-
-
-def write(path: str | os.PathLike, fill: Callable[[BinaryIO], None]) -> None:
-    """Write any file so that `path` holds the old or the new content at every moment."""
-    path = Path(path)
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        fill(file)
-        _sync(file)
-    os.replace(temporary, path)
-
-
-def mismatch(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str | None:
-    """How two state dicts differ in names or shapes, the first few of each; None if they agree."""
-    parts = []
-    for label, names in (
-        ("missing in the checkpoint", [name for name in own if name not in saved]),
-        ("only in the checkpoint", [name for name in saved if name not in own]),
-    ):
-        if names:
-            parts.append(f"{label}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
-    for name, tensor in own.items():
-        if isinstance(tensor, Tensor) and name in saved and tensor.shape != saved[name].shape:
-            parts.append(f"{name} is {list(tensor.shape)}, saved {list(saved[name].shape)}")
-            if len(parts) == 4:
-                break
-    return "; ".join(parts) or None
-
-
-def require(file: Path, name: str, given: Any, saved: Any) -> Any:
-    """What was given, else what the checkpoint holds; CheckpointError if it is neither."""
-    if given is None and saved is None:
-        raise CheckpointError(
-            f"{file} was trained with a {name} of your own, which a checkpoint cannot hold; "
-            f"pass {name}= to resume it"
-        )
-    return saved if given is None else given
-
-
-def require_fit(file: Path, name: str, network: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """CheckpointError with the first differences if a saved state dict is not the network's."""
-    if differs := mismatch(network.state_dict(), saved):
-        raise CheckpointError(f"{name} does not fit {file}: {differs}")
-
-
 def save_weights(path: str | os.PathLike, network: nn.Module) -> None:
     """Write a network's state dict, from the CPU, for torch.load and load_state_dict."""
     weights = network.state_dict()
     for key, value in weights.items():
         weights[key] = compact(value) if isinstance(value, Tensor) else value
-    write(path, lambda file: torch.save(weights, file))
+    files.write(path, lambda file: torch.save(weights, file))
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -174,40 +231,13 @@ def compact(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    # Windows cannot open a directory; its rename is durable without it.
-    if os.name == "posix":
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def _link(source: Path, target: Path) -> None:
-    temporary = _temporary(target)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        with open(source, "rb") as original:
-            write(target, lambda file: shutil.copyfileobj(original, file))
-        return
-    os.replace(temporary, target)
-    # Linking keeps the source's time of writing; the saves are pruned in this order.
-    os.utime(target)
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _way_out(path: Path) -> str:
-    others = [p for p in saves(path) if p != path]
+    others = [p for p in saves(path.with_name(FILE)) if p != path]
     if path.name != FILE and path.with_name(FILE).exists():
         others.append(path.with_name(FILE))
     if others:
@@ -215,17 +245,58 @@ def _way_out(path: Path) -> str:
     return "no other save lies beside it; start the run again"
 
 
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, Tensor):
-        return compact(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
+def _savable(state: Mapping[str, Any], take: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    saved = _plain(state, "state", take)
+    try:
+        Record(FIELDS)(saved)
+    except schema.Wrong as wrong:
+        raise CheckpointError(f"this run cannot be saved: {wrong}") from None
+    return saved
+
+
+def _plain(value: Any, where: str, take: Callable[[Tensor], Tensor]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, Tensor):
+        try:
+            if value.is_meta:
+                raise TypeError("it is on the meta device and has no values")
+            taken = take(value)
+            if type(taken) is not Tensor:
+                raise TypeError(f"it is a {type(value).__name__}")
+            return taken
+        except Exception as error:  # subclasses may refuse in any way
+            raise CheckpointError(
+                f"{where} is a tensor that cannot be saved: {first_line(error)}"
+            ) from error
+    if isinstance(value, Mapping):
+        return {
+            _key(key, where): _plain(item, f"{where}[{key!r}]", take) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, f"{where}[{i}]", take) for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, os.PathLike):
+        return _plain(os.fspath(value), where, take)
+    if isinstance(value, numpy.generic):
+        number = value.item()
+        if type(number) in (bool, int, float, str):
+            return number
+    for kind in (int, float, str):  # an IntEnum, a word with methods of its own
+        if isinstance(value, kind):
+            return kind(value)
     raise CheckpointError(
         f"{where} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, dicts "
         "and lists only, so that it can be loaded safely"
     )
+
+
+def _key(key: Any, where: str) -> str | int:
+    if isinstance(key, numpy.generic):
+        key = key.item()
+    if type(key) not in (str, int):
+        raise CheckpointError(
+            f"{where} has the key {key!r}, a {type(key).__name__}; the keys of dicts in a "
+            "checkpoint are strings or integers"
+        )
+    return key

@@ -5,78 +5,107 @@ what the run was asked for.
 """
 
 import json
+import logging
+import math
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from fastgan.run import checkpoint
+from fastgan.run import files, schema
+from fastgan.run.checkpoint import CheckpointError
+
+logger = logging.getLogger("fastgan")
 
 LOG, TIMING, CONFIG = "log.jsonl", "timing.jsonl", "config.json"
 
 
 class RunLog:
-    """Collects the losses of every step and turns them into lines.
+    """Collects the statistics of every step and turns them into lines.
 
-    A line tells the losses of its step and their means over the steps since the line before. A run
-    that ends between two log intervals gets one more line, which is taken back when it goes on.
+    A line tells the statistics of its step and their means over the steps since the line before. A
+    run that ends between two log intervals gets one more line, which is taken back when it goes on.
 
     Attributes:
+        columns: the names of the statistics.
         history: the lines so far, as dicts.
-        last: D's and G's loss at the last step looked at; NaN before the first.
+        last: the statistics of the last step looked at, by name; NaN before the first.
     """
 
-    def __init__(self):
-        """Start with no lines."""
+    def __init__(self, columns: Sequence[str]):
+        """Start with no lines.
+
+        Args:
+            columns: the names of what an engine tells of every step, such as "d_loss".
+        """
+        self.columns = tuple(columns)
         self.history: list[dict] = []
-        self.last: tuple[float, float] = (float("nan"), float("nan"))
+        self.last = dict.fromkeys(self.columns, math.nan)
         self._whole_lines = 0
         self._unlogged: list[Tensor] = []
-        self._files: list[Any] = []
+        self._files: list[BinaryIO] = []
 
-    def add(self, losses: Tensor) -> None:
-        """Take the losses of the next steps, float32 [n, 2]; they stay on their device for now."""
-        self._unlogged.append(losses)
+    def add(self, statistics: Tensor) -> None:
+        """Take the statistics of the next steps, float32 [n, columns], from any device."""
+        self._unlogged.append(statistics)
 
-    def first_bad(self) -> tuple[int, float, float] | None:
-        """Look at the losses since the last line.
+    def first_bad(self) -> tuple[int, dict[str, float]] | None:
+        """Look at the statistics since the last line.
 
         Returns:
             None if all are finite; else, of the first step where they are not, how many steps have
-            followed it, D's loss and G's.
+            followed it, and the statistics by name.
         """
-        losses = self._read()
-        bad = (~torch.isfinite(losses).all(1)).nonzero()
+        values = self._read()
+        bad = (~torch.isfinite(values).all(1)).nonzero()
         if len(bad):
             first = int(bad[0])
-            return len(losses) - first - 1, *losses[first].tolist()
-        if len(losses):
-            self.last = tuple(losses[-1].tolist())
+            return len(values) - first - 1, self._named(values[first].tolist())
+        if len(values):
+            self.last = self._named(values[-1].tolist())
         return None
 
-    def write(self, step: int, epoch: int, seconds: float, *, whole: bool = True) -> None:
-        """Make the line of a step, if there were steps since the last one.
+    def line(self, step: int, epoch: int) -> dict[str, Any] | None:
+        """The line of a step, which `write` puts into the log; None if no step followed the last.
 
         Args:
             step: steps done.
             epoch: the step's epoch, from 1.
-            seconds: training time so far.
-            whole: the step ends a log interval; otherwise the line is taken back later.
+
+        Returns:
+            "step", "epoch", every statistic's value at the step under its name, and its mean since
+            the last whole line under ``<name>_mean``. More values may be added to it.
         """
         values = self._read().double()
         if not len(values):
-            return
-        numbers = [f"{x:.9g}" for x in (*values[-1].tolist(), *values.mean(0).tolist())]
-        names = ("d_loss", "g_loss", "d_loss_mean", "g_loss_mean")
-        line = {"step": step, "epoch": epoch}
-        line.update(zip(names, map(float, numbers), strict=True))
+            return None
+        line: dict[str, Any] = {"step": step, "epoch": epoch}
+        for ending, row in (("", values[-1]), ("_mean", values.mean(0))):
+            for name, value in zip(self.columns, row.tolist(), strict=True):
+                line[name + ending] = float(f"{value:.9g}")
+        return line
+
+    def write(self, line: dict[str, Any], seconds: float, *, whole: bool = True) -> None:
+        """Put a line into the log.
+
+        Args:
+            line: what `line` returned, with values of others perhaps: numbers, texts, lists or
+                dicts of such. Numbers that are not finite become None, which JSON has a word for.
+            seconds: training time so far.
+            whole: the step ends a log interval; otherwise the line is taken back later.
+
+        Raises:
+            ValueError: a value is nothing that JSON could hold; the message names it.
+        """
+        line = {name: _plain(name, value) for name, value in line.items()}
         self.history.append(line)
-        timing = {"step": step, "seconds": round(seconds, 4)}
+        timing = {"step": line["step"], "seconds": round(seconds, 4)}
         for file, content in zip(self._files, (line, timing), strict=False):
-            file.write(json.dumps(content) + "\n")
+            file.write(json.dumps(content).encode() + b"\n")
             file.flush()
         if whole:
             self._whole_lines += 1
@@ -94,45 +123,112 @@ class RunLog:
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 if not (out / CONFIG).exists():
-                    (out / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+                    text = json.dumps(about, indent=2) + "\n"
+                    files.write(out / CONFIG, lambda file: file.write(text.encode()))
                 for name in (LOG, TIMING):
-                    kept = "".join(_head(out / name, self._whole_lines)).encode()
-                    checkpoint.write(out / name, lambda file, kept=kept: file.write(kept))
-                    self._files.append(stack.enter_context(open(out / name, "a")))
+                    kept = b"".join(_head(out / name, self._whole_lines))
+                    files.write(out / name, lambda file, kept=kept: file.write(kept))
+                    self._files.append(stack.enter_context(open(out / name, "ab")))
             try:
                 yield
             finally:
                 self._files = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps; the lines themselves are in the file."""
-        return {"lines": self._whole_lines, "unlogged": self._read(), "last": list(self.last)}
+        """What a checkpoint keeps; the lines themselves are in the file, which is synced."""
+        for file in self._files:
+            os.fsync(file.fileno())
+        seen = all(map(math.isfinite, self.last.values()))
+        return {
+            "columns": list(self.columns),
+            "lines": self._whole_lines,
+            "unlogged": self._read(),
+            "last": list(self.last.values()) if seen else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any], out: Path) -> None:
-        """Go back to a checkpoint's state, with the lines of the run's directory up to there."""
+        """Go back to a checkpoint's state, with the lines of the run's directory up to there.
+
+        Lines that the file has lost are lost, and a warning says how many.
+
+        Raises:
+            CheckpointError: the log's columns are not this run's, or a line of log.jsonl is none.
+        """
+        if tuple(state["columns"]) != self.columns or (
+            state["unlogged"].shape[1] != len(self.columns)
+            or state["last"] is not None
+            and len(state["last"]) != len(self.columns)
+        ):
+            raise CheckpointError(
+                f"the checkpoint in {out} logs {', '.join(state['columns'])}, but this fastgan "
+                f"{', '.join(self.columns)}; resume it with the fastgan that wrote it"
+            )
+        history = [
+            self._parsed(out / LOG, number, line)
+            for number, line in enumerate(_head(out / LOG, state["lines"]), 1)
+        ]
+        if lost := state["lines"] - len(history):
+            logger.warning(
+                "%s: %d of the %d lines that the checkpoint counts are missing; the log goes on "
+                "without them",
+                out / LOG,
+                lost,
+                state["lines"],
+            )
+        self.history = history
+        self._whole_lines = len(history)
         self._unlogged = [state["unlogged"]]
-        self.last = tuple(state["last"])
-        self.history = [json.loads(line) for line in _head(out / LOG, state["lines"])]
-        self._whole_lines = len(self.history)
+        if state["last"] is not None:
+            self.last = self._named(state["last"])
+
+    def _parsed(self, path: Path, number: int, line: bytes) -> dict[str, Any]:
+        numbers = (self.columns, (f"{name}_mean" for name in self.columns))
+        fields = {"step": schema.integer(1), "epoch": schema.integer(1)}
+        fields |= {name: schema.optional(schema.number()) for names in numbers for name in names}
+        try:
+            found = json.loads(line)
+            schema.Record(fields, others=schema.plain)(found)
+        except (ValueError, RecursionError) as error:
+            reason = error if isinstance(error, schema.Wrong) else "it is no JSON"
+            raise CheckpointError(
+                f"{path}: line {number} is damaged: {reason}; move the file away to go on with a "
+                "log that begins now"
+            ) from None
+        return found
+
+    def _named(self, values: Sequence[float]) -> dict[str, float]:
+        return dict(zip(self.columns, values, strict=True))
 
     def _read(self) -> Tensor:
-        """The losses since the last whole line, [steps, 2] on the CPU."""
-        losses = torch.cat([torch.empty(0, 2), *(t.cpu() for t in self._unlogged)])
-        self._unlogged = [losses]
-        return losses
+        """The statistics since the last whole line, [steps, columns] on the CPU."""
+        nothing = torch.empty(0, len(self.columns))
+        values = torch.cat([nothing, *(t.cpu() for t in self._unlogged)])
+        self._unlogged = [values]
+        return values
 
 
-def refuse_used(out: str | os.PathLike) -> None:
-    """Raise FileExistsError if a directory already holds a run."""
-    for name in (checkpoint.FILE, LOG, CONFIG):
-        if Path(out, name).exists():
-            raise FileExistsError(
-                f"out: {out} already holds a run; continue it with resume, or choose another name"
-            )
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) or type(value).__module__ == "numpy":
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise ValueError(
+        f"the log line's {name!r} is a {type(value).__name__}; expected a number, a text, or a "
+        "list or dict of such"
+    )
 
 
-def _head(path: Path, lines: int) -> list[str]:
+def _head(path: Path, lines: int) -> list[bytes]:
+    """The first whole lines of a file, as they are."""
     if not path.exists():
         return []
-    with open(path) as file:
-        return [line for _, line in zip(range(lines), file, strict=False)]
+    with open(path, "rb") as file:
+        head = [line for _, line in zip(range(lines), file, strict=False)]
+    # The last may be one that a kill cut short.
+    return [line for line in head if line.endswith(b"\n")]

@@ -51,28 +51,61 @@ class OwnStates:
         """Start from a seed."""
         self.device = device
         self._states = initial(seed, device)
-        self._in_use = False
+        self._program: dict[str, Tensor] | None = None
+        """The program's states while the run's are in use."""
 
     @contextmanager
     def in_use(self):
         """Torch's generators hold the run's states meanwhile, and then again the program's."""
-        outside = read(self.device)
-        write(self._states, self.device)
-        self._in_use = True
+        if self._program is not None:
+            yield
+            return
+        self._enter()
         try:
             yield
         finally:
-            self._states = self.state_dict()
-            self._in_use = False
-            write(outside, self.device)
+            self._leave()
+
+    @contextmanager
+    def outside(self):
+        """Within `in_use`: the program's states are in force meanwhile, and then again the run's.
+
+        What a user's function draws there (a callback, a picture) goes on with the program's
+        numbers, and moves none of the run's. Outside of `in_use` this changes nothing.
+        """
+        if self._program is None:
+            yield
+            return
+        self._leave()
+        try:
+            yield
+        finally:
+            self._enter()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The run's states as they are, for a checkpoint.
 
         A run that came from CUDA to the CPU keeps that device's state, for when it returns.
         """
-        return {**self._states, **read(self.device)} if self._in_use else self._states
+        in_use = self._program is not None
+        return {**self._states, **read(self.device)} if in_use else self._states
 
     def load_state_dict(self, states: dict[str, Tensor]) -> None:
-        """Take the states of a checkpoint; what it lacks stays as it is."""
+        """Take the states of a checkpoint; what it lacks stays as it is.
+
+        Raises:
+            RuntimeError: a state is none of this device's generators.
+        """
+        for name, state in states.items():
+            if name == "cpu" or name == self.device.type:
+                torch.Generator(self.device if name != "cpu" else "cpu").set_state(state)
         self._states.update(states)
+
+    def _enter(self) -> None:
+        self._program = read(self.device)
+        write(self._states, self.device)
+
+    def _leave(self) -> None:
+        program, self._states = self._program, self.state_dict()
+        self._program = None
+        write(program, self.device)

@@ -1,0 +1,149 @@
+"""The directory of a run: which one, may it be used, and what in it is a run's."""
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastgan.run import checkpoint, files, log, pictures
+from fastgan.run.lock import RunLock
+
+logger = logging.getLogger("fastgan")
+
+IF_EXISTS = ("fail", "overwrite", "count")
+_WRITTEN = (
+    checkpoint.FILE,
+    *checkpoint.WEIGHTS,
+    log.LOG,
+    log.TIMING,
+    log.CONFIG,
+    pictures.SAMPLES,
+    pictures.LOSSES,
+)
+_NUMBERED = re.compile(r"checkpoint-\d+\.pt")
+
+
+def prepare(out: str | os.PathLike, if_exists: str = "fail") -> Path:
+    """The directory of a new run, ready to be used; call it when all else was found right.
+
+    What a run left that ended before its first checkpoint is removed, which a warning says.
+
+    Args:
+        out: the directory; "~" is the user's, and a relative path means the directory of now.
+        if_exists: what to do where a run has been saved. "fail" (default); "overwrite": remove the
+            files that a run writes, and no others; "count": take out-2, out-3, ... instead.
+
+    Returns:
+        an absolute path. With "count" the directory has been made, so that no two runs get it.
+
+    Raises:
+        FileExistsError: it holds a run, and if_exists is "fail".
+        InUseError: another run is at work there.
+        NotADirectoryError: it, or a directory above it, is a file.
+        ValueError: an argument is wrong.
+    """
+    path = absolute(out)
+    if if_exists not in IF_EXISTS:
+        raise ValueError(f"if_exists is {if_exists!r}; expected one of {', '.join(IF_EXISTS)}")
+    if if_exists == "count":
+        return _count(path)
+    if _has_run(path) and if_exists == "fail":
+        raise _exists(path)
+    if _has_run(path) or _broken_off(path):
+        with RunLock(path):
+            if not _has_run(path):
+                logger.warning(
+                    "out: %s holds the log of a run that ended before its first checkpoint; it is "
+                    "replaced",
+                    path,
+                )
+            elif if_exists == "fail":  # saved while we looked
+                raise _exists(path)
+            _clear(path)
+    for name in (log.LOG, log.CONFIG):
+        if (path / name).exists():
+            raise FileExistsError(
+                f"out: {path} holds a {name} that is no run's, and a run would write over it; "
+                "choose another name"
+            )
+    return path
+
+
+@contextmanager
+def at_work(out: Path, *, new: bool) -> Iterator[None]:
+    """Hold the lock of a run's directory meanwhile; it is made if it is not there.
+
+    Args:
+        out: what `prepare` returned, or the directory of a resumed run.
+        new: the run has written nothing yet: another that was given the directory in the meantime
+            is not written over.
+
+    Raises:
+        InUseError: another run is at work there.
+        FileExistsError: `new`, and a run has been saved there since `prepare`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with RunLock(out):
+        if new and _has_run(out):
+            raise _exists(out)
+        files.sweep(out)
+        yield
+
+
+def absolute(out: str | os.PathLike) -> Path:
+    """A path that means the same from every working directory, "~" read as the user's.
+
+    Raises:
+        ValueError: it is no path.
+        NotADirectoryError: it, or a directory above it, is a file.
+    """
+    if not isinstance(out, (str, os.PathLike)) or not os.fspath(out):
+        raise ValueError(f"out is {out!r}; expected the path of a directory, such as 'runs/mine'")
+    try:
+        path = Path(os.path.abspath(Path(out).expanduser()))
+    except RuntimeError as error:
+        raise ValueError(f"out is {os.fspath(out)!r}: {error}; give the path in full") from error
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise NotADirectoryError(f"out: {place} is a file; give the name of a directory")
+            break
+    return path
+
+
+def _count(path: Path) -> Path:
+    # An empty directory that was there before is as good as none.
+    if path.is_dir() and not any(path.iterdir()):
+        return path
+    for i in itertools.count(1):
+        place = path if i == 1 else path.with_name(f"{path.name}-{i}")
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(parents=True)
+            return place
+    raise AssertionError
+
+
+def _has_run(path: Path) -> bool:
+    return (path / checkpoint.FILE).exists() or bool(checkpoint.saves(path / checkpoint.FILE))
+
+
+def _broken_off(path: Path) -> bool:
+    """A run has begun here and has not saved anything: both its files are there from the start."""
+    return (path / log.LOG).exists() and (path / log.CONFIG).exists()
+
+
+def _clear(path: Path) -> None:
+    for file in path.iterdir():
+        if file.name in _WRITTEN or _NUMBERED.fullmatch(file.name):
+            file.unlink(missing_ok=True)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(
+        f"out: {path} already holds a run; continue it with resume, replace it with "
+        "if_exists='overwrite', keep both with if_exists='count', or choose another name"
+    )
