@@ -296,16 +296,6 @@ def test_a_penalty_of_ones_own_must_be_given_again(tmp_path):
     assert Trainer.resume(tmp_path / "a", penalty=own).fit(steps=4)["steps"] == 4
 
 
-def test_a_checkpoint_from_before_penalties_resumes(tmp_path):
-    small(tmp_path / "a", data="digits").fit(steps=2)
-    path = tmp_path / "a" / "checkpoint.pt"
-    state = checkpoint.load(path)
-    del state["scalers"], state["config"]["penalty"], state["config"]["own_penalty"]
-    state["version"] = 1
-    torch.save(state, path)
-    assert Trainer.resume(tmp_path / "a").fit(steps=4)["steps"] == 4
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids="to ".join)
 def test_a_run_resumes_on_another_device(tmp_path, devices):

@@ -26,7 +26,7 @@ LOSS_CURVES = {"d_loss": "discriminator", "g_loss": "generator"}
 
 
 def drawable(shape: Sequence[int]) -> bool:
-    """Whether samples of a shape, without the batch, are images: [1, H, W] grey or [3, H, W] RGB."""
+    """Whether samples of a shape (without the batch) are images: [1, H, W] or [3, H, W]."""
     return len(shape) == 3 and shape[0] in (1, 3) and min(shape) > 0
 
 
@@ -76,8 +76,8 @@ def loss_plot(
     """Write a PNG with statistics over the steps.
 
     Args:
-        history: log lines, dicts with "step" and for each curve ``<name>_mean``, or else ``<name>``;
-            a line that has neither, or no finite number there, is left out of that curve.
+        history: log lines, dicts with "step" and for each curve ``<name>_mean``, else ``<name>``; a
+            line that has neither, or no finite number there, is left out of that curve.
         path: the file.
         curves: what to draw, and what the legend calls it. Default: both losses.
         title: what the numbers are.

@@ -1,4 +1,4 @@
-"""What a checkpoint is loaded into: does it fit, in names, shapes and types, before it is loaded?"""
+"""A checkpoint is loaded into what it fits, in names, shapes and types; all is checked first."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,6 +59,10 @@ def restore(
     for name, optimizer in optimizers.items():
         check_optimizer_state(file, name, state[name], optimizer)
     saved = state["scalers"]
+    if len(saved) != len(scalers):
+        raise CheckpointError(
+            f"{file}: field 'scalers' holds {len(saved)}, but this run has {len(scalers)}"
+        )
     for i, scaler in enumerate(scalers):
         missing = scaler.state_dict().keys() - saved[i].keys() if i < len(saved) else {"all of it"}
         if missing:
