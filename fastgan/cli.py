@@ -95,15 +95,7 @@ def _train(chosen: argparse.Namespace) -> int:
     before = run.step
     summary = run.fit()
     run.close()
-    pictures.loss_plot(run.history, run.out / pictures.LOSSES)
-    if summary["ms_per_step"] is None:
-        console.say(f"nothing left to do: give --steps above {run.step} to go on")
-    console.say(
-        f"done: {summary['steps']} steps in {summary['seconds']:.1f} s; "
-        f"look at {run.out / 'samples.png'} and {run.out / 'loss.png'}"
-    )
-    summary["wall_seconds"] = round(time.perf_counter() - options.began, 3)
-    summary["start_seconds"] = round(options.start_seconds, 3)
+    summary["wall_seconds"] = round(time.perf_counter() - chosen.began, 3)
     summary["step_seconds"] = round((summary["ms_per_step"] or 0) * (run.step - before) / 1e3, 3)
     share = summary["step_seconds"] / summary["wall_seconds"]
     console.say(f"wall time {summary['wall_seconds']:.1f} s, {share:.1%} of it in steps")

@@ -13,7 +13,7 @@ from fastgan.config import Config
 from fastgan.config.kinds import integer
 from fastgan.engines.base import dtype_of
 from fastgan.random import Stream
-from fastgan.run import checkpoint, restore, torch_rng
+from fastgan.run import restore, torch_rng
 
 
 @torch.no_grad()
@@ -61,13 +61,14 @@ def load_generator(
     Raises:
         CheckpointError: missing, damaged or not fitting, as for `Trainer.resume`.
     """
-    file = checkpoint.find(path)
-    state = checkpoint.load(file)
-    config = state["config"]
-    restore.require(file, "generator", generator, config["generator"])
-    if generator is None:
-        generator = rebuild(config["generator"])
+    file, state = resuming.read(path)
+    generator = resuming.network_of(file, state, "generator", generator)
     weights = state["ema"] or state["generator"]
-    weights = restore.require_fit(file, "generator", generator, weights)
-    generator.load_state_dict(weights)
-    return generator, config
+    generator.load_state_dict(restore.require_fit(file, "generator", generator, weights))
+    return generator, state["config"]
+
+
+def latents_of(values: dict[str, Any]) -> tuple[tuple[int, ...], int]:
+    """The shape of a latent and the seed, of a run's settings as plain values."""
+    config = Config(latent_dim=values["latent_dim"], seed=values["seed"])
+    return config.latent_shape, config.seed

@@ -9,11 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import secrets
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,55 +18,16 @@ import torch
 from torch import Tensor, nn
 
 import fastgan
-from fastgan import diagnosis, engines, losses, problem, sampling
+from fastgan import callbacks as callback_room
+from fastgan import config as config_room
+from fastgan import engines, loop, models, problem, resuming, sampling, wrapped
+from fastgan.callbacks import Callback
+from fastgan.config import Config, ConfigError, takes_settings
 from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
-from fastgan.run.checkpoint import CheckpointError
 from fastgan.run.log import RunLog
-from fastgan.run.signals import Signals
+from fastgan.statistics import NAMES
 
 logger = logging.getLogger("fastgan")
-
-CHUNK_SECONDS = 0.2
-"""A chunk of steps should take this long, so that a signal is heard soon."""
-CHECKPOINT_SECONDS = 60.0
-PARTS = ("generator", "discriminator", "optimizer_g", "optimizer_d")
-"""What a checkpoint always holds the state of."""
-COLUMNS = ("d_loss", "g_loss")
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or a weight became infinite or NaN.
-
-    Attributes:
-        step: the first bad step, counted from 1.
-    """
-
-    def __init__(self, message: str, step: int):
-        """Keep the step beside the message."""
-        super().__init__(message)
-        self.step = step
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stands; handed to `until` and `report` of `Trainer.fit`."""
-
-    step: int
-    """Steps done, counted from the start of the run."""
-    epoch: int
-    """The epoch of the last step, counted from 1."""
-    steps_per_epoch: int
-    d_loss: float
-    """The discriminator's loss at the last step that was logged; NaN before the first."""
-    g_loss: float
-    seconds: float
-    """Training time of the whole run."""
-    ms_per_step: float
-    """Milliseconds that a step took on average in this call of `fit`, without all else."""
-    logged: bool
-    """A log line was just written for this step."""
-    target: int | None
-    """The step at which the run will end, if `epochs` or `steps` says so."""
 
 
 class Trainer:
@@ -113,61 +70,12 @@ class Trainer:
         **overrides: Any,
     ):
         """Check everything, move the networks to the device and choose the engine."""
-        problem.at_least(1, log_every=log_every, keep=keep)
-        if checkpoint_every is not None:
-            problem.at_least(1, checkpoint_every=checkpoint_every)
-        seed = secrets.randbits(32) if seed is None else seed
-        device = problem.choose_device(device)
-        images, source = problem.open_images(data)
-        images = images.to(device)
-        p = self._problem = problem.make_problem(
-            generator,
-            discriminator,
-            images,
-            batch_size=batch_size,
-            latent_dim=latent_dim,
-            loss=loss,
-            d_steps=d_steps,
-            lr=lr,
-            betas=betas,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            eps=eps,
-            label_smoothing=label_smoothing,
-            lr_schedule=lr_schedule,
-            ema=ema,
-            precision=precision,
-            device=device,
-            seed=seed,
-            penalty=penalty,
-            penalty_weight=penalty_weight,
-            penalty_every=penalty_every,
-        )
-        for network in (p.generator, p.discriminator):
-            network.train()
-        self.engine, self.explanation = engines.choose(p, engine)
-        logger.info(self.explanation)
-        self.log_every, self.checkpoint_every, self.keep = log_every, checkpoint_every, keep
-        self.steps_per_epoch = -(-images.batches_per_epoch(batch_size) // d_steps)
-        self.seconds = 0.0
-        self.goal: dict[str, float | None] = {}
-        self.config = {
-            "generator": problem.recipe(p.generator),
-            "discriminator": problem.recipe(p.discriminator),
-            "data": source,
-            "image_shape": list(images.shape),
-            **problem.settings(p),
-            "engine": engine,
-            "device": str(device),
-            "log_every": log_every,
-            "checkpoint_every": checkpoint_every,
-            "keep": keep,
-        }
-        self._log = RunLog(COLUMNS)
-        self._random_states = torch_rng.OwnStates(seed, device)
-        self._saved_step: int | None = None
-        self.out = None if out is None else directory.prepare(out)
-        self._new = True
+        if out is not None:
+            overrides["out"] = out
+        config = config_room.settings_of(config, overrides)
+        self._build(generator, discriminator, data, config, callbacks)
+        if config.out is not None:
+            self.out = directory.prepare(config.out, config.if_exists)
 
     def _build(self, generator, discriminator, data, config: Config, callbacks) -> None:
         self._user_callbacks = callback_room.check(callbacks)
@@ -240,66 +148,16 @@ class Trainer:
             ValueError: no limit is given.
             Whatever a callback, the data or a network raises, after the last whole step was saved.
         """
-        target = self._set_goal(epochs, steps, seconds, until)
-        limit = self.goal["seconds"]
-        before, began = self.step, time.perf_counter()
-        earlier, pace = self.seconds, _Pace()
-        about = {
-            **self.config,
-            "data_name": self.data.name,
-            "data_origin": self.data.origin,
-            "explanation": self.explanation,
-        }
-        log = self._log.open(self.out, about)
-        here = nullcontext() if self.out is None else directory.at_work(self.out, new=self._new)
-        with here, Signals() as signals, self._random_states.in_use(), log:
-            self._new = False
-            checkpoint.try_state(self._state_dict())
-            saved_at = time.perf_counter()
-            while not signals.received and (target is None or self.step < target):
-                if limit is not None and self.seconds >= limit:
-                    break
-                marks = [every for every in (self.log_every, self.checkpoint_every) if every]
-                n = pace.chunk(
-                    *(every - self.step % every for every in marks),
-                    *([] if target is None else [target - self.step]),
-                )
-                pace.record(n, self._run(n))
-                self.seconds = earlier + time.perf_counter() - began
-                logged = self.step % self.log_every == 0
-                if logged:
-                    self._write_line()
-                state = self._state(target, logged, pace.ms_per_step)
-                if report is not None:
-                    report(state)
-                if logged and until is not None and until(state):
-                    break
-                if self.checkpoint_every:
-                    due = self.step % self.checkpoint_every == 0
-                else:
-                    due = time.perf_counter() - saved_at >= CHECKPOINT_SECONDS
-                if due and self.out is not None and self.step != target:
-                    self._save_all()
-                    saved_at = time.perf_counter()
-            if not signals.received:
-                self._write_line(whole=False)
-            self.seconds = earlier + time.perf_counter() - began
-            if self.out is not None:
-                self._save_all()
-        if signals.received:
-            signals.deliver(self._stopped_message(signals.name))
-        d_loss, g_loss = self._log.last.values()
-        return {
-            "steps": self.step,
-            "seconds": round(self.seconds - earlier, 3),
-            "ms_per_step": round(pace.ms_per_step, 4) if self.step > before else None,
-            "engine": self.engine.name,
-            "device": str(self.device),
-            "precision": self._problem.precision,
-            "d_loss": d_loss,
-            "g_loss": g_loss,
-            "out": None if self.out is None else str(self.out),
-        }
+        self.goal, self.target = loop.goal_of(
+            self, {"epochs": epochs, "steps": steps, "seconds": seconds}, until
+        )
+        own = [] if until is None else [callback_room.Until(until)]
+        self._modes.restore()
+        return loop.Loop(self, [*self._callbacks, *own]).run()
+
+    def stop(self, why: str) -> None:
+        """End `fit` after the chunk at hand; for callbacks."""
+        self.stopped = why
 
     def sample(self, n: int = 64) -> Tensor:
         """Samples of the generator, or of its running average if one is kept.
@@ -399,85 +257,22 @@ class Trainer:
             CheckpointError: the checkpoint is missing or damaged, something needed was not passed,
                 or what was passed does not fit (the first differing names and shapes are given).
         """
-        file = checkpoint.find(path)
-        state = checkpoint.load(file)
-        config = state["config"]
-        saved_loss = None if config["own_loss"] else config["loss"]
-        data = restore.require(file, "data", data, config["data"])
-        loss = restore.require(file, "loss", loss, saved_loss)
-        if config["own_penalty"]:
-            restore.require(file, "penalty", penalty, None)
-        elif penalty is None and config["penalty"]:
-            penalty = losses.penalty(
-                config["penalty"], config["penalty_weight"], config["penalty_every"]
-            )
-        if config["lr_schedule"]:
-            restore.require(file, "lr_schedule", lr_schedule, None)
-        networks = {"generator": generator, "discriminator": discriminator}
-        for name, given in networks.items():
-            restore.require(file, name, given, config[name])
-            networks[name] = problem.rebuild(config[name]) if given is None else given
-            restore.require_fit(file, name, networks[name], state[name])
-        wanted = torch.device(config["device"])
-        if device is None and (wanted.type != "cuda" or torch.cuda.is_available()):
-            device = wanted
-        images, source = problem.open_images(data)
-        if images.fingerprint() != state["data"]["fingerprint"]:
-            raise CheckpointError(
-                f"the data is not what {file} was trained on: {images.name} "
-                f"({images.fingerprint()}), saved {state['data']['name']} "
-                f"({state['data']['fingerprint']}); pass data= the original images"
-            )
-        trainer = cls(
-            **networks,
-            **problem.arguments(config),
-            data=images,
-            loss=loss,
-            penalty=penalty,
-            lr_schedule=lr_schedule,
-            engine=engine or config["engine"],
-            device=device,
-            **{name: config[name] for name in ("log_every", "checkpoint_every", "keep")},
-        )
-        trainer.out, trainer._new = file.parent, False
-        trainer.config["data"] = source or config["data"]
+        file, state = resuming.read(path)
+        config = resuming.config_of(file, state, overrides)
+        networks = resuming.networks_of(file, state, generator, discriminator)
+        trainer = cls.__new__(cls)
+        trainer._build(*networks, resuming.data_of(file, config, data), config, callbacks)
+        resuming.check_data(file, state, trainer.data, data_changed)
         trainer._load_state_dict(file, state)
         return trainer
 
-    # --- the parts of fit ------------------------------------------------------------------------
-
-    def _set_goal(self, epochs, steps, seconds, until) -> int | None:
-        given = {"epochs": epochs, "steps": steps, "seconds": seconds}
-        problem.at_least(1, **{k: v for k, v in given.items() if k != "seconds" and v is not None})
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"seconds is {seconds}; expected more than 0")
-        if until is not None or any(value is not None for value in given.values()):
-            self.goal = given
-        elif not any(value is not None for value in self.goal.values()):
-            raise ValueError("say when to stop: fit(epochs=...), steps=, seconds= or until=")
-        targets = [] if self.goal["steps"] is None else [self.goal["steps"]]
-        if self.goal["epochs"] is not None:
-            targets.append(self.goal["epochs"] * self.steps_per_epoch)
-        return min(targets, default=None)
-
-    def _run(self, n: int) -> float:
-        began = time.perf_counter()
-        self._log.add(self.engine.run(n))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - began
-
-    def _state(self, target: int | None, logged: bool, ms_per_step: float) -> State:
-        return State(
-            step=self.step,
-            epoch=self._epoch(),
-            steps_per_epoch=self.steps_per_epoch,
-            d_loss=self._log.last["d_loss"],
-            g_loss=self._log.last["g_loss"],
-            seconds=self.seconds,
-            ms_per_step=ms_per_step,
-            logged=logged,
-            target=target,
+    def __repr__(self) -> str:
+        """Networks, data, engine and where the run stands."""
+        names = [type(n).__name__ for n in (self.generator, self.discriminator)]
+        return (
+            f"<fastgan.Trainer: {names[0]} against {names[1]} on {self.data.name}, engine "
+            f"{self.engine.name}, {self.problem.precision}, {self.device}, step {self.step}"
+            f"{f', out {self.out}' if self.out else ''}>"
         )
 
     def __deepcopy__(self, memo: Any) -> Trainer:
@@ -505,42 +300,31 @@ class Trainer:
         """The epoch of the last step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
 
-    def _write_line(self, *, whole: bool = True) -> None:
-        self._check_losses()
-        if line := self._log.line(self.step, self._epoch()):
-            self._log.write(line, self.seconds, whole=whole)
+    def about(self) -> dict[str, Any]:
+        """What config.json says: the settings, and what became of them."""
+        return {
+            "settings": self.config.to_dict(),
+            "about": {
+                "models": self._models(),
+                "data": self.data.name,
+                "origin": self.data.origin,
+                "sample_shape": list(self.data.shape),
+                "engine": self.explanation,
+                "precision": self.problem.precision,
+                "device": str(self.device),
+            },
+        }
 
-    def _check_losses(self) -> None:
-        if bad := self._log.first_bad():
-            followed, values = bad
-            what = f"D loss is {values['d_loss']:g} and G loss is {values['g_loss']:g}"
-            raise self._non_finite(what, self.step - followed)
+    def _models(self) -> dict[str, Any]:
+        networks = {"generator": self.generator, "discriminator": self.discriminator}
+        return {name: models.describe(network) for name, network in networks.items()}
 
-    def _non_finite(self, what: str, step: int) -> NonFiniteLossError:
-        kept = "no checkpoint was written"
-        if self.out is not None and (self.out / checkpoint.FILE).exists():
-            kept = f"the last good checkpoint is {self.out / checkpoint.FILE}"
-            if self._saved_step is not None:
-                kept += f" (step {self._saved_step})"
-        cause = diagnosis.likely_cause(self._problem, step)
-        message = f"training stopped: at step {step} {what}. Likely cause: {cause}; {kept}"
-        return NonFiniteLossError(message, step)
-
-    def _save_all(self) -> None:
-        self.save()
-        self.export(self.out)
-        if pictures.drawable(self.data.shape):
-            pictures.grid(self.sample(64), self.out / pictures.SAMPLES)
-
-    def _stopped_message(self, what: str) -> str:
-        if self.out is None:
-            return f"stopped by {what} after step {self.step}; nothing was saved (out is None)"
-        c = self.config
-        how = f"Trainer.resume({str(self.out)!r}, generator, discriminator, data)"
-        own = c["own_loss"] or c["own_penalty"] or c["lr_schedule"]
-        if c["generator"] and c["discriminator"] and c["data"] and not own:
-            how = f"fastgan train --resume {self.out}"
-        return f"stopped by {what} after step {self.step}; saved. To continue: {how}"
+    def how_to_continue(self) -> str:
+        """The command or the call that continues what was saved."""
+        missing = resuming.needed(self._state_dict())
+        if missing:
+            return f"Trainer.resume({str(self.out)!r}, {', '.join(missing)})"
+        return f"fastgan train --resume {self.out}"
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -554,15 +338,19 @@ class Trainer:
             "config": self.config.to_dict(),
             "models": self._models(),
             "threads": torch.get_num_threads(),
-            "data": {"name": self.data.name, "fingerprint": self._fingerprint},
-            **{name: getattr(self, name).state_dict() for name in PARTS},
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "scalers": [scaler.state_dict() for scaler in self._problem.scalers or ()],
-            "random": self._random_states.state_dict(),
-            "log": self._log.state_dict(),
-            "models": {},
-            "callbacks": {},
-            "loss": None,
+            "data": self._identity,
+            "generator": wrapped.state_dict(p.generator),
+            "discriminator": wrapped.state_dict(p.discriminator),
+            "ema": None if p.ema is None else wrapped.state_dict(p.ema),
+            "optimizer_g": p.optimizer_g.state_dict(),
+            "optimizer_d": p.optimizer_d.state_dict(),
+            "scalers": [scaler.state_dict() for scaler in p.scalers or ()],
+            "loss": resuming.loss_state(p.loss),
+            "callbacks": dict(
+                zip(callback_room.names_of(own), (c.state_dict() for c in own), strict=True)
+            ),
+            "random": self.random_states.state_dict(),
+            "log": self.log.state_dict(),
             "versions": {
                 "fastgan": fastgan.__version__,
                 "torch": str(torch.__version__),
@@ -575,18 +363,25 @@ class Trainer:
         return self.data.identity()
 
     def _load_state_dict(self, file: Path, state: dict[str, Any]) -> None:
+        p = self.problem
         restore.restore(
             file,
             state,
-            networks={name: getattr(self, name) for name in ("generator", "discriminator", "ema")},
-            optimizers={name: getattr(self, name) for name in ("optimizer_g", "optimizer_d")},
-            scalers=self._problem.scalers or (),
+            networks={name: getattr(p, name) for name in ("generator", "discriminator", "ema")},
+            optimizers={"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
+            scalers=p.scalers or (),
         )
-        self.engine.step = self._saved_step = state["step"]
-        self.seconds, self.goal = state["seconds"], state["goal"]
-        with restore.reading(file, "random"):
-            self._random_states.load_state_dict(state["random"])
-        self._log.load_state_dict(state["log"], self.out)
+        self.out, self.new = file.parent, False
+        own = self._user_callbacks
+        for name, callback in zip(callback_room.names_of(own), own, strict=True):
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+        resuming.load_loss_state(p.loss, state["loss"])
+        self.engine.step = self.saved_step = state["step"]
+        self.saved = file
+        self.seconds, self.goal = state["seconds"], {**dict.fromkeys(loop.LIMITS), **state["goal"]}
+        self.random_states.load_state_dict(state["random"])
+        self.log.load_state_dict(state["log"], self.out)
 
 
 Trainer.__doc__ += "\n    Settings:\n" + config_room.described("out") + "\n    "
