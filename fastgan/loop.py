@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastgan import engines
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import ConfigError, field_of
 from fastgan.run import directory
@@ -127,10 +128,10 @@ class Loop:
                 return
             n = self.pace.chunk(*(every - t.step % every for every in marks), *left)
             since = time.perf_counter()
-            statistics = t.engine.run(n)
+            t.engine, statistics = engines.advance(t.engine, n, t.config.engine)
             if t.device.type == "cuda":
                 torch.cuda.synchronize(t.device)
-            self.pace.record(n, time.perf_counter() - since)
+            self.pace.record(len(statistics), time.perf_counter() - since)
             t.seconds = earlier + time.perf_counter() - began
             t.ms_per_step = self.pace.ms_per_step
             t.logged = t.step % t.config.log_every == 0
