@@ -6,17 +6,21 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fastgan.engines.base import CannotRun, Engine, check
+import torch
+from torch import Tensor
 
-__all__ = ["ORDER", "CannotRun", "Engine", "choose", "load"]
+from fastgan.engines.base import CannotRun, Engine
+from fastgan.engines.scores import check
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
+__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "load"]
+
 logger = logging.getLogger("fastgan")
 
 ORDER = ("fused", "graph", "eager")
-"""Modules of this package, in the order in which `auto` tries them; fused.py holds FusedEngine."""
+"""Modules of this package, in the order in which `auto` tries them; fused holds FusedEngine."""
 
 
 def load(name: str) -> type[Engine]:
@@ -30,7 +34,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
     """Build the engine that runs a problem.
 
     Args:
-        problem: networks, game, optimisers and data.
+        problem: networks, loss, optimisers and data.
         name: an engine's name, or "auto" for the fastest that can run the problem.
 
     Returns:
@@ -61,3 +65,45 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
     if name == "auto":
         raise ValueError("no engine can run this: " + "; ".join(passed_over))
     raise ValueError(f"engine={name!r} cannot run this ({passed_over[0]}); use engine='auto'")
+
+
+def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]:
+    """Do n steps, by another engine where this one cannot run what was made of the networks.
+
+    A hook, a frozen layer or parameter groups that differ may come after an engine was chosen. The
+    change of engines is told once, by a warning.
+
+    Args:
+        engine: the engine at work.
+        n: steps.
+        name: what was asked for; only "auto" allows another engine.
+
+    Returns:
+        the engine that did the last step, and the statistics, as of `Engine.run`.
+
+    Raises:
+        ValueError: the engine cannot go on, and was asked for by name; or no engine can.
+    """
+    first, parts = engine.step, []
+    while (left := first + n - engine.step) > 0 or not parts:
+        try:
+            parts.append(engine.run(left))
+        except CannotRun as reason:
+            if reason.statistics is not None:
+                parts.append(reason.statistics)
+            if name != "auto":
+                raise ValueError(
+                    f"engine={name!r} cannot go on at step {engine.step}: {reason}; undo the "
+                    "change, or use engine='auto'"
+                ) from reason
+            other, said = choose(engine.problem)
+            if type(other) is type(engine):
+                raise
+            other.step = engine.step
+            logger.warning(
+                "at step %d engine %s cannot go on (%s); from here on %s",
+                engine.step, engine.name, reason, said,
+            )  # fmt: skip
+            engine.close()
+            engine = other
+    return engine, parts[0] if len(parts) == 1 else torch.cat(parts)
