@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastgan import engines
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import ConfigError, field_of
 from fastgan.run import directory
@@ -127,7 +128,12 @@ class Loop:
                 return
             n = self.pace.chunk(*(every - t.step % every for every in marks), *left)
             since = time.perf_counter()
-            statistics = t.engine.run(n)
+            engine, statistics = engines.advance(t.engine, n, t.config.engine)
+            if engine is not t.engine:
+                t.engine, n = engine, len(statistics)
+                t.explanation = f"engine {engine.name}: {engine.describe()}"
+                if not n:
+                    continue
             if t.device.type == "cuda":
                 torch.cuda.synchronize(t.device)
             self.pace.record(n, time.perf_counter() - since)

@@ -113,9 +113,9 @@ def end_allocation_to_pool(device: int, pool: tuple) -> None:
 
 
 def cpu_has(precision: str) -> bool:
-    """Whether this processor computes products in bf16 or fp16 itself; True where it cannot be asked.
+    """Whether this processor computes products in bf16 or fp16 itself; elsewhere torch emulates them.
 
-    Elsewhere torch emulates them.
+    True where it cannot be asked.
     """
     try:
         if not torch.cpu._is_avx2_supported():  # no x86: torch does not say

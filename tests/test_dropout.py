@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from pairs import SEEN, Twice, discriminator, problem
 from torch import nn
@@ -17,12 +18,12 @@ def test_masks_are_those_of_the_contract_and_two_calls_differ():
     p = problem(d=d, d_steps=2)
     d.train()
     engine = EagerEngine(p)
-    d.seen.clear()  # the looks that the engine takes at D
+    SEEN.clear()  # the looks that the engine takes at D
     engine.step = 3
     engine.run(1)
     expected = [(0, 6), (1, 6), (0, 7), (1, 7), (2, 3)]
-    assert len(d.seen) == len(expected)
-    for seen, (use, step) in zip(d.seen, expected, strict=True):
+    assert len(SEEN) == len(expected)
+    for seen, (use, step) in zip(SEEN, expected, strict=True):
         keep = random.keep_mask(p.seed, Stream.DROPOUT + use, step, (seen.numel(),), 0.5)
         assert torch.equal(seen.flatten(), keep * 2.0)
         assert not torch.equal(seen[0], seen[1])
@@ -63,5 +64,3 @@ def test_dropout_off_and_forward_put_back():
         a.run(1)
     assert "forward" not in vars(off) and "forward" not in vars(in_place)
     assert all(w.requires_grad for w in p.discriminator.parameters())
-
-

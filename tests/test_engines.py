@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import changed, discriminator, generator, images, problem, same, weights
+from pairs import discriminator, generator, images, problem, same, weights
 from torch import nn
 
 from fastgan import engines
@@ -14,7 +14,7 @@ from fastgan.engines.eager import EagerEngine
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"penalty": "r1"}, "penalty 'r1'"), ({"precision": "fp16"}, "precision 'fp16'")],
+    [({"penalties": "r1"}, "penalty 'r1'"), ({"precision": "fp16"}, "precision 'fp16'")],
 )
 def test_fused_tells_what_it_does_not_have(options, reason):
     assert reason in engines.load("fused").unsupported(problem(**options))
@@ -47,7 +47,7 @@ def test_any_sizes_run(batch, count, d_steps, shape):
     )
     engine = EagerEngine(p)
     found = engine.run(3)
-    assert found.shape == (3, 2) and torch.isfinite(found).all() and engine.step == 3
+    assert found.shape == (3, 4) and torch.isfinite(found).all() and engine.step == 3
 
 
 # --- what does not fit ----------------------------------------------------------------------------
@@ -57,12 +57,12 @@ def test_any_sizes_run(batch, count, d_steps, shape):
     ("networks", "message"),
     [
         ({"g": generator(shape=(1, 5, 5))}, r"generator makes \[1, 5, 5\], but .* \[1, 6, 6\]"),
-        ({"g": generator(latent=9)}, r"generator failed on latents of shape \[2, 5\].*latent_dim"),
+        ({"g": generator(latent=9)}, r"generator failed on latents of shape \[8, 5\].*latent_dim"),
         (
             {"d": discriminator(shape=(1, 5, 5))},
-            r"discriminator failed on images of .*\[2, 1, 6, 6\]",
+            r"discriminator failed on images of .*\[8, 1, 6, 6\]",
         ),
-        ({"d": nn.Conv2d(1, 1, 3)}, r"discriminator returned \[2, 1, 4, 4\] for a batch of 2"),
+        ({"d": nn.Conv2d(1, 1, 3)}, r"discriminator returned \[8, 1, 4, 4\] for a batch of 8"),
         ({"d": nn.LSTM(6, 6)}, "discriminator failed"),
     ],
 )
@@ -91,7 +91,7 @@ class Picky(Engine):
         return cls.reason
 
     def run(self, n):
-        return torch.zeros(n, 2)
+        return torch.zeros(n, 4)
 
     def describe(self):
         return "does nothing"

@@ -91,5 +91,3 @@ def test_a_users_own_game_may_want_probabilities():
     )
     engine, _ = engines.choose(problem(d=Discriminator(SHAPE), loss=mine), "eager")
     assert engine.run(2).abs().max() < 1
-
-

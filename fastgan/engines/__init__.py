@@ -6,7 +6,6 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from fastgan.engines.base import CannotRun, Engine
@@ -68,7 +67,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
 
 
 def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]:
-    """Do n steps, by another engine where this one cannot run what was made of the networks.
+    """Do n steps, or find another engine where this one cannot run what was made of the networks.
 
     A hook, a frozen layer or parameter groups that differ may come after an engine was chosen. The
     change of engines is told once, by a warning.
@@ -79,31 +78,27 @@ def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]
         name: what was asked for; only "auto" allows another engine.
 
     Returns:
-        the engine that did the last step, and the statistics, as of `Engine.run`.
+        the engine to go on with, and the statistics of the steps that were done: of all n, or of
+        fewer where the engine is another one.
 
     Raises:
         ValueError: the engine cannot go on, and was asked for by name; or no engine can.
     """
-    first, parts = engine.step, []
-    while (left := first + n - engine.step) > 0 or not parts:
-        try:
-            parts.append(engine.run(left))
-        except CannotRun as reason:
-            if reason.statistics is not None:
-                parts.append(reason.statistics)
-            if name != "auto":
-                raise ValueError(
-                    f"engine={name!r} cannot go on at step {engine.step}: {reason}; undo the "
-                    "change, or use engine='auto'"
-                ) from reason
-            other, said = choose(engine.problem)
-            if type(other) is type(engine):
-                raise
-            other.step = engine.step
-            logger.warning(
-                "at step %d engine %s cannot go on (%s); from here on %s",
-                engine.step, engine.name, reason, said,
-            )  # fmt: skip
-            engine.close()
-            engine = other
-    return engine, parts[0] if len(parts) == 1 else torch.cat(parts)
+    try:
+        return engine, engine.run(n)
+    except CannotRun as reason:
+        if name != "auto":
+            raise ValueError(
+                f"engine={name!r} cannot go on at step {engine.step}: {reason}; undo the change, "
+                "or use engine='auto'"
+            ) from reason
+        other, said = choose(engine.problem)
+        if type(other) is type(engine) or engine.unreported is None:
+            raise
+        other.step = engine.step
+        logger.warning(
+            "engine %s cannot go on at step %d (%s); from here on %s",
+            engine.name, engine.step, reason, said,
+        )  # fmt: skip
+        engine.close()
+        return other, engine.unreported

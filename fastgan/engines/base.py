@@ -27,19 +27,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from fastgan import statistics
+
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
 
 class CannotRun(ValueError):
-    """An engine cannot run a problem, or can no longer; the message says why.
-
-    Attributes:
-        statistics: of the steps that the call did before it noticed, float32
-            [done, len(STATISTICS)]; None for none.
-    """
-
-    statistics: Tensor | None = None
+    """An engine cannot run a problem, or can no longer; the message says why."""
 
 
 class Engine(ABC):
@@ -49,6 +44,8 @@ class Engine(ABC):
         name: the name under which `fastgan.engines.choose` knows the engine.
         problem: the problem; its modules, optimisers and average are updated in place.
         step: steps done so far; set it to continue a run from there.
+        unreported: after `run` raised, the statistics of the steps that it did all the same, which
+            `step` counts; None if it left a step half done.
     """
 
     name: ClassVar[str]
@@ -57,6 +54,7 @@ class Engine(ABC):
         """Prepare to run the problem from step 0; CannotRun if trying shows that it cannot be."""
         self.problem = problem
         self.step = 0
+        self.unreported: Tensor | None = statistics.table(0, problem.device)
 
     @classmethod
     @abstractmethod
@@ -75,8 +73,8 @@ class Engine(ABC):
             for the device, but for what fp16 needs (see the engines).
 
         Raises:
-            CannotRun: the engine can no longer run what the user has made of the networks; nothing
-                was done beyond the rows of its `statistics`. See `fastgan.engines.advance`.
+            CannotRun: the engine can no longer run what the user has made of the networks; see
+                `fastgan.engines.advance`.
         """
 
     @abstractmethod

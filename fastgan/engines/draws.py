@@ -106,7 +106,7 @@ class DeviceDraws(Draws):
         """
         super().__init__(problem)
         p, self._counter = problem, counter
-        self._per_epoch = p.data.batches_per_epoch(p.batch_size, p.drop_last)
+        self._per_epoch = p.batches_per_epoch
         d = next((w for w in p.discriminator.parameters() if w.dim() == 4), None)
         last = d is not None and d.is_contiguous(memory_format=torch.channels_last)
         last &= len(p.data.shape) == 3

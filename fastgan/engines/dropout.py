@@ -1,4 +1,4 @@
-"""nn.Dropout with masks that are functions of seed and step, in networks that know nothing of it."""
+"""nn.Dropout with masks that are functions of seed and step, in networks that do not know."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class Masks:
     """Gives a network's nn.Dropout modules the masks of the step.
 
-    In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Left to torch's own
-    generator are layers inside a module that torch.compile has compiled, which would be compiled
-    again for every mask, and those that activation checkpointing does again in the backward pass:
-    it puts torch's generator back for that, and knows of no other.
+    In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Left to torch's
+    own generator are layers inside a module that torch.compile has compiled, which would be
+    compiled again for every mask, and those that activation checkpointing does again in the
+    backward pass: it puts torch's generator back for that, and knows of no other.
 
     Attributes:
         in_backward: set it during a backward pass.

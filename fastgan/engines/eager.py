@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastgan import torch_private
+from fastgan import statistics, torch_private
 from fastgan.engines.base import Engine
 from fastgan.engines.draws import HostDraws
 from fastgan.engines.probe import undisturbed
 from fastgan.engines.step import Step, shape_of
 from fastgan.engines.updates import Update, scaled_learning_rates
-from fastgan.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -81,18 +80,26 @@ class EagerEngine(Engine):
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p = self.problem
-        rows = []
-        with undisturbed(p.device), scaled_learning_rates(p) as set_lr, self._once.ready():
-            for _ in range(n):
-                set_lr(self.step)
-                self._draws.step = self.step
-                rows += self._once(shape_of(p, self.step))
-                self.step += 1
+        rows: list[Tensor] = []
+        self._once.whole = True
+        try:
+            with undisturbed(p.device), scaled_learning_rates(p) as set_lr, self._once.ready():
+                for _ in range(n):
+                    set_lr(self.step)
+                    self._draws.step = self.step
+                    rows += self._once(shape_of(p, self.step))
+                    self.step += 1
+        except BaseException:
+            self.unreported = self._table(rows) if self._once.whole else None
+            raise
+        return self._table(rows)
+
+    def _table(self, rows: list[Tensor]) -> Tensor:
         if not rows:
-            return torch.empty(0, len(STATISTICS), dtype=torch.float32, device=p.device)
-        statistics = torch.stack(rows).float().view(n, len(STATISTICS))
-        p.world.mean_([statistics])
-        return statistics
+            return statistics.table(0, self.problem.device)
+        found = torch.stack(rows).float().view(-1, len(statistics.STATISTICS))
+        self.problem.world.mean_([found])
+        return found
 
 
 def _channels_first(problem: Problem) -> bool:

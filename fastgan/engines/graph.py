@@ -23,7 +23,7 @@ from fastgan.engines.device_updates import unsupported as no_update
 from fastgan.engines.probe import attributes_kept, has_hooks
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.step import StepShape, shape_of
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import table
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -92,26 +92,34 @@ class GraphEngine(Engine):
         """
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
-        statistics = torch.empty(
-            n, len(STATISTICS), dtype=torch.float32, device=self.problem.device
-        )
+        statistics = table(n, self.problem.device)
         with self._recorder.here():
+            self.unreported = statistics[:0]
             if renewed := self._seen_last is None or self._seen_last.difference() is not None:
                 self._restart()
             renewed |= not self._settled()
-            first = self.step
+            first, copied, self._whole = self.step, 0, True
             self._begin()
+
+            def copy() -> None:
+                nonlocal copied
+                done, at = self.step - first, (first + copied) % RING
+                statistics[copied:done] = self._body.statistics[at : at + done - copied]
+                copied = done
+
             try:
-                while (done := self.step - first) < n:
+                while copied < n:
                     # Neither statistics nor rates may come round to where a later step's are.
-                    count = min(n - done, RING - self.step % RING)
-                    at = self.step % RING
+                    count = min(n - copied, RING - self.step % RING)
                     self._body.schedule(self.step, count)
                     self._advance(count)
-                    statistics[done : done + count] = self._body.statistics[at : at + count]
+                    copy()
             except BaseException:
                 # A step may have stopped half way: begin again from what the user sees.
-                self._seen_last = None
+                self._seen_last = self.unreported = None
+                if self._whole:
+                    copy()
+                    self.unreported = statistics[:copied]
                 raise
             finally:
                 self._end(self.step - first)
@@ -188,7 +196,9 @@ class GraphEngine(Engine):
             if work is None:
                 shapes = shapes[:1]
             body.prepare(self.step, len(shapes))
+            self._whole = False
             (work or self._single(shapes))()
+            self._whole = True
             self.step += len(shapes)
 
     def _single(self, shapes: tuple[StepShape]) -> Work:
@@ -247,8 +257,8 @@ class GraphEngine(Engine):
             recorder.aside(work)
             if difference := before.difference():
                 raise CannotRun(
-                    f"{difference} by a pass, which a replay cannot repeat; a buffer can be written "
-                    "into instead, as copy_() does"
+                    f"{difference} by a pass, which a replay cannot repeat; write into a buffer "
+                    "instead, as copy_() does"
                 )
         try:
             with self._untouched():

@@ -120,7 +120,7 @@ def samples(problem: Problem, size: int) -> Tensor:
 
 @contextmanager
 def kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
-    """Values of parameters and buffers are put back afterwards, and what `attributes_kept` keeps."""
+    """Values of parameters and buffers are put back afterwards, like `attributes_kept`."""
     tensors = {
         t: t.detach().clone()
         for network in networks

@@ -108,7 +108,7 @@ def batch_sizes(problem: Problem) -> tuple[int, int]:
     """Samples in a batch, and in the last batch of an epoch."""
     p = problem
     full = min(p.batch_size, len(p.data))
-    per_epoch = p.data.batches_per_epoch(p.batch_size, p.drop_last)
+    per_epoch = p.batches_per_epoch
     return full, full if p.drop_last else len(p.data) - (per_epoch - 1) * p.batch_size
 
 

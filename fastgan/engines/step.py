@@ -66,7 +66,7 @@ StepShape = tuple[DUpdate, ...]
 def shape_of(problem: Problem, step: int) -> StepShape:
     """The shape of a step."""
     p = problem
-    per_epoch = p.data.batches_per_epoch(p.batch_size, p.drop_last)
+    per_epoch = p.batches_per_epoch
     full, last = batch_sizes(p)
     return tuple(
         DUpdate(
@@ -82,6 +82,9 @@ class Step:
 
     Plain `nn.Dropout` modules draw counter-based masks (see `Masks`); other random layers use
     torch's generator. A sigmoid at D's end is left out when the loss works on logits.
+
+    Attributes:
+        whole: whether no step is half done.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Step:
         self.draws = draws
         self.updates = update_d, update_g
         self.cached = cached
+        self.whole = True
         self._masks: list[Masks | None] = [None, None]
         self._look_at_end()
 
@@ -152,6 +156,7 @@ class Step:
         for k, (size, due) in enumerate(shape):
             d_loss, real, on_real, on_fake = self._update_d(Counter(len(shape), k), size, due)
         g_loss = self._update_g(Counter(1, 0), shape[-1].size, real)
+        self.whole = True
         return d_loss, g_loss, on_real.mean(), on_fake.mean()
 
     def _update_d(
@@ -161,6 +166,7 @@ class Step:
         penalties = [penalty for penalty, now in zip(p.penalties, due, strict=True) if now]
         places = {penalty.at for penalty in penalties}
         real = self.draws.batch(counter, size).to(self._dtypes[1])
+        self.whole = False
         if "real" in places:
             real = real.detach().requires_grad_()
         with torch.no_grad(), self._autocast():

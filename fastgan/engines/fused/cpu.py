@@ -18,14 +18,14 @@ from torch import Tensor, get_num_threads
 from torch.autograd.graph import increment_version
 
 from fastgan import random
-from fastgan.engines.base import CannotRun, Engine
+from fastgan.engines.base import Engine
 from fastgan.engines.draws import images_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
 from fastgan.engines.fused.support import chains, rate
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.updates import learning_rate_factor
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import table
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -99,7 +99,7 @@ class FusedEngine(Engine):
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p = self.problem
-        statistics = torch.empty(n, len(STATISTICS), dtype=torch.float32, device=p.device)
+        statistics = table(n, p.device)
         done = 0
         try:
             self._refresh()
@@ -112,8 +112,9 @@ class FusedEngine(Engine):
                     self._refresh()  # a user's code has run meanwhile
                 self._run(images, order, count, statistics[done : done + count])
                 done += count
-        except CannotRun as reason:
-            reason.statistics = statistics[:done]
+        except BaseException:
+            # What may fail, a user's schedule and data among it, comes before the steps.
+            self.unreported = statistics[:done]
             raise
         return statistics
 
@@ -136,8 +137,7 @@ class FusedEngine(Engine):
         done = 0
         while done < n:
             order, count = self._order(n - done)
-            statistics = torch.empty(count, len(STATISTICS), dtype=torch.float32, device="cpu")
-            self._run(p.data.samples, order, count, statistics, times)
+            self._run(p.data.samples, order, count, table(count), times)
             done += count
         times /= n
         return [(name, work, *row) for (name, work), row in zip(names, times.tolist(), strict=True)]
@@ -231,7 +231,7 @@ class FusedEngine(Engine):
     def _order(self, n: int) -> tuple[Tensor, int]:
         """The permutations for the next steps, at most n, and for how many steps they last."""
         p = self.problem
-        per_epoch, used = p.data.batches_per_epoch(p.batch_size, p.drop_last), samples_per_epoch(p)
+        per_epoch, used = p.batches_per_epoch, samples_per_epoch(p)
         first = self.step * p.d_steps // per_epoch
         epochs = max(1, KEPT_ORDER // used)
         # A step is always whole: its updates may reach over the end of the last epoch taken.

@@ -16,7 +16,6 @@ from fastgan.engines.draws import images_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
-from fastgan.statistics import STATISTICS
 
 _ROWS = 4096
 """Steps that the tables of losses and learning rates have room for: what bounds a launch."""
@@ -79,7 +78,7 @@ class FusedCudaEngine(FusedEngine):
     def _lay_out(self) -> None:
         """The tables and the memory of a plan; the list of tensors goes to the kernels."""
         p = self.problem
-        count, per_epoch = samples_per_epoch(p), p.data.batches_per_epoch(p.batch_size, p.drop_last)
+        count, per_epoch = samples_per_epoch(p), p.batches_per_epoch
         epochs = max(1, KEPT_ORDER // count - 1)
         self._rows = min(_ROWS, max(1, epochs * per_epoch // p.d_steps))
         # Steps may begin and end inside an epoch.
@@ -139,7 +138,7 @@ class FusedCudaEngine(FusedEngine):
 
     def _epoch(self) -> int:
         p = self.problem
-        return self.step * p.d_steps // p.data.batches_per_epoch(p.batch_size, p.drop_last)
+        return self.step * p.d_steps // p.batches_per_epoch
 
     def _chunk(self, images: Tensor, ordered: bool, rates: Tensor, statistics: Tensor) -> None:
         p, n = self.problem, len(statistics)
