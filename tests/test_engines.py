@@ -60,7 +60,7 @@ def test_any_sizes_run(batch, count, d_steps, shape):
         ({"g": generator(latent=9)}, r"generator failed on latents of shape \[8, 5\].*latent_dim"),
         (
             {"d": discriminator(shape=(1, 5, 5))},
-            r"discriminator failed on images of .*\[8, 1, 6, 6\]",
+            r"discriminator failed on samples of .*\[8, 1, 6, 6\]",
         ),
         ({"d": nn.Conv2d(1, 1, 3)}, r"discriminator returned \[8, 1, 4, 4\] for a batch of 8"),
         ({"d": nn.LSTM(6, 6)}, "discriminator failed"),

@@ -62,7 +62,7 @@ def test_a_final_sigmoid_is_absorbed_exactly(end):
 )
 def test_a_sigmoid_that_is_not_the_end_is_left_alone(end):
     p = problem(d=Ends(end))
-    assert final_sigmoid(p) is None
+    assert final_sigmoid(p)[0] is None
     assert torch.isfinite(EagerEngine(p).run(1)).all()
 
 
@@ -85,9 +85,16 @@ def test_games_on_raw_scores_refuse_a_sigmoid(loss):
     assert torch.isfinite(engine.run(3)).all()
 
 
-def test_a_users_own_game_may_want_probabilities():
-    mine = losses.Game(
-        "mine", lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()
+def test_a_users_own_loss_on_probabilities_gets_them():
+    mine = losses.Loss(
+        "mine",
+        lambda real, fake: fake.mean() - real.mean(),
+        lambda fake: -fake.mean(),
+        scores="probabilities",
     )
     engine, _ = engines.choose(problem(d=Discriminator(SHAPE), loss=mine), "eager")
-    assert engine.run(2).abs().max() < 1
+    found = engine.run(2)
+    assert found[:, :2].abs().max() < 1
+    assert ((found[:, 2:] > 0) & (found[:, 2:] < 1)).all()
+    with pytest.raises(ValueError, match="works on probabilities, but .* scores from"):
+        engines.choose(problem(d=discriminator(), loss=mine), "eager")

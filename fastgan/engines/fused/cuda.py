@@ -153,7 +153,7 @@ class FusedCudaEngine(FusedEngine):
         self._rate_table[:n].copy_(rates.expand(n, 2), non_blocking=True)
         self._launch(images, ordered, n)
         statistics[:, :2] = self._table[:n]
-        statistics[:, 2:] = float("nan")
+        statistics[:, 2:] = 0.0  # TRANSITION: until the library returns four columns
         for counters, before, (_, _, more) in zip(steps, done, pairs, strict=True):
             torch._foreach_add_(counters, float(more))
             first = counters[0]
