@@ -152,16 +152,20 @@ def test_a_change_that_has_no_plan_is_an_error_each_time(change, back, reason):
 def test_a_schedule_or_a_dataset_may_change_a_weight():
     class Changing(Read):
         def __getitem__(self, i):
-            swap_storage(p.generator.fc[0].weight)
+            for w in swapped:
+                swap_storage(w)
             return super().__getitem__(i)
 
     def schedule(t):
         swap_storage(p.discriminator.model[0].weight)
         return 1.0
 
+    swapped = []
+
     q = problem("reference")
     source = data.open(Changing(q.data.samples), budget_bytes=0)
     p = problem("reference", source=source, lr_schedule=schedule)
+    swapped.append(p.generator.fc[0].weight)
     try:
         got = FusedEngine(p).run(3)
     finally:

@@ -81,7 +81,7 @@ class EagerEngine(Engine):
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p = self.problem
         rows: list[Tensor] = []
-        self._once.whole = True
+        self.unreported, self._once.whole = self._table(rows), True
         try:
             with undisturbed(p.device), scaled_learning_rates(p) as set_lr, self._once.ready():
                 for _ in range(n):

@@ -100,7 +100,7 @@ class FusedEngine(Engine):
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p = self.problem
         statistics = table(n, p.device)
-        done = 0
+        done, self.unreported = 0, statistics[:0]
         try:
             self._refresh()
             while done < n:
