@@ -128,10 +128,15 @@ class Loop:
                 return
             n = self.pace.chunk(*(every - t.step % every for every in marks), *left)
             since = time.perf_counter()
-            t.engine, statistics = engines.advance(t.engine, n, t.config.engine)
+            engine, statistics = engines.advance(t.engine, n, t.config.engine)
+            if engine is not t.engine:
+                t.engine, n = engine, len(statistics)
+                t.explanation = f"engine {engine.name}: {engine.describe()}"
+                if not n:
+                    continue
             if t.device.type == "cuda":
                 torch.cuda.synchronize(t.device)
-            self.pace.record(len(statistics), time.perf_counter() - since)
+            self.pace.record(n, time.perf_counter() - since)
             t.seconds = earlier + time.perf_counter() - began
             t.ms_per_step = self.pace.ms_per_step
             t.logged = t.step % t.config.log_every == 0

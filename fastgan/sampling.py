@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgan import random, resuming
 from fastgan.config import Config
 from fastgan.config.kinds import integer
-from fastgan.engines.base import dtype_of
+from fastgan.engines.scores import dtype_of
 from fastgan.random import Stream
 from fastgan.run import restore, torch_rng
 

@@ -29,4 +29,4 @@ NAMES = tuple(one.name for one in STATISTICS)
 
 def table(n: int, device: torch.device | str = "cpu") -> Tensor:
     """Room for the statistics of n steps: float32 [n, len(STATISTICS)]."""
-    return torch.empty(n, len(STATISTICS), device=device)
+    return torch.empty(n, len(STATISTICS), dtype=torch.float32, device=device)

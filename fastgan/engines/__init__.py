@@ -6,17 +6,20 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fastgan.engines.base import CannotRun, Engine, check
+from torch import Tensor
 
-__all__ = ["ORDER", "CannotRun", "Engine", "choose", "load"]
+from fastgan.engines.base import CannotRun, Engine
+from fastgan.engines.scores import check
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
+__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "load"]
+
 logger = logging.getLogger("fastgan")
 
 ORDER = ("fused", "graph", "eager")
-"""Modules of this package, in the order in which `auto` tries them; fused.py holds FusedEngine."""
+"""Modules of this package, in the order in which `auto` tries them; fused holds FusedEngine."""
 
 
 def load(name: str) -> type[Engine]:
@@ -30,7 +33,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
     """Build the engine that runs a problem.
 
     Args:
-        problem: networks, game, optimisers and data.
+        problem: networks, loss, optimisers and data.
         name: an engine's name, or "auto" for the fastest that can run the problem.
 
     Returns:
@@ -61,3 +64,41 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
     if name == "auto":
         raise ValueError("no engine can run this: " + "; ".join(passed_over))
     raise ValueError(f"engine={name!r} cannot run this ({passed_over[0]}); use engine='auto'")
+
+
+def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]:
+    """Do n steps, or find another engine where this one cannot run what was made of the networks.
+
+    A hook, a frozen layer or parameter groups that differ may come after an engine was chosen. The
+    change of engines is told once, by a warning.
+
+    Args:
+        engine: the engine at work.
+        n: steps.
+        name: what was asked for; only "auto" allows another engine.
+
+    Returns:
+        the engine to go on with, and the statistics of the steps that were done: of all n, or of
+        fewer where the engine is another one.
+
+    Raises:
+        ValueError: the engine cannot go on, and was asked for by name; or no engine can.
+    """
+    try:
+        return engine, engine.run(n)
+    except CannotRun as reason:
+        if name != "auto":
+            raise ValueError(
+                f"engine={name!r} cannot go on at step {engine.step}: {reason}; undo the change, "
+                "or use engine='auto'"
+            ) from reason
+        other, said = choose(engine.problem)
+        if type(other) is type(engine) or engine.unreported is None:
+            raise
+        other.step = engine.step
+        logger.warning(
+            "engine %s cannot go on at step %d (%s); from here on %s",
+            engine.name, engine.step, reason, said,
+        )  # fmt: skip
+        engine.close()
+        return other, engine.unreported

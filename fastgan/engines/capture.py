@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastgan import torch_private
+from fastgan.engines.probe import first_line, undisturbed
+
 Work = Callable[[], object]
 
 
@@ -40,7 +43,7 @@ class CudaRecorder:
     @contextmanager
     def here(self) -> Iterator[None]:
         """The device is the current one, and the problem's precision counts, not the caller's."""
-        with torch.cuda.device(self.device), torch.autocast("cuda", enabled=False):
+        with torch.cuda.device(self.device), undisturbed(self.device):
             yield
 
     def aside(self, work: Work) -> None:
@@ -119,7 +122,7 @@ class CudaRecorder:
         with suppress(RuntimeError):
             graph.reset()
         with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+            torch_private.end_allocation_to_pool(self.device.index, pool)
         probe = torch.empty(1, device=self.device)
         for generator in (torch.cuda.default_generators[self.device.index], *self._generators):
             state = generator.get_state()
@@ -181,10 +184,9 @@ class Watch(TorchDispatchMode):
     def told(self, error: Exception) -> str:
         """What failed, where, and with which words."""
         where = self._inside[-1] if self._inside else "what lies outside of both networks' passes"
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         # Python code may fail after an operation, hence "at or after".
         at = f"at or after {self._operation}" if self._operation else "before any operation"
-        return f"{where} cannot be captured, {at} ({words})"
+        return f"{where} cannot be captured, {at} ({first_line(error)})"
 
     def _enter(self, name: str) -> None:
         self._inside.append(name)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastgan import ops, optim
+from fastgan import ops, optim, torch_private
 from fastgan.engines.base import CannotRun
-from fastgan.engines.step import Update
+from fastgan.engines.updates import Update
+
+if TYPE_CHECKING:
+    from fastgan.distributed import World
 
 ADAMS = (torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW)
 
@@ -22,8 +26,10 @@ ADAMS = (torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW)
 def unsupported(optimizer: torch.optim.Optimizer, scaled: bool) -> str | None:
     """Why an optimiser's update cannot be replayed, or None."""
     name = type(optimizer).__name__
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if torch_private.step_hooks(optimizer) or torch_private.global_step_hooks():
         return f"{name} has step hooks, which a replay would not call"
+    if torch_private.replaced_step(optimizer) is not None:
+        return f"the step of {name} was replaced, and a replay would not call it"
     if _is_plain_adam(optimizer):
         return None
     if "capturable" not in optimizer.defaults:
@@ -37,13 +43,16 @@ def unsupported(optimizer: torch.optim.Optimizer, scaled: bool) -> str | None:
 
 
 def device_update(
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None, device: torch.device
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+    world: World,
+    device: torch.device,
 ) -> DeviceUpdate:
     """The update that an optimiser takes; CannotRun with the reason of `unsupported`."""
     if reason := unsupported(optimizer, scaler is not None):
         raise CannotRun(reason)
     kind = _AdamUpdate if _is_plain_adam(optimizer) else _OwnUpdate
-    return kind(optimizer, scaler, device)
+    return kind(optimizer, scaler, world, device)
 
 
 def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
@@ -66,12 +75,14 @@ class DeviceUpdate(Update):
         self,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
+        world: World,
         device: torch.device,
     ):
         """The rates are set by `begin`."""
-        super().__init__(optimizer, scaler)
+        super().__init__(optimizer, scaler, world)
         if scaler is not None:
-            scaler.scale(torch.zeros((), device=device))  # makes its tensors
+            # makes its tensors
+            scaler.scale(torch.zeros((), dtype=torch.float32, device=device))
         n = len(optimizer.param_groups)
         self._base = torch.zeros(n, dtype=self.rate_dtype, device=device)
         self._rates = torch.zeros(n, dtype=self.rate_dtype, device=device)
@@ -126,9 +137,9 @@ class _AdamUpdate(DeviceUpdate):
 
     _step_supports_amp_scaling = True
 
-    def __init__(self, optimizer, scaler, device):
+    def __init__(self, optimizer, scaler, world, device):
         """Make the state of parameters that have none, as the first step() would."""
-        super().__init__(optimizer, scaler, device)
+        super().__init__(optimizer, scaler, world, device)
         self._buckets: list[_Bucket] = []
         self._used: set[Tensor] = set()
         self._made: set[Tensor] = set()
@@ -140,7 +151,7 @@ class _AdamUpdate(DeviceUpdate):
                 state = optimizer.state[w]
                 if not state:
                     self._made.add(w)
-                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
                     for key in ("exp_avg", "exp_avg_sq"):
                         state[key] = torch.zeros_like(w, memory_format=torch.preserve_format)
                 done = float(state["step"])
@@ -243,7 +254,7 @@ class _AdamUpdate(DeviceUpdate):
         for state in self.optimizer.state.values():
             found += [state[key] for key in ("exp_avg", "exp_avg_sq") if key in state]
         if self.scaler is not None:
-            found += [self.scaler._scale, self.scaler._growth_tracker]
+            found += torch_private.scaler_tensors(self.scaler)
         return found
 
 
@@ -252,9 +263,9 @@ class _OwnUpdate(DeviceUpdate):
 
     rate_dtype = torch.float32
 
-    def __init__(self, optimizer, scaler, device):
+    def __init__(self, optimizer, scaler, world, device):
         """Nothing is touched before `begin`."""
-        super().__init__(optimizer, scaler, device)
+        super().__init__(optimizer, scaler, world, device)
         self._before: list[tuple] = []
         # Of the numbers that a user finds on the CPU (steps, products of rates), those that count.
         self._numbers: dict[tuple[Tensor, str], Tensor] = {}
@@ -311,7 +322,9 @@ class _OwnUpdate(DeviceUpdate):
 def send(values: list[float], to: Tensor) -> None:
     """Copy numbers of the host to a tensor without waiting for its device."""
     on_cuda = to.device.type == "cuda"
-    to.copy_(torch.tensor(values, dtype=to.dtype, pin_memory=on_cuda), non_blocking=on_cuda)
+    to.copy_(
+        torch.tensor(values, dtype=to.dtype, device="cpu", pin_memory=on_cuda), non_blocking=on_cuda
+    )
 
 
 def _in_memory_order(weight: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

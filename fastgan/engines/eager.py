@@ -5,17 +5,28 @@ It is the definition that the faster engines are held against.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastgan import random, statistics
-from fastgan.engines.base import Engine, scaled_learning_rates
-from fastgan.engines.step import Counter, Draws, Step, Update, shape_of
+from fastgan import statistics, torch_private
+from fastgan.engines.base import Engine
+from fastgan.engines.draws import HostDraws
+from fastgan.engines.probe import undisturbed
+from fastgan.engines.step import Step, shape_of
+from fastgan.engines.updates import Update, scaled_learning_rates
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
+
+logger = logging.getLogger("fastgan")
+
+EMULATED = "8 to 23 times as slow as fp32"
+"""Measured on Zen 3: an MLP pair 61 ms a step instead of 2.7, a DCGAN of 32 pixels 1650 instead of
+90."""
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 class EagerEngine(Engine):
@@ -30,12 +41,27 @@ class EagerEngine(Engine):
         """Look at how D ends."""
         super().__init__(problem)
         p = problem
-        self._draws = _HostDraws(p)
+        self._draws = HostDraws(p)
         self._once = Step(
             p,
             self._draws,
-            *map(Update, (p.optimizer_d, p.optimizer_g), p.scalers or (None, None)),
+            *(
+                Update(optimizer, scaler, p.world)
+                for optimizer, scaler in zip(
+                    (p.optimizer_d, p.optimizer_g), p.scalers or (None, None), strict=True
+                )
+            ),
         )
+        if (
+            p.device.type == "cpu"
+            and p.precision != "fp32"
+            and not torch_private.cpu_has(p.precision)
+        ):
+            logger.warning(
+                "precision %r is emulated in engine eager on this processor, and %s; use 'fp32'",
+                p.precision,
+                EMULATED,
+            )
 
     @classmethod
     def unsupported(cls, problem: Problem) -> str | None:
@@ -44,42 +70,43 @@ class EagerEngine(Engine):
 
     def describe(self) -> str:
         """One line that says which path is taken."""
-        return ", ".join(["PyTorch operations one by one", *self._once.describe()])
+        parts = ["PyTorch operations one by one", *self._once.describe()]
+        if self.problem.device.type == "cpu" and _channels_first(self.problem):
+            parts.append("convolutions are often faster with channels_last=True")
+        return ", ".join(parts)
 
     def run(self, n: int) -> Tensor:
         """Do n steps; see `Engine.run`."""
+        if n < 0:
+            raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p = self.problem
-        rows = []
-        with scaled_learning_rates(p) as set_lr, self._once.ready():
-            for _ in range(n):
-                set_lr(self.step)
-                self._draws.step = self.step
-                rows += self._once(shape_of(p, self.step))
-                self.step += 1
+        rows: list[Tensor] = []
+        self.unreported, self._once.whole = self._table(rows), True
+        try:
+            with undisturbed(p.device), scaled_learning_rates(p) as set_lr, self._once.ready():
+                for _ in range(n):
+                    set_lr(self.step)
+                    self._draws.step = self.step
+                    rows += self._once(shape_of(p, self.step))
+                    self.step += 1
+        except BaseException:
+            self.unreported = self._table(rows) if self._once.whole else None
+            raise
+        return self._table(rows)
+
+    def _table(self, rows: list[Tensor]) -> Tensor:
         if not rows:
-            return statistics.table(0, p.device)
-        return torch.stack(rows).float().view(n, -1)
+            return statistics.table(0, self.problem.device)
+        found = torch.stack(rows).float().view(-1, len(statistics.STATISTICS))
+        self.problem.world.mean_([found])
+        return found
 
 
-class _HostDraws(Draws):
-    """Draws by a step that the host counts."""
-
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        self.step = 0
-
-    def _at(self, when: Counter) -> int:
-        return self.step * when.multiplier + when.offset
-
-    def batch(self, when: Counter, size: int) -> Tensor:
-        p = self.problem
-        return p.data.batch(p.seed, self._at(when), p.batch_size, p.drop_last).images
-
-    def normal(self, stream: int, when: Counter, shape: tuple[int, ...]) -> Tensor:
-        p = self.problem
-        return random.normal(p.seed, stream, self._at(when), shape, device=p.device)
-
-    def drop(self, x: Tensor, stream: int, when: Counter, p: float, start: int) -> Tensor:
-        n, seed = start + x.numel(), self.problem.seed
-        keep = random.keep_mask(seed, stream, self._at(when), n, p, device=x.device)
-        return x * keep[start:].view(x.shape).to(x.dtype) * random.keep_scale(p)
+def _channels_first(problem: Problem) -> bool:
+    """Whether there are convolutions whose weights are not in the channels-last format."""
+    return any(
+        not m.weight.is_contiguous(memory_format=torch.channels_last)
+        for network in (problem.generator, problem.discriminator)
+        for m in network.modules()
+        if type(m) in _CONVOLUTIONS
+    )

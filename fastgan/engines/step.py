@@ -3,32 +3,39 @@
 They differ in where batches and random numbers come from (`Draws`) and in how an optimiser moves
 its weights (`Update`): `eager` works with numbers of the host, `graph` with numbers on the device
 that a replayed recording finds changed. The rest of a step is written here, once, and does no more
-than the step's work: losses from logits, no gradient from D's update into G, none from G's update
+than the step's work: losses from scores, no gradient from D's update into G, none from G's update
 into D's weights, and no waiting for the device.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.engines.base import (
-    PENALTY_STREAM,
+from fastgan.engines.average import Average
+from fastgan.engines.draws import PENALTY_STREAM, Counter, Draws
+from fastgan.engines.dropout import Masks, forward_replaced
+from fastgan.engines.scores import (
     FinalSigmoid,
     as_logits,
+    batch_sizes,
     dtype_of,
     final_sigmoid,
+    require_scalar,
+    trained,
 )
-from fastgan.nn import LinearLeakyReLU, runs, sequences
+from fastgan.engines.snapshot import Snapshot
+from fastgan.engines.updates import Update
 from fastgan.random import Stream
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Pass(IntEnum):
@@ -43,104 +50,41 @@ class Pass(IntEnum):
     D_REAL_FOR_G = 6
 
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Counter(NamedTuple):
-    """The number that an update's draws go by, as a function of the step t.
-
-    It is t * multiplier + offset.
-    """
-
-    multiplier: int
-    offset: int
-
-
 class DUpdate(NamedTuple):
     """What the host must know of an update of D before it is done."""
 
     size: int
-    """Images in its batch."""
-    penalties: tuple[int, ...]
-    """Which of the problem's penalties are due."""
+    """Samples in its batch."""
+    due: tuple[bool, ...]
+    """Which of the penalties it has."""
 
 
 StepShape = tuple[DUpdate, ...]
-"""A step's updates of D; steps of one shape do the same operations on the same shapes."""
+"""A step's updates of D; steps of one shape do the same operations on tensors of the same sizes."""
 
 
 def shape_of(problem: Problem, step: int) -> StepShape:
     """The shape of a step."""
     p = problem
     per_epoch = p.batches_per_epoch
-    last = min(p.batch_size, len(p.data) - (per_epoch - 1) * p.batch_size)
+    full, last = batch_sizes(p)
     return tuple(
         DUpdate(
-            last if (u + 1) % per_epoch == 0 else p.batch_size,
-            tuple(i for i, penalty in enumerate(p.penalties) if penalty.due(u)),
+            last if (u + 1) % per_epoch == 0 else full,
+            tuple(penalty.due(u) for penalty in p.penalties),
         )
         for u in range(step * p.d_steps, (step + 1) * p.d_steps)
     )
 
 
-class Draws(ABC):
-    """Where a step's batches and random numbers come from."""
-
-    @abstractmethod
-    def batch(self, at: Counter, size: int) -> Tensor:
-        """The images of an update of D, [size, C, H, W] in [-1, 1]."""
-
-    @abstractmethod
-    def normal(self, stream: int, at: Counter, shape: tuple[int, ...]) -> Tensor:
-        """As random.normal."""
-
-    @abstractmethod
-    def drop(self, x: Tensor, stream: int, at: Counter, p: float, start: int) -> Tensor:
-        """Dropout by elements start, start + 1, ... of random.keep_mask, out of place."""
-
-    def drop_after(
-        self, layer: LinearLeakyReLU, x: Tensor, stream: int, at: Counter, p: float, start: int
-    ) -> Tensor:
-        """The same of what a layer makes of x."""
-        return self.drop(layer(x), stream, at, p, start)
-
-
-class Update:
-    """Moves a network's weights against the gradient of a loss, by its own optimiser."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None):
-        """With a scaler, the backward pass is scaled and a step with infinite gradients skipped."""
-        self.optimizer = optimizer
-        self.scaler = scaler
-
-    def __call__(self, loss: Tensor) -> None:
-        """One update."""
-        self.optimizer.zero_grad(set_to_none=True)
-        weights = [
-            w for group in self.optimizer.param_groups for w in group["params"] if w.requires_grad
-        ]
-        if self.scaler is None:
-            loss.backward(inputs=weights)
-            self.step()
-        else:
-            self.scaler.scale(loss).backward(inputs=weights)
-            self.scaled_step()
-            self.scaler.update()
-
-    def step(self) -> None:
-        """Use the gradients."""
-        self.optimizer.step()
-
-    def scaled_step(self) -> None:
-        """Use gradients that the scaler has scaled, unless one of them is not finite."""
-        self.scaler.step(self.optimizer)
-
-
 class Step:
     """One step of a problem, for whatever draws and updates it is given.
 
-    Plain `nn.Dropout` modules draw counter-based masks; other random layers use torch's generator.
-    A sigmoid at D's end is left out when the loss works on logits.
+    Plain `nn.Dropout` modules draw counter-based masks (see `Masks`); other random layers use
+    torch's generator. A sigmoid at D's end is left out when the loss works on logits.
+
+    Attributes:
+        whole: whether no step is half done.
     """
 
     def __init__(
@@ -157,7 +101,9 @@ class Step:
         self.draws = draws
         self.updates = update_d, update_g
         self.cached = cached
-        self.sigmoid = final_sigmoid(problem) if problem.loss.scores == "logits" else None
+        self.whole = True
+        self._masks: list[Masks | None] = [None, None]
+        self._look_at_end()
 
     def describe(self) -> list[str]:
         """What there is to say of the way, in a few words each."""
@@ -172,97 +118,111 @@ class Step:
     def ready(self):
         """The networks are as the step wants them meanwhile."""
         p = self.problem
+        if self._seen is not None and self._seen.difference():
+            self._look_at_end()
+        trained(p)
         # Walking the module trees takes as long as a small layer: once a run, not once a use.
         self._dtypes = dtype_of(p.generator), dtype_of(p.discriminator)
-        self._trained = [w for w in p.discriminator.parameters() if w.requires_grad]
-        if p.ema is not None:
-            self._weights = [list(m.parameters()) for m in (p.ema, p.generator)]
-            self._buffers = [list(m.buffers()) for m in (p.ema, p.generator)]
+        self._average = None if p.ema is None else Average(p.generator, p.ema, p.ema_decay)
+        # What D shares with G is trained by G's optimiser, too, as in a plain loop.
+        shared = {w for group in p.optimizer_g.param_groups for w in group["params"]}
+        self._frozen = [
+            w for w in p.discriminator.parameters() if w.requires_grad and w not in shared
+        ]
+        without = [
+            w for m in (p.generator, p.discriminator) for w in m.parameters() if w.grad is None
+        ]
         with ExitStack() as stack:
-            self._dropouts = [
-                stack.enter_context(_counted_dropouts(self.draws, network))
-                for network in (p.discriminator, p.generator)
-            ]
+            for i, network in enumerate((p.discriminator, p.generator)):
+                if self._masks[i] is None or not self._masks[i].fits(network):
+                    self._masks[i] = Masks(self.draws, network)
+                stack.enter_context(self._masks[i].in_place())
             if isinstance(self.sigmoid, nn.Module):
-                stack.enter_context(_forward(self.sigmoid, lambda x: x))
+                stack.enter_context(forward_replaced(self.sigmoid, _unchanged))
             yield
         for optimizer in (p.optimizer_d, p.optimizer_g):
             optimizer.zero_grad(set_to_none=True)
+        for w in without:
+            w.grad = None
 
-    def __call__(self, kind: StepShape) -> tuple[Tensor, ...]:
+    def __call__(self, shape: StepShape) -> tuple[Tensor, ...]:
         """Do it, inside `ready`.
 
         Returns:
-            the values of STATISTICS: scalars on the device.
+            the step's statistics, scalars on the device, in the order of `STATISTICS`: D's loss of
+            the last of its updates and without penalties, G's, and the means of the scores that the
+            former is made of.
         """
-        for k, (size, penalties) in enumerate(kind):
-            d_loss, d_real, d_fake, real = self._update_d(Counter(len(kind), k), size, penalties)
-        return d_loss, self._update_g(Counter(1, 0), kind[-1].size, real), d_real, d_fake
+        for k, (size, due) in enumerate(shape):
+            d_loss, real, on_real, on_fake = self._update_d(Counter(len(shape), k), size, due)
+        g_loss = self._update_g(Counter(1, 0), shape[-1].size, real)
+        self.whole = True
+        return d_loss, g_loss, on_real.mean(), on_fake.mean()
 
-    def _update_d(self, at: Counter, size: int, due: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def _update_d(
+        self, counter: Counter, size: int, due: tuple[bool, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         p = self.problem
-        penalties = [p.penalties[i] for i in due]
+        penalties = [penalty for penalty, now in zip(p.penalties, due, strict=True) if now]
         places = {penalty.at for penalty in penalties}
-        real = self.draws.batch(at, size).to(self._dtypes[1])
-        seen = real
+        real = self.draws.batch(counter, size).to(self._dtypes[1])
+        self.whole = False
         if "real" in places:
             real = real.detach().requires_grad_()
         with torch.no_grad(), self._autocast():
-            fake = self._generate(Stream.LATENT_D, at, size, Pass.G_FOR_D)
+            fake = self._generate(Stream.LATENT_D, counter, size, Pass.G_FOR_D)
         if "fake" in places:
             fake = fake.to(self._dtypes[1]).detach().requires_grad_()
         with self._autocast():
-            on_real = self._head(real, at, Pass.D_ON_REAL)
-            on_fake = self._head(fake, at, Pass.D_ON_FAKE)
-        total = loss = p.loss.d_loss(on_real, on_fake)
-        passes = {"real": (on_real, real), "fake": (on_fake, fake)}
+            on_real = self._head(real, counter, size, Pass.D_ON_REAL)
+            on_fake = self._head(fake, counter, size, Pass.D_ON_FAKE)
+        points = {"real": (on_real, real), "fake": (on_fake, fake)}
+        loss = total = require_scalar(p.loss.d_loss(on_real, on_fake), p.loss, "d_loss")
         if "between" in places:
-            eps = torch.special.ndtr(self.draws.normal(PENALTY_STREAM, at, (size,)))
-            eps = eps.to(real.dtype).view(size, *[1] * (real.dim() - 1))
-            points = torch.lerp(fake.detach().to(real.dtype), real.detach(), eps).requires_grad_()
+            eps = torch.special.ndtr(self.draws.normal(PENALTY_STREAM, counter, (size,)))
+            eps = eps.to(real.dtype).view(-1, *[1] * (real.dim() - 1))
+            between = torch.lerp(fake.detach().to(real.dtype), real.detach(), eps).requires_grad_()
             with self._autocast():
-                passes["between"] = self._head(points, at, Pass.D_BETWEEN), points
-        for penalty in penalties:
-            total = total + penalty.value(*passes[penalty.at], self._scale())
-        self.updates[0](total)
-        return loss.detach(), on_real.detach().mean(), on_fake.detach().mean(), seen
+                points["between"] = self._head(between, counter, size, Pass.D_BETWEEN), between
+        with self._backward():
+            for penalty in penalties:
+                total = total + self._penalty(penalty, *points[penalty.at])
+            self.updates[0](total, narrow=bool(penalties))
+        return loss.detach(), real.detach(), on_real.detach(), on_fake.detach()
 
-    def _scale(self) -> Tensor | None:
+    def _penalty(self, penalty, scores: Tensor, images: Tensor) -> Tensor:
         p = self.problem
-        if p.scalers is None:
-            return None
-        return p.scalers[0].scale(torch.ones((), device=p.device))
+        scale = None
+        if p.scalers is not None:
+            scale = p.scalers[0].scale(torch.ones((), dtype=torch.float32, device=p.device))
+        return penalty.value(scores, images, scale)
 
-    def _update_g(self, at: Counter, size: int, real: Tensor) -> Tensor:
+    def _update_g(self, counter: Counter, size: int, real: Tensor) -> Tensor:
         p = self.problem
-        with _frozen(self._trained):
+        with _without_gradients(self._frozen):
             with self._autocast():
-                fake = self._generate(Stream.LATENT_G, at, size, Pass.G_FOR_G)
-                scores = [self._head(fake, at, Pass.D_FOR_G)]
-                if p.loss.needs_real:
-                    with torch.no_grad():
-                        scores.append(self._head(real, at, Pass.D_REAL_FOR_G))
-            loss = p.loss.g_loss(*scores)
-            self.updates[1](loss)
-        if p.ema is not None:
-            self._average()
+                fake = self._generate(Stream.LATENT_G, counter, size, Pass.G_FOR_G)
+                scores = [self._head(fake, counter, size, Pass.D_FOR_G)]
+            if p.loss.needs_real:
+                with torch.no_grad(), self._autocast():
+                    scores.append(self._head(real, counter, size, Pass.D_REAL_FOR_G))
+            loss = require_scalar(p.loss.g_loss(*scores), p.loss, "g_loss")
+            with self._backward():
+                self.updates[1](loss)
+        if self._average is not None:
+            self._average.update()
         return loss.detach()
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        torch._foreach_lerp_(*self._weights, 1.0 - self.problem.ema_decay)
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
-
-    def _generate(self, stream: Stream, at: Counter, size: int, use: int) -> Tensor:
+    def _generate(self, stream: Stream, counter: Counter, size: int, use: Pass) -> Tensor:
         p = self.problem
-        latents = self.draws.normal(stream, at, (size, *p.latent_shape))
-        self._dropouts[1](use, at)
+        latents = self.draws.normal(stream, counter, (size, *p.latent_shape))
+        self._masks[1].begin(use, counter, size, grad=torch.is_grad_enabled())
         return p.generator(latents.to(self._dtypes[0]))
 
-    def _head(self, images: Tensor, at: Counter, use: int) -> Tensor:
+    def _head(self, images: Tensor, counter: Counter, size: int, use: Pass) -> Tensor:
+        """What the loss is computed from: D's scores, [b], without a sigmoid that it absorbs."""
         d = self.problem.discriminator
-        self._dropouts[0](use, at)
+        self._masks[0].begin(use, counter, size, grad=torch.is_grad_enabled())
         images = images.to(self._dtypes[1])
         if self.sigmoid != "function":
             return as_logits(d(images), len(images))
@@ -276,91 +236,48 @@ class Step:
             )
         return as_logits(logits, len(images))
 
+    def _look_at_end(self) -> None:
+        p = self.problem
+        self.sigmoid, self._seen = None, None
+        if p.loss.scores == "logits":
+            self.sigmoid, volatile = final_sigmoid(p)
+            self._seen = Snapshot({"discriminator": p.discriminator}, tensors=False, but=volatile)
+
+    @contextmanager
+    def _backward(self):
+        for masks in self._masks:
+            masks.in_backward = True
+        try:
+            yield
+        finally:
+            for masks in self._masks:
+                masks.in_backward = False
+
+    @contextmanager
     def _autocast(self):
         p = self.problem
         if p.precision == "fp32":
-            return nullcontext()
+            yield
+            return
         dtype = AUTOCAST[p.precision]
-        return torch.autocast(p.device.type, dtype=dtype, cache_enabled=self.cached)
+        with torch.autocast(p.device.type, dtype=dtype, cache_enabled=self.cached):
+            yield
+        # Inside another autocast, which a program may have around everything, the cache would live
+        # on: with weights that have moved since, or that were cast where nothing had a gradient.
+        torch.clear_autocast_cache()
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 @contextmanager
-def _forward(module: nn.Module, forward):
-    """A module's forward replaced on the instance; what stood there comes back at the end."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
-
-
-@contextmanager
-def _counted_dropouts(draws: Draws, network: nn.Module):
-    """Gives the network's nn.Dropout modules counter-based masks.
-
-    In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Yields a function
-    (use, at) to be called before each pass of the network.
-    """
-    layers = [m for m in network.modules() if type(m) is nn.Dropout]
-    index_of = {layer: index for index, layer in enumerate(layers)}
-    now = {"use": 0, "at": Counter(1, 0)}
-    drawn = [0] * len(layers)
-
-    def begin(use: int, at: Counter) -> None:
-        now.update(use=use, at=at)
-        drawn[:] = [0] * len(layers)
-
-    def at(index: int) -> tuple[int, Counter, float, int]:
-        return Stream.DROPOUT + 8 * index + now["use"], now["at"], layers[index].p, drawn[index]
-
-    def drop(index: int):
-        layer = layers[index]
-
-        def forward(x: Tensor) -> Tensor:
-            if not layer.training or layer.p == 0:
-                return x
-            out = draws.drop(x, *at(index))
-            # A layer that a pass calls twice goes on in its stream, or both calls would drop the
-            # same elements.
-            drawn[index] += x.numel()
-            return x.copy_(out) if layer.inplace else out
-
-        return forward
-
-    def run(sequence: list):
-        def forward(x: Tensor) -> Tensor:
-            for module, layer in sequence:
-                if layer is None or not layer.training or layer.p == 0:
-                    x = module(x)
-                else:
-                    index = index_of[layer]
-                    x = draws.drop_after(module, x, *at(index))
-                    drawn[index] += x.numel()
-            return x
-
-        return forward
-
-    together = [(parent, runs(parent)) for parent in sequences(network)]
-    with ExitStack() as stack:
-        for i, layer in enumerate(layers):
-            stack.enter_context(_forward(layer, drop(i)))
-        for parent, sequence in together:
-            if any(layer is not None for _, layer in sequence):
-                stack.enter_context(_forward(parent, run(sequence)))
-        yield begin
-
-
-@contextmanager
-def _frozen(trained: list[nn.Parameter]):
+def _without_gradients(weights: list[nn.Parameter]):
     """No gradients for these parameters meanwhile."""
     try:
-        for w in trained:
+        for w in weights:
             w.requires_grad_(False)
         yield
     finally:
-        for w in trained:
+        for w in weights:
             w.requires_grad_(True)

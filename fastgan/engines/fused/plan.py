@@ -15,13 +15,17 @@ import operator
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from fastgan import torch_private
+from fastgan.engines.base import CannotRun
+from fastgan.engines.probe import copied, drawn, first_line, randomness_kept
+from fastgan.engines.snapshot import Snapshot
 from fastgan.nn import LinearLeakyReLU
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
@@ -34,7 +38,7 @@ _CPU = torch.device("cpu")
 _BATCH = 7  # of the tensors without data that follow the shapes; a size no layer has by accident
 
 
-class NoPlan(ValueError):
+class NoPlan(CannotRun):
     """The reason, in a user's words, why a network has no plan."""
 
 
@@ -71,16 +75,6 @@ class Chain:
     """A network as a chain of layers."""
 
     layers: list[Layer]
-    watched: list[tuple[dict, str, object]] = field(default_factory=list)
-    """(attributes of a module, name, value): if one of them changes, the plan is out of date."""
-    trained: list[Tensor] = field(default_factory=list)
-
-    def current(self) -> bool:
-        """Whether the modules still are as they were read."""
-        for attributes, name, value in self.watched:
-            if attributes.get(name) is not value:
-                return False
-        return all(p.requires_grad for p in self.trained)
 
 
 def read(
@@ -101,18 +95,35 @@ def read(
         NoPlan: the module is no such chain; the message says where and why.
     """
     _check_module(module, name)
-    try:
-        with _tracing, torch.no_grad():
-            graph = _Tracer().trace(module)
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NoPlan(f"{name}: torch.fx cannot trace its forward ({first})") from error
-    chain = _Walk(module, name, input_shape).run(graph)
+    chain = _Walk(module, name, input_shape).run(_trace(module, name))
     if not chain.layers:
         raise NoPlan(f"{name} has no Linear layer")
     _check_parameters(module, name, chain, device)
-    chain.watched += [(vars(part), "training", part.training) for part in module.modules()]
     return chain
+
+
+def _trace(module: nn.Module, name: str) -> fx.Graph:
+    """What a module's forward does, found on a copy, as it may do something to the module, too."""
+    try:
+        (copy,) = copied((module,))
+    except Exception as error:
+        raise NoPlan(f"{name} cannot be copied to be looked at ({first_line(error)})") from error
+    before = Snapshot({name: copy})
+    try:
+        with randomness_kept(_CPU), _tracing, torch.no_grad():
+            untouched = drawn()
+            graph = _Tracer().trace(copy)
+            if drawn() != untouched:
+                raise NoPlan(
+                    f"{name}: its forward draws random numbers in a way with no fused form"
+                )
+    except NoPlan:
+        raise
+    except Exception as error:
+        raise NoPlan(f"{name}: torch.fx cannot trace its forward ({first_line(error)})") from error
+    if difference := before.difference():
+        raise NoPlan(f"{difference} by its forward, which has no fused form")
+    return graph
 
 
 def absorb_sigmoid(chain: Chain) -> bool:
@@ -203,7 +214,6 @@ class _Walk:
         self.name = name
         self.shape = (_BATCH, *input_shape)
         self.layers: list[Layer] = []
-        self.watched: list[tuple[dict, str, object]] = []
         self.dropouts = [m for m in module.modules() if type(m) is nn.Dropout]
         self.used: Counter[nn.Module] = Counter()
         self.current: fx.Node | None = None
@@ -224,7 +234,7 @@ class _Walk:
                     raise NoPlan(f"{self.name} does not return the end of one chain of layers")
             else:
                 self.call(node)
-        return Chain(self.layers, self.watched)
+        return Chain(self.layers)
 
     def start(self, node: fx.Node) -> None:
         if self.current is not None:
@@ -275,10 +285,8 @@ class _Walk:
         elif type(m) is nn.Dropout:
             self.dropout(m, where)
         elif type(m) is nn.LeakyReLU:
-            self.watch(m, "negative_slope")
             self.activation("leaky_relu", m.negative_slope, where, kind)
         elif type(m) is nn.ELU:
-            self.watch(m, "alpha")
             self.activation("elu", m.alpha, where, kind)
         elif type(m) in (nn.ReLU, nn.Tanh, nn.Sigmoid):
             name = {nn.ReLU: "leaky_relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}[type(m)]
@@ -318,14 +326,6 @@ class _Walk:
         hint = "; use nn.Dropout" if target is F.dropout else ""
         raise NoPlan(f"{where}: {what} has no fused form{hint}")
 
-    def watch(self, m: nn.Module, *names: str) -> None:
-        # nn.Module keeps parameters and buffers apart; looking there is several times as fast as
-        # asking the module.
-        for name in names:
-            places = (vars(m), m._parameters, m._buffers)
-            attributes = next(place for place in places if name in place)
-            self.watched.append((attributes, name, attributes[name]))
-
     def last(self, where: str, what: str, stage: int, after: str) -> Layer:
         """The layer that takes one more part, if the part comes in the order that is fused."""
         if not self.layers:
@@ -347,9 +347,7 @@ class _Walk:
         if x.shape[1] != m.in_features:
             raise NoPlan(f"{where}: takes {m.in_features} features, but gets {x.shape[1]}")
         self.layers.append(Layer(where, m))
-        self.watch(m, "weight", "bias")
         if isinstance(m, LinearLeakyReLU):
-            self.watch(m, "negative_slope")
             self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")
 
     def norm(self, m: nn.BatchNorm1d, x: Tensor, where: str) -> None:
@@ -360,7 +358,6 @@ class _Walk:
         if not m.training:
             raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
         self.last(where, "BatchNorm1d", 1, "a Linear, before its activation").norm = m
-        self.watch(m, "eps", "momentum", "weight", "bias", "running_mean")
 
     def activation(self, kind: str, slope: float, where: str, what: str) -> None:
         layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
@@ -371,7 +368,6 @@ class _Walk:
         layer.activation, layer.slope = kind, float(slope)
 
     def dropout(self, m: nn.Dropout, where: str) -> None:
-        self.watch(m, "p")
         if not m.training or m.p == 0:
             return
         if self.used[m] > 1:
@@ -386,14 +382,12 @@ def _check_module(module: nn.Module, name: str) -> None:
         where = f"{name}.{path}" if path else name
         if "forward" in m.__dict__:
             raise NoPlan(f"{where}: its forward was replaced on the instance")
-        for hooks in (
-            m._forward_hooks,
-            m._forward_pre_hooks,
-            m._backward_hooks,
-            m._backward_pre_hooks,
-        ):
-            if hooks:
-                raise NoPlan(f"{where}: hooks would not be called")
+        if any(torch_private.hooks_of(m)):
+            raise NoPlan(f"{where}: hooks would not be called")
+        if torch_private.is_compiled(m):
+            raise NoPlan(f"{where}: is compiled by torch.compile")
+    if torch_private.global_hooks():
+        raise NoPlan("hooks for all modules or optimisers would not be called")
 
 
 def _check_parameters(module: nn.Module, name: str, chain: Chain, device: torch.device) -> None:
@@ -414,10 +408,9 @@ def _check_parameters(module: nn.Module, name: str, chain: Chain, device: torch.
             raise NoPlan(f"{where}: is on {p.device}, and the device is {device}")
         if not p.is_contiguous():
             raise NoPlan(f"{where}: is not contiguous")
-        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+        if torch_private.gradient_hooks(p):
             raise NoPlan(f"{where}: gradient hooks would not be called")
         if type(p.data) is not Tensor:
             raise NoPlan(f"{where}: is a {type(p.data).__name__}")
-        chain.trained.append(p)
     if math.prod(chain.layers[-1].linear.weight.shape) == 0:
         raise NoPlan(f"{name} has a layer without features")

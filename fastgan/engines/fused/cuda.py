@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from fastgan.engines.capture import CudaRecorder, Work
-from fastgan.engines.fused import _KEPT_ORDER, FusedEngine
+from fastgan.engines.draws import images_of
+from fastgan.engines.fused import plan
+from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
+from fastgan.engines.fused.encode import samples_per_epoch
 
 _ROWS = 4096
 """Steps that the tables of losses and learning rates have room for: what bounds a launch."""
@@ -35,15 +38,13 @@ class FusedCudaEngine(FusedEngine):
     """
 
     allow_persistent = True
-    _laid_out: Tensor | None = None
-    """The plan that tables and memory are for."""
 
     def describe(self) -> str:
         """Shapes, precision, program and working memory in one line."""
         p = self.problem
         products = "fp32 with TF32 products" if self._tf32() else p.precision
         if self._why_chain:
-            kernels = torch.ops.fastgan.fused_cuda_length(self._plan, self._settings_tensor)
+            kernels = torch.ops.fastgan.fused_cuda_length(*self._plan[:2])
             program = f"graphs of {kernels} kernels a step (not one kernel: {self._why_chain})"
         else:
             program = "one persistent kernel"
@@ -54,7 +55,7 @@ class FusedCudaEngine(FusedEngine):
 
     def memory_bytes(self) -> int:
         """Bytes the engine holds besides the networks, their optimisers and the images."""
-        tables = (self._memory, self._rate_table, self._loss_table, self._order_table)
+        tables = (self._memory, self._rate_table, self._table, self._order_table)
         return sum(t.numel() * t.element_size() for t in tables)
 
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
@@ -67,20 +68,18 @@ class FusedCudaEngine(FusedEngine):
         """Give the working memory back."""
         super().close()
         self._graphs.clear()
-        self._watched = self._settings = ()  # the next run lays everything out anew
+        self._taken = None  # the next run lays everything out anew
 
     def _tf32(self) -> bool:
         # By this name: the older one raises where a program has used the newer.
         tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
         return self.problem.precision == "fp32" and tf32
 
-    def _point(self) -> None:
-        """Lay out the tables and the memory of a plan; the list of tensors goes to the kernels."""
-        if self._laid_out is self._plan:
-            return
+    def _lay_out(self) -> None:
+        """The tables and the memory of a plan; the list of tensors goes to the kernels."""
         p = self.problem
-        count, per_epoch = len(p.data), p.batches_per_epoch
-        epochs = max(1, _KEPT_ORDER // count - 1)
+        count, per_epoch = samples_per_epoch(p), p.batches_per_epoch
+        epochs = max(1, KEPT_ORDER // count - 1)
         self._rows = min(_ROWS, max(1, epochs * per_epoch // p.d_steps))
         # Steps may begin and end inside an epoch.
         epochs = -(-self._rows * p.d_steps // per_epoch) + 1
@@ -90,16 +89,14 @@ class FusedCudaEngine(FusedEngine):
 
         self._clock = table(5, dtype=torch.int64)
         self._rate_table = table(self._rows, 2, dtype=torch.float64)
-        self._loss_table = table(self._rows, 2, dtype=torch.float32)
+        self._table = table(self._rows, 2, dtype=torch.float32)
         self._order_table = table(epochs * count if p.data.resident else 0, dtype=torch.int64)
         self._why_chain = "allow_persistent is False"
         if self.allow_persistent:
             self._why_chain = torch.ops.fastgan.fused_cuda_why_not_persistent(
-                self._plan, self._settings_tensor, self._tensors, self._clock, self._tf32()
+                *self._plan[:3], self._clock, self._tf32()
             )
-        size = torch.ops.fastgan.fused_cuda_memory(
-            self._plan, self._settings_tensor, 1 if self._why_chain else 2
-        )
+        size = torch.ops.fastgan.fused_cuda_memory(*self._plan[:2], 1 if self._why_chain else 2)
         memory = table(size + 256, dtype=torch.uint8)
         start = -memory.data_ptr() % 256
         self._memory = memory[start : start + size]
@@ -108,16 +105,16 @@ class FusedCudaEngine(FusedEngine):
         self._pointers: tuple = ()
         # Updates that an optimiser has done, by its first step counter and that one's version.
         self._counted: dict[int, tuple[Tensor, int, int]] = {}
-        self._laid_out = self._plan
 
     def _fed(self) -> Tensor:
         """The batches of one step, each where the kernels look for it."""
         p = self.problem
         if self._feed is None:
-            self._feed = torch.zeros(p.d_steps, p.batch_size, *p.data.shape, device=p.device)
+            size = (p.d_steps, p.batch_size, *p.data.shape)
+            self._feed = torch.zeros(size, dtype=torch.float32, device=p.device)
         first = self.step * p.d_steps
         for place, update in zip(self._feed, range(first, first + p.d_steps), strict=True):
-            batch = p.data.batch(p.seed, update, p.batch_size).images
+            batch = images_of(p, update)
             place[: len(batch)].copy_(batch)
         return self._feed
 
@@ -126,15 +123,15 @@ class FusedCudaEngine(FusedEngine):
         images: Tensor,
         order: Tensor | None,
         n: int,
-        losses: Tensor,
+        statistics: Tensor,
         profile: Tensor | None = None,
     ) -> None:
         first = self._epoch()
         for start in range(0, n, self._rows):
-            part = losses[start : start + self._rows]
+            part = statistics[start : start + self._rows]
             rates = self._learning_rates(len(part))
             if order is not None:
-                rest = order[(self._epoch() - first) * len(self.problem.data) :]
+                rest = order[(self._epoch() - first) * samples_per_epoch(self.problem) :]
                 rest = rest[: len(self._order_table)]
                 self._order_table[: len(rest)].copy_(rest)
             self._chunk(images, order is not None, rates, part)
@@ -143,27 +140,30 @@ class FusedCudaEngine(FusedEngine):
         p = self.problem
         return self.step * p.d_steps // p.batches_per_epoch
 
-    def _chunk(self, images: Tensor, ordered: bool, rates: Tensor, losses: Tensor) -> None:
-        p, n = self.problem, len(losses)
+    def _chunk(self, images: Tensor, ordered: bool, rates: Tensor, statistics: Tensor) -> None:
+        p, n = self.problem, len(statistics)
         pairs = ((self._d, p.optimizer_d, n * p.d_steps), (self._g, p.optimizer_g, n))
         steps = [self._step_counters(chain, optimizer) for chain, optimizer, _ in pairs]
         done = [self._updates(counters[0]) for counters in steps]
         # From pageable memory, so the host may go on and forget them as soon as the calls return.
-        clock = torch.tensor([self.step, self.step, self._epoch(), *done])
+        clock = torch.tensor(
+            [self.step, self.step, self._epoch(), *done], dtype=torch.int64, device="cpu"
+        )
         self._clock.copy_(clock, non_blocking=True)
         self._rate_table[:n].copy_(rates.expand(n, 2), non_blocking=True)
         self._launch(images, ordered, n)
-        losses.copy_(self._loss_table[:n])
+        statistics[:, :2] = self._table[:n]
+        statistics[:, 2:] = 0.0  # TRANSITION: until the library returns four columns
         for counters, before, (_, _, more) in zip(steps, done, pairs, strict=True):
             torch._foreach_add_(counters, float(more))
             first = counters[0]
             self._counted[id(first)] = (first, first._version, before + more)
         # What autograd has saved of these before is out of date now, and must say so.
-        torch.autograd.graph.increment_version(self._written)
+        torch.autograd.graph.increment_version(self._plan.written)
         self.step += n
 
     @staticmethod
-    def _step_counters(chain, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    def _step_counters(chain: plan.Chain, optimizer: torch.optim.Optimizer) -> list[Tensor]:
         return [
             optimizer.state[p]["step"]
             for layer in chain.layers
@@ -182,7 +182,7 @@ class FusedCudaEngine(FusedEngine):
         if not self._why_chain:
             self._enqueue(images, ordered, n)
             return
-        pointers = (images.data_ptr(), images.dtype, ordered, self._tf32(), self._looks)
+        pointers = (images.data_ptr(), images.dtype, ordered, self._tf32(), id(self._plan))
         if pointers != self._pointers:
             self._graphs.clear()
             self._recorder = CudaRecorder(images.device, [])
@@ -202,15 +202,13 @@ class FusedCudaEngine(FusedEngine):
 
     def _enqueue(self, images: Tensor, ordered: bool, steps: int) -> None:
         torch.ops.fastgan.fused_cuda_run.default(
-            self._plan,
-            self._settings_tensor,
-            self._tensors,
+            *self._plan[:3],
             self._memory,
             images,
             self._order_table if ordered else None,
             self._clock,
             self._rate_table,
-            self._loss_table,
+            self._table,
             steps,
             self._tf32(),
             not self._why_chain,

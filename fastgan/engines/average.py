@@ -1,0 +1,64 @@
+"""The running average of a generator's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """After each step: weights become decay * average + (1 - decay) * weight, buffers are copied.
+
+    Tensors are found anew each time, by the places they have in their modules: a forward may put
+    another tensor there.
+    """
+
+    def __init__(self, generator: nn.Module, average: nn.Module, decay: float):
+        """Look where the tensors are.
+
+        Args:
+            generator: whose weights are averaged.
+            average: a copy of it, which is changed in place.
+            decay: of the average, in [0, 1).
+        """
+        self._new = 1.0 - decay
+        kept = dict(average.named_modules())
+        self._weights = _places(generator, kept, "_parameters")
+        self._buffers = _places(generator, kept, "_buffers")
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights of a step in."""
+        if self._weights:
+            torch._foreach_lerp_(*_found(self._weights), self._new)
+        if self._buffers:
+            torch._foreach_copy_(*_found(self._buffers))
+
+
+_Places = list[tuple[dict[str, Tensor], dict[str, Tensor], str]]
+
+
+def _places(generator: nn.Module, kept: dict[str, nn.Module], table: str) -> _Places:
+    """(table of the average, table of the generator, name) for each tensor, once if shared."""
+    found, seen = [], set()
+    for path, m in generator.named_modules():
+        own = getattr(m, table)
+        for name, tensor in own.items():
+            if path in kept and (tensor is None or id(tensor) not in seen):
+                seen.add(id(tensor))
+                found.append((getattr(kept[path], table), own, name))
+    return found
+
+
+def _found(places: _Places) -> tuple[list[Tensor], list[Tensor]]:
+    averages, current = [], []
+    for average, own, name in places:
+        new, old = own[name], average.get(name)
+        if new is None:
+            average[name] = None
+            continue
+        if old is None or old.shape != new.shape or old.dtype != new.dtype:
+            old = average[name] = new.detach().clone()
+        averages.append(old)
+        current.append(new)
+    return averages, current

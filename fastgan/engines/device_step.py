@@ -1,0 +1,93 @@
+"""Whole steps whose every changing number lies on the device: what a recording records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastgan.engines.device_updates import device_update, send
+from fastgan.engines.draws import DeviceDraws
+from fastgan.engines.step import Step, StepShape
+from fastgan.engines.updates import learning_rate_factor
+from fastgan.statistics import STATISTICS
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+CHUNK = 8
+"""Steps in the longer of the two kinds of recording: one launch for all of them."""
+RING = 1024
+"""Steps whose statistics and learning rates the device holds at a time."""
+
+
+class DeviceStep:
+    """Whole steps over static buffers.
+
+    A call depends on no number of the host that changes, so doing it again is doing the next step.
+
+    Attributes:
+        counter: int64 [1], steps done.
+        statistics: float32 [RING, len(STATISTICS)], those of step t in row t % RING.
+        updates: D's and G's.
+        step: what does the work.
+    """
+
+    def __init__(self, problem: Problem):
+        """Make the buffers."""
+        p = self.problem = problem
+        self.counter = torch.zeros(1, dtype=torch.int64, device=p.device)
+        self.statistics = torch.zeros(RING, len(STATISTICS), dtype=torch.float32, device=p.device)
+        self._counted = 0
+        self._factors = None
+        if p.lr_schedule is not None:
+            self._factors = torch.ones(RING, dtype=torch.float64, device=p.device)
+        self._draws = DeviceDraws(p, self.counter, CHUNK)
+        self.updates = [
+            device_update(optimizer, scaler, p.world, p.device)
+            for optimizer, scaler in zip(
+                (p.optimizer_d, p.optimizer_g), p.scalers or (None, None), strict=True
+            )
+        ]
+        self.step = Step(p, self._draws, *self.updates, cached=False)
+
+    def do(self, shapes: tuple[StepShape, ...]) -> None:
+        """The next steps, which must be of these shapes."""
+        with self.step.ready():
+            for shape in shapes:
+                slot = self.counter % RING
+                if self._factors is not None:
+                    factor = self._factors.index_select(0, slot)
+                    for update in self.updates:
+                        update.scale_rates(factor)
+                row = torch.stack(self.step(shape)).float()
+                self.statistics.index_copy_(0, slot, row.view(1, -1))
+                self.counter.add_(1)
+
+    def count_from(self, step: int) -> None:
+        """The next step is this one; `prepare` follows what is done from here."""
+        if self._counted != step:
+            self.counter.fill_(step)
+            self._counted = step
+
+    def schedule(self, step: int, count: int) -> None:
+        """Write down the factors of the next steps' rates; no multiple of RING lies among them."""
+        if self._factors is not None:
+            at = step % RING
+            factors = [learning_rate_factor(self.problem, t) for t in range(step, step + count)]
+            send(factors, self._factors[at : at + count])
+
+    def prepare(self, step: int, count: int) -> None:
+        """Lay the samples or their order ready for the next steps."""
+        self._counted = step + count
+        self._draws.prepare(step, count)
+
+    def written(self) -> list[Tensor]:
+        """Every tensor that a step writes to and that a user can see."""
+        p = self.problem
+        return [
+            *(t for m in (p.generator, p.discriminator) for t in (*m.parameters(), *m.buffers())),
+            *(() if p.ema is None else (*p.ema.parameters(), *p.ema.buffers())),
+            *(t for update in self.updates for t in update.tensors()),
+        ]

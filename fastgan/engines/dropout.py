@@ -1,0 +1,151 @@
+"""nn.Dropout with masks that are functions of seed and step, in networks that do not know."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan import torch_private
+from fastgan.nn import runs, sequences
+from fastgan.random import Stream
+
+if TYPE_CHECKING:
+    from fastgan.engines.draws import Counter, Draws
+
+
+class Masks:
+    """Gives a network's nn.Dropout modules the masks of the step.
+
+    In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Left to torch's
+    own generator are layers inside a module that torch.compile has compiled, which would be
+    compiled again for every mask, and those that activation checkpointing does again in the
+    backward pass: it puts torch's generator back for that, and knows of no other.
+
+    Attributes:
+        in_backward: set it during a backward pass.
+    """
+
+    def __init__(self, draws: Draws, network: nn.Module):
+        """Look where the layers are."""
+        self.in_backward = False
+        self._draws = draws
+        # The index tells streams apart, and counts every layer whether it is served or not.
+        layers = [m for m in network.modules() if type(m) is nn.Dropout]
+        compiled = _compiled(network)
+        self._layers = layers
+        self._places = _places(network)
+        self._drawn = [0] * len(layers)
+        self._use, self._counter, self._size, self._grad = 0, None, 1, True
+        index_of = {layer: index for index, layer in enumerate(layers)}
+        self._forwards: list[tuple[nn.Module, object]] = []
+        for index, layer in enumerate(layers):
+            if layer not in compiled:
+                self._forwards.append((layer, self._forward_of(index)))
+        for parent, parts in self._places[2]:
+            if parent not in compiled and any(layer is not None for _, layer in parts):
+                self._forwards.append((parent, self._forward_of_sequence(parts, index_of)))
+
+    def fits(self, network: nn.Module) -> bool:
+        """Whether a network is still as it was when this was made.
+
+        Then it serves on: compiled code that has seen its functions knows them again.
+        """
+        return self._places == _places(network)
+
+    @contextmanager
+    def in_place(self):
+        """The masks are drawn here meanwhile."""
+        with ExitStack() as stack:
+            for m, forward in self._forwards:
+                stack.enter_context(forward_replaced(m, forward))
+            yield
+
+    def begin(self, use: int, counter: Counter, size: int, *, grad: bool) -> None:
+        """A pass begins.
+
+        Args:
+            use: its number, which tells its masks from those of other passes.
+            counter: the number of the update.
+            size: rows of the whole batch.
+            grad: whether autograd records it.
+        """
+        self._use, self._counter, self._size, self._grad = use, counter, size, grad
+        self._drawn[:] = [0] * len(self._drawn)
+
+    def _torchs_own(self) -> bool:
+        return (
+            self.in_backward
+            or (self._grad and not torch.is_grad_enabled())
+            or torch_private.saved_tensors_are_hooked()
+        )
+
+    def _start(self, index: int, count: int) -> int:
+        """Where in its stream a call's elements begin.
+
+        A layer that a pass calls twice goes on, or both calls would drop the same elements.
+        """
+        rows = self._draws.rows(self._size)
+        start = self._drawn[index] + count * rows.start // len(rows)
+        self._drawn[index] += count * self._size // len(rows)
+        return start
+
+    def _stream(self, index: int) -> int:
+        return Stream.DROPOUT + 8 * index + self._use
+
+    def _forward_of(self, index: int):
+        layer = self._layers[index]
+
+        def forward(x: Tensor) -> Tensor:
+            if not layer.training or layer.p == 0:
+                return x
+            if torch.compiler.is_compiling() or self._torchs_own():
+                return F.dropout(x, layer.p, True, layer.inplace)
+            start = self._start(index, x.numel())
+            out = self._draws.drop(x, self._stream(index), self._counter, layer.p, start)
+            return x.copy_(out) if layer.inplace else out
+
+        return forward
+
+    def _forward_of_sequence(self, parts: list, index_of: dict[nn.Module, int]):
+        def forward(x: Tensor) -> Tensor:
+            for module, layer in parts:
+                if layer is None or not layer.training or layer.p == 0:
+                    x = module(x)
+                elif torch.compiler.is_compiling() or self._torchs_own():
+                    x = F.dropout(module(x), layer.p)
+                else:
+                    index = index_of[layer]
+                    count = x.numel() // x.shape[-1] * module.out_features
+                    where = self._stream(index), self._counter, layer.p
+                    x = self._draws.drop_after(module, x, *where, self._start(index, count))
+            return x
+
+        return forward
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward):
+    """A module's forward replaced on the instance; what stood there comes back at the end."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def _places(network: nn.Module) -> tuple:
+    modules = list(network.modules())
+    together = [(parent, runs(parent)) for parent in sequences(network)]
+    return modules, [torch_private.is_compiled(m) for m in modules], together
+
+
+def _compiled(network: nn.Module) -> set[nn.Module]:
+    return {part for m in network.modules() if torch_private.is_compiled(m) for part in m.modules()}

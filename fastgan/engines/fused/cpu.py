@@ -1,0 +1,272 @@
+"""The fused engine: whole steps of two multilayer perceptrons in C++, with no autograd in between.
+
+What is here serves the CPU, and the plan and the tables of a run serve both devices; the rest of
+the road on a GPU is in cuda.py.
+
+The networks' own tensors are worked on where they are. Nothing is packed before a run or copied
+back after it, so what a user reads between two runs is what the last step left.
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, get_num_threads
+from torch.autograd.graph import increment_version
+
+from fastgan import random
+from fastgan.engines.base import Engine
+from fastgan.engines.draws import images_of
+from fastgan.engines.fused import plan
+from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
+from fastgan.engines.fused.support import chains, rate
+from fastgan.engines.snapshot import Snapshot
+from fastgan.engines.updates import learning_rate_factor
+from fastgan.statistics import table
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+KEPT_ORDER = 1 << 22
+"""Entries of permutations that one call of the operator may take: what bounds a call, besides n."""
+
+
+class FusedEngine(Engine):
+    """Runs a pair of MLPs on the CPU, any number of steps per call.
+
+    What fits is described in `fastgan.engines.fused.plan`. Adam and AdamW, the losses of
+    `LOSS_NUMBERS`, an average of the generator, learning-rate schedules and any batch size are part
+    of the step. The number of threads is torch.get_num_threads(); it does not change a bit of the
+    results.
+    """
+
+    name = "fused"
+
+    def __new__(cls, problem: Problem):
+        """The engine of the problem's device."""
+        if cls is FusedEngine and problem.device.type == "cuda":
+            from fastgan.engines.fused.cuda import FusedCudaEngine
+
+            cls = FusedCudaEngine
+        return super().__new__(cls)
+
+    def __init__(self, problem: Problem):
+        """Read the networks and lay out the working memory; CannotRun if they have no plan."""
+        super().__init__(problem)
+        self._orders: dict[int, Tensor] = {}
+        self._memory: Tensor | None = None
+        self._memory_key: tuple | None = None
+        self._prepare()
+
+    @classmethod
+    def unsupported(cls, problem: Problem) -> str | None:
+        """The reason why the problem has no fused form, or None."""
+        try:
+            chains(problem)
+        except plan.NoPlan as reason:
+            return str(reason)
+        return None
+
+    def describe(self) -> str:
+        """Shapes, precision, instruction set, threads and working memory in one line."""
+        threads = get_num_threads()
+        precision = self.problem.precision
+        isa = torch.ops.fastgan.fused_products(precision == "bf16")
+        return (
+            f"whole steps in C++, {self._shapes()}, {precision}, {isa}, "
+            f"{threads} thread{'s' * (threads > 1)}, {self.memory_bytes() / 2**20:.1f} MB of "
+            "working memory"
+        )
+
+    def _shapes(self) -> str:
+        def widths(chain: plan.Chain) -> str:
+            linears = [layer.linear for layer in chain.layers]
+            return "-".join(
+                str(n) for n in [linears[0].in_features, *(m.out_features for m in linears)]
+            )
+
+        return f"G {widths(self._g)}, D {widths(self._d)}"
+
+    def memory_bytes(self) -> int:
+        """Bytes the engine holds besides the networks, their optimisers and the samples."""
+        return torch.ops.fastgan.fused_memory(*self._plan[:2], get_num_threads())
+
+    def run(self, n: int) -> Tensor:
+        """Do n steps; see `Engine.run`."""
+        if n < 0:
+            raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
+        p = self.problem
+        statistics = table(n, p.device)
+        done, self.unreported = 0, statistics[:0]
+        try:
+            self._refresh()
+            while done < n:
+                if p.data.resident:
+                    images = p.data.samples
+                    order, count = self._order(n - done)
+                else:
+                    images, order, count = self._fed(), None, 1
+                    self._refresh()  # a user's code has run meanwhile
+                self._run(images, order, count, statistics[done : done + count])
+                done += count
+        except BaseException:
+            # What may fail, a user's schedule and data among it, comes before the steps.
+            self.unreported = statistics[:done]
+            raise
+        return statistics
+
+    def profile(self, n: int) -> list[tuple[str, float, float, float]]:
+        """Do n steps and time them.
+
+        Returns:
+            for each phase of a step (name, floating-point operations of its products, seconds at
+            work, seconds waiting for the other threads), the last two of the first thread and
+            averaged over the steps.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; expected at least 1 step")
+        p = self.problem
+        if not p.data.resident:
+            raise ValueError("profile() takes samples in memory; these are read as needed")
+        self._refresh()
+        names = self._phases()
+        times = torch.zeros(len(names), 2, dtype=torch.float64, device="cpu")
+        done = 0
+        while done < n:
+            order, count = self._order(n - done)
+            self._run(p.data.samples, order, count, table(count), times)
+            done += count
+        times /= n
+        return [(name, work, *row) for (name, work), row in zip(names, times.tolist(), strict=True)]
+
+    def close(self) -> None:
+        """Give the working memory back."""
+        self._memory = self._memory_key = None
+        self._orders.clear()
+
+    # --- the plan --------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Read anew what has changed since the plan was made."""
+        if self._taken is None or self._taken.difference() is not None:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Read the networks and the settings, and look at all that they were read from."""
+        p = self.problem
+        self._taken: Snapshot | None = None  # if it fails, the next run reads everything anew
+        self._g, self._d = chains(p)
+        self._plan = PlanEncoder().encode(p, self._g, self._d)
+        self._lay_out()
+        self._taken = Snapshot(
+            {"generator": p.generator, "discriminator": p.discriminator, "ema": p.ema},
+            {"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
+            states=True,
+        )
+
+    def _lay_out(self) -> None:
+        """Make of the plan what the steps are run with."""
+        integers, reals, state, _ = self._plan
+        self._bound = torch.empty_like(integers)
+        torch.ops.fastgan.fused_bind(integers, reals, state, self._bound)
+
+    def _memory_for(self, threads: int) -> Tensor:
+        if self._memory_key is None or (
+            self._memory_key[0] is not self._plan or self._memory_key[1] != threads
+        ):
+            self._memory = _zeros(self.memory_bytes())
+            self._memory_key = self._plan, threads
+        return self._memory
+
+    # --- a run -----------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        images: Tensor,
+        order: Tensor | None,
+        n: int,
+        statistics: Tensor,
+        profile: Tensor | None = None,
+    ) -> None:
+        rates = self._learning_rates(n)
+        threads = get_num_threads()
+        memory = self._memory_for(threads)
+        # What autograd has saved of these before is out of date now, and must say so. Before the
+        # steps, which leave little of anything else in the caches.
+        increment_version(self._plan.written)
+        losses = torch.empty(n, 2, dtype=torch.float32, device="cpu")
+        torch.ops.fastgan.fused_run(
+            self._bound,
+            self._plan.reals,
+            memory,
+            images,
+            order,
+            rates,
+            losses,
+            profile,
+            self.step,
+            threads,
+        )
+        statistics[:, :2] = losses
+        statistics[:, 2:] = 0.0  # TRANSITION: until the library returns four columns
+        self.step += n
+
+    def _learning_rates(self, n: int) -> Tensor:
+        """Of the next n steps; asked for before anything that _refresh() may replace is used."""
+        p = self.problem
+        base = torch.tensor(
+            (rate(p.optimizer_d, "optimizer_d"), rate(p.optimizer_g, "optimizer_g")),
+            dtype=torch.float64,
+            device="cpu",
+        )
+        if p.lr_schedule is None:
+            return base
+        factors = [learning_rate_factor(p, t) for t in range(self.step, self.step + n)]
+        self._refresh()  # a user's code has run meanwhile
+        return torch.tensor(factors, dtype=torch.float64, device="cpu")[:, None] * base
+
+    def _order(self, n: int) -> tuple[Tensor, int]:
+        """The permutations for the next steps, at most n, and for how many steps they last."""
+        p = self.problem
+        per_epoch, used = p.batches_per_epoch, samples_per_epoch(p)
+        first = self.step * p.d_steps // per_epoch
+        epochs = max(1, KEPT_ORDER // used)
+        # A step is always whole: its updates may reach over the end of the last epoch taken.
+        steps = min(n, max(1, ((first + epochs) * per_epoch) // p.d_steps - self.step))
+        last = ((self.step + steps) * p.d_steps - 1) // per_epoch
+        self._orders = {e: order for e, order in self._orders.items() if first <= e <= last}
+        for e in range(first, last + 1):
+            if e not in self._orders:
+                order = random.permutation(p.seed, e, len(p.data), device=p.device)
+                self._orders[e] = order[:used]
+        if first == last:
+            return self._orders[first], steps
+        return torch.cat([self._orders[e] for e in range(first, last + 1)]), steps
+
+    def _fed(self) -> Tensor:
+        """The batches of one step, read through the data's own loader."""
+        p = self.problem
+        first = self.step * p.d_steps
+        batches = [images_of(p, u) for u in range(first, first + p.d_steps)]
+        batches = [batch.float().contiguous() for batch in batches]
+        return batches[0] if len(batches) == 1 else torch.cat(batches)
+
+    def _phases(self) -> list[tuple[str, float]]:
+        lines = torch.ops.fastgan.fused_phases(*self._plan[:2])
+        pairs = (line.split(" ", 1) for line in lines.splitlines())
+        return [(name, float(work)) for work, name in pairs]
+
+
+def _zeros(size: int) -> Tensor:
+    """uint8 [size], zeros; on huge pages, where there are any, as a step walks over all of it."""
+    flags = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    if not flags:
+        return torch.zeros(size, dtype=torch.uint8, device="cpu")
+    area = mmap.mmap(-1, size, flags=flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them: slower by a few per cent
+            area.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(area, dtype=torch.uint8)

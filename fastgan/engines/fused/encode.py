@@ -1,0 +1,141 @@
+"""Writes the plan of a pair of networks in the order in which csrc/step/decode.h reads it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.engines.fused import plan
+from fastgan.engines.fused.support import LOSS_NUMBERS, averages
+from fastgan.random import Stream
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+
+class Plan(NamedTuple):
+    """What a step is told besides the tensors that it works on."""
+
+    integers: Tensor
+    """int64: shapes, options, and places in `state`."""
+    reals: Tensor
+    """float64: slopes, rates of decay and the like."""
+    state: list[Tensor]
+    """Weights, moments, counters, averages and statistics of BatchNorm, where they are."""
+    written: list[Tensor]
+    """Those of them that a user's own autograd may know."""
+
+
+class PlanEncoder:
+    """Writes a plan, number after number."""
+
+    def __init__(self):
+        """Begin with nothing."""
+        self._integers: list[int] = []
+        self._reals: list[float] = []
+        self._state: list[Tensor] = []
+        self._written: list[Tensor] = []
+
+    def encode(self, problem: Problem, g: plan.Chain, d: plan.Chain) -> Plan:
+        """The plan of a problem whose networks are these chains.
+
+        Parameters that have no optimiser state yet get it, as torch makes it at the first step.
+        """
+        p = problem
+        self._integers += [
+            0,  # the plan points to tensors by their places in a list
+            g.layers[0].linear.in_features,
+            d.layers[0].linear.in_features,
+            p.batch_size,
+            p.d_steps,
+            LOSS_NUMBERS[p.loss.name],
+            p.seed - (1 << 64) if p.seed >= 1 << 63 else p.seed,
+            samples_per_epoch(p),
+            int(p.precision == "bf16"),
+        ]
+        self._reals += [1.0 - p.loss.label_smoothing, p.ema_decay]
+        self._network(g, p.optimizer_g, averages(p))
+        self._network(d, p.optimizer_d, {})
+        return Plan(
+            torch.tensor(self._integers, dtype=torch.int64, device="cpu"),
+            torch.tensor(self._reals, dtype=torch.float64, device="cpu"),
+            self._state,
+            self._written,
+        )
+
+    def _place(self, tensor: Tensor) -> int:
+        self._state.append(tensor)
+        return len(self._state) - 1
+
+    def _tensor(self, tensor: Tensor | None) -> int:
+        if tensor is None:
+            return -1
+        self._written.append(tensor)
+        return self._place(tensor)
+
+    def _network(
+        self, chain: plan.Chain, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
+    ) -> None:
+        group = optimizer.param_groups[0]
+        self._reals += [*group["betas"], group["eps"], group["weight_decay"]]
+        parameters = [p for layer in chain.layers for p in layer.parameters if p is not None]
+        for p in parameters:
+            _start(optimizer, p)
+        steps = [self._place(optimizer.state[p]["step"]) for p in parameters]
+        decoupled = isinstance(optimizer, torch.optim.AdamW)
+        self._integers += [int(decoupled), len(steps), *steps, len(chain.layers)]
+        for layer in chain.layers:
+            self._layer(layer, optimizer, averages)
+
+    def _layer(
+        self, layer: plan.Layer, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
+    ) -> None:
+        drop, norm = layer.dropout, layer.norm
+        self._integers += [
+            layer.linear.out_features,
+            plan.ACTIVATIONS.index(layer.activation),
+            int(norm is not None),
+            int(drop is not None),
+            0 if drop is None else round((1.0 - drop.p) * 65536),
+            Stream.DROPOUT + 8 * layer.dropout_index,
+        ]
+        momentum = -1.0 if norm is None or norm.momentum is None else norm.momentum
+        self._reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]
+        for p in layer.parameters:
+            if p is None:
+                self._integers += [-1] * 4
+                continue
+            state = optimizer.state[p]
+            self._integers += [
+                self._tensor(p),
+                self._place(state["exp_avg"]),
+                self._place(state["exp_avg_sq"]),
+                self._tensor(averages.get(p)),
+            ]
+        if norm is None or norm.running_mean is None:
+            self._integers += [-1] * 6
+            return
+        kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        self._integers += [self._tensor(t) for t in kept]
+        self._integers += [self._tensor(averages.get(t)) for t in kept]
+
+
+def samples_per_epoch(problem: Problem) -> int:
+    """Samples that an epoch uses: without the last ones where they are dropped."""
+    p = problem
+    if not p.drop_last:
+        return len(p.data)
+    return min(len(p.data), p.data.batches_per_epoch(p.batch_size, True) * p.batch_size)
+
+
+def _start(optimizer: torch.optim.Optimizer, p: Tensor) -> None:
+    """A parameter's optimiser state as torch makes it at the first step."""
+    state = optimizer.state[p]
+    if not state:
+        group = optimizer.param_groups[0]
+        device = p.device if group.get("capturable") or group.get("fused") else "cpu"
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)

@@ -1,0 +1,195 @@
+"""Which problems have a fused form, and the reason where one has none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastgan import ops, torch_private
+from fastgan.engines.fused import plan
+from fastgan.engines.scores import batch_sizes
+from fastgan.losses import LOSSES, loss
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+LOSS_NUMBERS = {
+    name: i
+    for i, name in enumerate(("non-saturating", "minimax", "hinge", "least-squares", "wasserstein"))
+}
+"""The losses by their numbers in csrc/step/loss.h."""
+
+_NUMBERS = ("lr", "betas", "eps", "weight_decay")
+_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
+"""What an optimiser's group has."""
+
+
+def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
+    """The generator and the discriminator of a problem that the engine can run, as layers.
+
+    Raises:
+        NoPlan: it cannot; the message has the reason in a user's words.
+    """
+    p = problem
+    _check_machine(p)
+    _check_loss(p)
+    for name in ("optimizer_g", "optimizer_d"):
+        _check_kind(getattr(p, name), name)
+    g = plan.read(p.generator, "generator", p.latent_shape, p.device)
+    d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape), p.device)
+    if p.loss.scores == "logits":
+        plan.absorb_sigmoid(d)
+    _check_pair(p, g, d)
+    _check_optimizer(p.optimizer_g, g, "optimizer_g")
+    _check_optimizer(p.optimizer_d, d, "optimizer_d")
+    _check_average(p)
+    return g, d
+
+
+def averages(problem: Problem) -> dict[Tensor, Tensor]:
+    """The averaged copy of each of G's parameters and buffers."""
+    if problem.ema is None:
+        return {}
+    g, ema = problem.generator, problem.ema
+    return dict(
+        zip([*g.parameters(), *g.buffers()], [*ema.parameters(), *ema.buffers()], strict=True)
+    )
+
+
+def rate(optimizer: torch.optim.Optimizer, name: str) -> float:
+    """The learning rate of all of an optimiser's groups."""
+    if len(optimizer.param_groups) > 1:
+        _alike(optimizer, name, "lr")
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def _check_machine(problem: Problem) -> None:
+    p = problem
+    if p.device.type not in ("cpu", "cuda"):
+        raise plan.NoPlan(f"it runs on the CPU and on CUDA, and the device is {p.device}")
+    if p.device.type == "cuda" and not torch.cuda.is_available():
+        raise plan.NoPlan(f"the device is {p.device}, and torch finds no GPU")
+    if not ops.has_kernels(p.device):
+        raise plan.NoPlan(
+            f"the device is {p.device}, and the compiled {p.device.type.upper()} library is not "
+            "available (see `fastgan info`)"
+        )
+    if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) < (8, 0):
+        raise plan.NoPlan("it needs a GPU of compute capability 8.0 or newer")
+    if p.world.size > 1:
+        raise plan.NoPlan(f"it trains in one process, and there are {p.world.size}")
+    if p.precision == "fp16":
+        raise plan.NoPlan("precision 'fp16' has no fused form; 'fp32' and 'bf16' have")
+
+
+def _check_loss(problem: Problem) -> None:
+    p = problem
+    if p.penalties:
+        raise plan.NoPlan(
+            f"penalty {p.penalties[0].name!r} differentiates a gradient, which has no fused form"
+        )
+    name = p.loss.name
+    if name not in LOSSES or name not in LOSS_NUMBERS:
+        raise plan.NoPlan(f"the loss {name!r} has no fused form")
+    smoothing = p.loss.label_smoothing
+    if smoothing and LOSSES[name].scores != "logits" or loss(name, smoothing) != p.loss:
+        raise plan.NoPlan(f"the loss {name!r} has functions of its own, which have no fused form")
+
+
+def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
+    p, last = problem, d.layers[-1]
+    if last.linear.out_features != 1:
+        raise plan.NoPlan(
+            f"{last.name}: the last layer has {last.linear.out_features} outputs, not 1"
+        )
+    if last.norm is not None or last.dropout is not None:
+        what = "BatchNorm1d" if last.norm is not None else "Dropout"
+        raise plan.NoPlan(f"{last.name}: {what} on the logits has no fused form")
+    image = d.layers[0].linear.in_features
+    if g.layers[-1].linear.out_features != image:
+        raise plan.NoPlan(
+            f"generator makes {g.layers[-1].linear.out_features} values, "
+            f"and the samples have {image}"
+        )
+    shared = {id(x) for layer in g.layers for x in layer.parameters if x is not None}
+    for layer in d.layers:
+        if any(id(x) in shared for x in layer.parameters):
+            raise plan.NoPlan(f"{layer.name}: shares a parameter with the generator")
+    if 1 in batch_sizes(p) and any(layer.norm is not None for c in (g, d) for layer in c.layers):
+        raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
+
+
+def _check_kind(optimizer: torch.optim.Optimizer, name: str) -> None:
+    # fastgan.optim's two compute the same values; any other subclass may not.
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) or type(
+        optimizer
+    ).__module__.split(".")[0] not in ("torch", "fastgan"):
+        raise plan.NoPlan(
+            f"{name}: {type(optimizer).__name__} has no fused form; Adam and AdamW have"
+        )
+    if torch_private.step_hooks(optimizer):
+        raise plan.NoPlan(f"{name}: its step hooks would not be called")
+    if torch_private.replaced_step(optimizer) is not None:
+        raise plan.NoPlan(f"{name}: its step was replaced, which would not be called")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: str) -> None:
+    for group in optimizer.param_groups:
+        for option in _OPTIONS:
+            # On a GPU capturable only says where the counter of steps is.
+            on_gpu = chain.layers[0].linear.weight.is_cuda
+            if group.get(option) and not (on_gpu and option == "capturable"):
+                raise plan.NoPlan(f"{name}: {option}=True has no fused form")
+        if any(isinstance(beta, Tensor) for beta in group["betas"]):
+            raise plan.NoPlan(f"{name}: a tensor as a beta has no fused form")
+    _alike(optimizer, name, *_NUMBERS)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    counts = set()
+    for layer in chain.layers:
+        for p in layer.parameters:
+            if p is None:
+                continue
+            if id(p) not in held:
+                raise plan.NoPlan(f"{layer.name}: {name} does not train all of its parameters")
+            state = optimizer.state.get(p)
+            if not state:
+                counts.add(0.0)
+                continue
+            counts.add(float(state["step"]))
+            moments = (state["exp_avg"], state["exp_avg_sq"])
+            if state["step"].dtype != torch.float32 or any(
+                m.dtype != torch.float32 or not m.is_contiguous() for m in moments
+            ):
+                raise plan.NoPlan(f"{name}: the state of {layer.name} is not contiguous float32")
+    if len(counts) > 1:
+        raise plan.NoPlan(f"{name}: its parameters have taken different numbers of steps")
+    others = held - {id(p) for layer in chain.layers for p in layer.parameters}
+    if any(
+        id(p) in others and p.requires_grad for g in optimizer.param_groups for p in g["params"]
+    ):
+        raise plan.NoPlan(f"{name}: it trains parameters that are not its network's")
+
+
+def _alike(optimizer: torch.optim.Optimizer, name: str, *options: str) -> None:
+    first, *others = optimizer.param_groups
+    for option in options:
+        if any(group[option] != first[option] for group in others):
+            raise plan.NoPlan(
+                f"{name}: parameter groups that differ in {option} have no fused form"
+            )
+
+
+def _check_average(problem: Problem) -> None:
+    if problem.ema is None:
+        return
+    try:
+        pairs = averages(problem).items()
+    except ValueError:
+        raise plan.NoPlan("ema: is not a copy of the generator") from None
+    for own, average in pairs:
+        if own.shape != average.shape or own.dtype != average.dtype or not average.is_contiguous():
+            raise plan.NoPlan("ema: is not a contiguous copy of the generator")
+        if not plan.on(average, problem.device):
+            raise plan.NoPlan(f"ema: is on {average.device}")

@@ -1,0 +1,216 @@
+"""Trying networks out without leaving a trace in them.
+
+A forward pass may do more than compute: initialise itself from its first batch, count, keep what it
+saw, draw random numbers. What is tried is therefore a copy, and all randomness is put back.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random as python_random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import torch_private
+from fastgan.engines import draws
+from fastgan.random import Stream, normal, uniform
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+logger = logging.getLogger("fastgan")
+
+
+@contextmanager
+def tried(problem: Problem, *, hooks: bool = False) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """A generator and a discriminator to try things on, in place of a problem's own.
+
+    They are copies in the same mode. Where they cannot be copied they are the networks themselves,
+    which is said, and all that can be put back is put back in the end.
+
+    Args:
+        problem: whose networks.
+        hooks: whether the copies keep hooks that are functions of the user's. Default: no, as such
+            a hook may count calls or know the modules it belongs to.
+    """
+    networks = (problem.generator, problem.discriminator)
+    with ExitStack() as stack:
+        stack.enter_context(randomness_kept(problem.device))
+        stack.enter_context(undisturbed(problem.device))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_uncompiled())
+        try:
+            yielded = copied(networks, hooks=hooks)
+        except Exception as error:
+            logger.warning(
+                "the networks cannot be copied (%s), so they are tried out themselves; what their "
+                "passes change besides parameters, buffers and plain attributes stays changed",
+                first_line(error),
+            )
+            stack.enter_context(kept(networks))
+            yielded = networks
+        yield yielded
+
+
+def copied(networks: tuple[nn.Module, ...], *, hooks: bool = False) -> tuple[nn.Module, ...]:
+    """Deep copies that share what the networks share.
+
+    Tensors that a pass has left in a module (what weight_norm has computed, say) are copied without
+    their history, which torch's own deepcopy refuses.
+
+    Args:
+        networks: to copy.
+        hooks: as for `tried`.
+
+    Raises:
+        Exception: whatever a module that cannot be copied raises.
+    """
+    memo: dict[int, object] = {}
+    modules = {id(m): m for network in networks for m in network.modules()}
+    replaced: list[tuple[dict, dict]] = []
+    for m in modules.values():
+        for value in vars(m).values():
+            _without_history(value, memo)
+        if not hooks:
+            for table in torch_private.hooks_of(m):
+                own = {key: hook for key, hook in table.items() if _belongs(hook, modules)}
+                if len(own) < len(table):
+                    memo[id(table)] = type(table)()
+                    replaced.append((memo[id(table)], own))
+    found = copy.deepcopy(networks, memo)
+    for table, own in replaced:
+        table.update(copy.deepcopy(own, memo))
+    return found
+
+
+def has_hooks(network: nn.Module) -> bool:
+    """Whether a network has hooks that `tried` leaves out."""
+    modules = {id(m): m for m in network.modules()}
+    return any(
+        not _belongs(hook, modules)
+        for m in modules.values()
+        for table in torch_private.hooks_of(m)
+        for hook in table.values()
+    )
+
+
+def latents(problem: Problem, size: int) -> Tensor:
+    """The latents of D's first update, as far as a batch of that size takes them."""
+    p = problem
+    return normal(p.seed, Stream.LATENT_D, 0, (size, *p.latent_shape), device=p.device)
+
+
+def samples(problem: Problem, size: int) -> Tensor:
+    """Samples of the data, [size, *shape].
+
+    Real ones where reading them leaves no trace; uniform in [-1, 1] where they are read from a
+    Dataset, whose own randomness is not to be moved.
+    """
+    p = problem
+    if p.data.samples is not None:
+        return draws.images_of(p, 0)[:size]
+    return uniform(p.seed, Stream.SAMPLE, 0, (size, *p.data.shape), device=p.device) * 2 - 1
+
+
+@contextmanager
+def kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Values of parameters and buffers are put back afterwards, like `attributes_kept`."""
+    tensors = {
+        t: t.detach().clone()
+        for network in networks
+        for t in (*network.parameters(), *network.buffers())
+        if not isinstance(t, nn.parameter.UninitializedTensorMixin)
+    }
+    try:
+        with attributes_kept(networks):
+            yield
+    finally:
+        with torch.no_grad():
+            for t, value in tensors.items():
+                t.copy_(value)
+
+
+@contextmanager
+def attributes_kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Which parameters, buffers, layers and plain attributes there are is put back afterwards."""
+    tables = ("_parameters", "_buffers", "_modules")
+    modules = {m: None for network in networks for m in network.modules()}
+    before = [(m, dict(vars(m)), [dict(vars(m)[name]) for name in tables]) for m in modules]
+    try:
+        yield
+    finally:
+        for m, attributes, parts in before:
+            vars(m).clear()
+            vars(m).update(attributes)
+            for name, part in zip(tables, parts, strict=True):
+                vars(m)[name].clear()
+                vars(m)[name].update(part)
+
+
+@contextmanager
+def randomness_kept(device: torch.device) -> Iterator[None]:
+    """torch's, Python's and NumPy's generators are put back afterwards."""
+    cuda = [device] if device.type == "cuda" else []
+    numpy_random = getattr(sys.modules.get("numpy"), "random", None)
+    python, numpy = python_random.getstate(), numpy_random and numpy_random.get_state()
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        python_random.setstate(python)
+        if numpy is not None:
+            numpy_random.set_state(numpy)
+
+
+def drawn() -> tuple:
+    """How far the generators of the CPU are: equal as long as nothing draws from them."""
+    numpy_random = getattr(sys.modules.get("numpy"), "random", None)
+    numpy = numpy_random and [str(part) for part in numpy_random.get_state()]
+    return python_random.getstate(), numpy, torch.get_rng_state().tolist()
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """What a program has switched on around a call does not count: autocast, no_grad, inference."""
+    torch.clear_autocast_cache()  # of weights that have moved since, or that had no gradient then
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _uncompiled():
+    """Networks that torch.compile has wrapped are tried without compiling them."""
+    if not torch_private.compiler_loaded():
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def _belongs(hook: object, modules: dict[int, nn.Module]) -> bool:
+    """Whether a hook is part of a network: a method of one of its modules, or torch's own."""
+    if id(getattr(hook, "__self__", None)) in modules:
+        return True
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return module.split(".")[0] == "torch"
+
+
+def _without_history(value: object, memo: dict[int, object], depth: int = 0) -> None:
+    """Note a detached copy of each computed tensor in a module's attribute."""
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            memo[id(value)] = value.detach().clone()
+    elif depth < 3 and isinstance(value, (list, tuple, set)):
+        for part in value:
+            _without_history(part, memo, depth + 1)
+    elif depth < 3 and isinstance(value, dict):
+        for part in value.values():
+            _without_history(part, memo, depth + 1)

@@ -1,0 +1,343 @@
+"""What D's outputs are: one score a sample, and logits or a probability."""
+
+from __future__ import annotations
+
+import logging
+from types import FunctionType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastgan.engines import probe
+from fastgan.engines.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from fastgan.losses import Loss
+    from fastgan.problem import Problem
+
+logger = logging.getLogger("fastgan")
+
+SIGMOIDS = (torch.sigmoid, Tensor.sigmoid, torch.special.expit)
+SIGMOIDS_IN_PLACE = (torch.sigmoid_, Tensor.sigmoid_)
+
+_TRIALS = 6
+_SLACK = 1e-3
+"""How far beyond [0, 1] a probability may lie: sigmoid(x) + 1e-6 is one."""
+
+
+def as_logits(score: object, batch: int) -> Tensor:
+    """D's output as [batch], in float32 or better; ValueError if it is not one score per sample."""
+    if not isinstance(score, Tensor) or score.numel() != batch:
+        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise ValueError(
+            f"discriminator returned {got} for a batch of {batch}; expected one score per image, "
+            "a tensor of shape [batch] or [batch, 1]"
+        )
+    score = score.reshape(batch)
+    return score if score.dtype == torch.float64 else score.float()
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The floating-point type of a network's first parameter; float32 if it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def trained(problem: Problem) -> None:
+    """ValueError unless both optimisers have a weight to train."""
+    for name, optimizer in (
+        ("generator", problem.optimizer_g),
+        ("discriminator", problem.optimizer_d),
+    ):
+        if not any(w.requires_grad for group in optimizer.param_groups for w in group["params"]):
+            raise ValueError(
+                f"all weights of the {name} are frozen (requires_grad is False), so there is "
+                "nothing to train; leave at least one of them with requires_grad=True"
+            )
+
+
+def check(problem: Problem) -> None:
+    """Try both networks and the loss, and raise ValueError where they do not fit each other.
+
+    The networks are tried on copies, in the mode in which they would be trained, with as many
+    samples as a batch has, and as many as an epoch's last batch has. Nothing remains of it.
+    """
+    trained(problem)
+    try:
+        _try(problem, hooks=False)
+    except ValueError:
+        if not any(map(probe.has_hooks, (problem.generator, problem.discriminator))):
+            raise
+        _try(problem, hooks=True)  # a hook may be what makes the shapes fit
+
+
+def _try(problem: Problem, *, hooks: bool) -> None:
+    p = problem
+    full, last = batch_sizes(p)
+    if p.batch_size > len(p.data):
+        p.data.batch_indices(p.seed, 0, p.batch_size)  # which says so, once
+    with probe.tried(p, hooks=hooks) as (g, d):
+        samples = probe.samples(p, full)
+        fake, on_real, on_fake, sigmoid = _pass(p, g, d, samples, full)
+        if last != full:
+            try:
+                _pass(p, g, d, samples, last)
+            except ValueError as error:
+                raise ValueError(
+                    f"an epoch's last batch has {last} of {len(p.data)} samples, and that does not "
+                    f"fit: {error}; use drop_last=True, or another batch_size"
+                ) from error
+        _check_loss(p, on_real, on_fake)
+        inputs = samples.to(dtype_of(d)), fake.to(dtype_of(d))
+        bounded = are_probabilities(on_real) and are_probabilities(on_fake)
+        if p.loss.scores == "probabilities":
+            if not bounded:
+                low, high = torch.cat([on_real, on_fake]).aminmax()
+                raise ValueError(
+                    f"loss {p.loss.name!r} works on probabilities, but the discriminator returned "
+                    f"scores from {low:.3g} to {high:.3g}; end it in a sigmoid, or use a loss with "
+                    "scores='logits'"
+                )
+        elif sigmoid or (bounded and always_probabilities(d, *inputs)):
+            _refuse_probabilities(p, sigmoid)
+        _warn_of_range(p, g, samples, fake)
+
+
+def batch_sizes(problem: Problem) -> tuple[int, int]:
+    """Samples in a batch, and in the last batch of an epoch."""
+    p = problem
+    full = min(p.batch_size, len(p.data))
+    per_epoch = p.batches_per_epoch
+    return full, full if p.drop_last else len(p.data) - (per_epoch - 1) * p.batch_size
+
+
+def _pass(
+    problem: Problem, g: nn.Module, d: nn.Module, samples: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor, str | None]:
+    """One pass of each network: (fake samples, scores of real, scores of fake, D's sigmoid)."""
+    p, shape = problem, tuple(problem.data.shape)
+    latents, real = probe.latents(p, size), samples[:size]
+    try:
+        fake = g(latents.to(dtype_of(g)))
+    except Exception as error:
+        raise ValueError(
+            f"generator failed on latents of shape {list(latents.shape)}: "
+            f"{probe.first_line(error)}. latent_dim must be what the generator takes: a length, or "
+            f"the shape of one latent such as (100, 1, 1){_swapped(p, g, d, latents, real)}"
+        ) from error
+    if not isinstance(fake, Tensor) or fake.shape != (size, *shape):
+        got = list(fake.shape[1:]) if isinstance(fake, Tensor) else type(fake).__name__
+        raise ValueError(
+            f"generator makes {got}, but the samples of data {p.data.name!r} are {list(shape)}; it "
+            f"must return a tensor [batch, {', '.join(map(str, shape))}]"
+            f"{_swapped(p, g, d, latents, real)}"
+        )
+    scores = []
+    for images in (real, fake):
+        try:
+            score, sigmoid = scored(d, images.to(dtype_of(d)))
+        except Exception as error:
+            raise ValueError(
+                f"discriminator failed on samples of shape {list(images.shape)}: "
+                f"{probe.first_line(error)}"
+            ) from error
+        scores.append(as_logits(score, size))
+    return fake, *scores, sigmoid
+
+
+def _swapped(problem: Problem, g: nn.Module, d: nn.Module, latents: Tensor, real: Tensor) -> str:
+    """What a message adds where the two networks do each other's work."""
+    try:
+        fits = d(latents.to(dtype_of(d))).shape == real.shape
+        fits = fits and g(real.to(dtype_of(g))).numel() == len(real)
+    except Exception:
+        return ""
+    hint = "; generator and discriminator are swapped: pass Trainer(generator, discriminator, ...)"
+    return hint if fits else ""
+
+
+def _check_loss(problem: Problem, on_real: Tensor, on_fake: Tensor) -> None:
+    """Try a user's own loss, where that cannot leave a trace."""
+    loss = problem.loss
+    arguments = {"d_loss": (on_real, on_fake), "g_loss": (on_fake, on_real)}
+    arguments["g_loss"] = arguments["g_loss"][: 1 + loss.needs_real]
+    for name, scores in arguments.items():
+        function = getattr(loss, name)
+        if type(function) is not FunctionType or function.__closure__:
+            continue  # it may have a state; the first step will tell
+        with torch.enable_grad():
+            scores = [s.detach().clone().requires_grad_() for s in scores]
+            try:
+                value = function(*scores)
+            except Exception as error:
+                raise ValueError(
+                    f"loss {loss.name!r}: {name} failed on scores of shape {list(on_fake.shape)}: "
+                    f"{probe.first_line(error)}"
+                ) from error
+            require_scalar(value, loss, name)
+
+
+def require_scalar(value: object, loss: Loss, name: str) -> Tensor:
+    """What a loss returned, as a scalar; ValueError unless it is one number with a gradient."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
+        raise ValueError(
+            f"loss {loss.name!r}: {name} returned {got}; expected one number as a tensor, such as "
+            "the mean over the batch"
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            f"loss {loss.name!r}: {name} returned a tensor without a gradient; compute it from the "
+            "scores by tensor operations, without .item(), .detach() or torch.no_grad()"
+        )
+    return value if value.dim() == 0 else value.reshape(())
+
+
+def _refuse_probabilities(problem: Problem, sigmoid: str | None) -> None:
+    loss = problem.loss
+    ends = "ends in a sigmoid" if sigmoid else "returns probabilities: its scores lie in [0, 1]"
+    if loss.scores == "logits":
+        if sigmoid is None:
+            raise ValueError(
+                f"loss {loss.name!r} works on logits, but the discriminator {ends}, and does not "
+                "end in a sigmoid that could be left out; return the logits, or use a loss with "
+                "scores='probabilities'"
+            )
+    elif loss.scores == "raw":
+        raise ValueError(
+            f"loss {loss.name!r} works on raw scores, but the discriminator {ends}; remove the "
+            "sigmoid, or use loss='non-saturating' or 'minimax'"
+        )
+    else:
+        raise ValueError(
+            f"loss {loss.name!r} does not say what scores it works on, and the discriminator "
+            f"{ends}; make it a losses.Loss with scores='probabilities' (D's outputs as they are), "
+            "scores='logits' (the sigmoid is left out), or scores='raw' and remove the sigmoid"
+        )
+
+
+def _warn_of_range(problem: Problem, g: nn.Module, samples: Tensor, fake: Tensor) -> None:
+    """Say that a generator of values in [0, 1] cannot make samples below 0."""
+    if samples.amin() >= 0 or not are_probabilities(fake):
+        return
+    latents = probe.latents(problem, len(fake)).to(dtype_of(g))
+    if always_probabilities(g, latents):
+        logger.warning(
+            "the generator's outputs lie in [0, 1], and the samples of data %r go down to %.3g; "
+            "end it in tanh where the samples lie in [-1, 1]",
+            problem.data.name,
+            samples.amin().item(),
+        )
+
+
+def final_sigmoid(problem: Problem) -> tuple[nn.Sigmoid | str | None, list[tuple[str, str]]]:
+    """How D's output comes out of a sigmoid, in the mode that D is in.
+
+    Returns:
+        the nn.Sigmoid module whose output is D's output, when D calls it for nothing else and no
+        hook would miss it; "function" when the output comes from a call such as torch.sigmoid; None
+        when it comes from something else. And the plain attributes that a pass of D changes, as
+        (module, attribute).
+    """
+    with probe.tried(problem) as (_, d):
+        before = Snapshot({"discriminator": d}, tensors=False)
+        images = probe.samples(problem, min(problem.batch_size, len(problem.data)))
+        _, where = scored(d, images.to(dtype_of(d)))
+        volatile = before.attributes()
+    if where in (None, "function") or probe.has_hooks(problem.discriminator):
+        return where and "function", volatile
+    return problem.discriminator.get_submodule(where), volatile
+
+
+def scored(d: nn.Module, images: Tensor) -> tuple[object, str | None]:
+    """D's output, and the sigmoid that it comes out of: a module's path, "function" or None."""
+    calls: list[tuple[str, Tensor]] = []
+    paths = [(path, m) for path, m in d.named_modules() if type(m) is nn.Sigmoid]
+    handles = [
+        m.register_forward_hook(lambda m, _, out, path=path: calls.append((path, out)))
+        for path, m in paths
+    ]
+    try:
+        with FinalSigmoid() as trace:
+            score = d(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if trace.input_of(score) is None:
+        return score, None
+    called = [path for path, _ in calls]
+    for path, out in calls:
+        if out.data_ptr() == score.data_ptr() and called.count(path) == 1:
+            return score, path
+    return score, "function"
+
+
+class FinalSigmoid(TorchFunctionMode):
+    """Remembers the last sigmoid of a forward pass, so that its input can stand for its output.
+
+    Going back from probabilities by a logarithm would lose every logit beyond about 17 in float32
+    and beyond about 6 in bfloat16.
+    """
+
+    def __init__(self):
+        """Start with nothing seen."""
+        super().__init__()
+        self.seen: tuple[Tensor, Tensor, int] | None = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Run the call; if it is a sigmoid keep its input and output."""
+        x = args[0] if args else None
+        if func in SIGMOIDS_IN_PLACE:
+            x = x.clone()
+        out = func(*args, **(kwargs or {}))
+        if isinstance(x, Tensor) and (func in SIGMOIDS or func in SIGMOIDS_IN_PLACE):
+            self.seen = (x, out, out._version)
+        return out
+
+    def input_of(self, output: object) -> Tensor | None:
+        """The logits when `output` is what the last sigmoid returned, or a view of all of it."""
+        if self.seen is None or not isinstance(output, Tensor):
+            return None
+        x, probability, version = self.seen
+        same = output.data_ptr() == probability.data_ptr() and output.numel() == probability.numel()
+        return x if same and output._version == version else None
+
+
+def are_probabilities(values: Tensor) -> bool:
+    """Whether all values lie in [0, 1]."""
+    return bool(((values >= -_SLACK) & (values <= 1 + _SLACK)).all())
+
+
+def always_probabilities(network: nn.Module, *inputs: Tensor) -> bool:
+    """Whether a network's outputs lie in [0, 1] whatever its weights, as far as trying tells.
+
+    The scores of a fresh network may all happen to lie there. The weights are changed and not put
+    back.
+
+    Args:
+        network: a copy.
+        inputs: batches that it takes.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    with_weights = [m for m in network.modules() if any(p is not None for p in _own(m))]
+    for trial in range(_TRIALS):
+        if trial:
+            for p in network.parameters():
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu")
+                p.add_(noise.to(p) * (p.abs().mean() + 0.1) * 3.0**trial)
+        elif with_weights:
+            # The outputs of a network that ends in a linear layer change their signs by that.
+            for p in _own(with_weights[-1]):
+                if p is not None:
+                    p.neg_()
+        for x in inputs:
+            out = network(x)
+            if not isinstance(out, Tensor) or not are_probabilities(out):
+                return False
+    return True
+
+
+def _own(m: nn.Module) -> list[nn.Parameter | None]:
+    """A module's parameters without those of modules inside."""
+    return list(m._parameters.values())

