@@ -63,25 +63,33 @@ def flatten(parts: Iterable[tuple[str | int, Any]]) -> tuple[dict[Path, Tensor],
     """The tensors in named parts by their places, and the parts that are none: "name (type)"."""
     taken: dict[Path, Tensor] = {}
     left: list[str] = []
-
-    def visit(value: Any, path: Path) -> None:
-        if isinstance(value, Mapping):
-            inner: Iterable[tuple[str | int, Any]] = ((str(k), v) for k, v in value.items())
-        elif isinstance(value, (tuple, list)) and not _is_numbers(value):
-            inner = enumerate(value)
-        else:
-            tensor = from_pil(value) if is_picture(value) else as_condition(value)
-            if tensor is not None:
-                taken[path] = tensor
-            elif value is not None:
-                left.append(f"{'.'.join(map(str, path))} ({type(value).__name__})")
-            return
-        for key, entry in inner:
-            visit(entry, (*path, key))
-
     for name, value in parts:
-        visit(value, (name,))
+        _flatten(value, (name,), taken, left)
     return taken, left
+
+
+def _flatten(value: Any, path: Path, taken: dict[Path, Tensor], left: list[str]) -> None:
+    entries: list[tuple[str | int, Any]] = []
+    if isinstance(value, Mapping):
+        entries = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, (tuple, list)) and not _is_numbers(value):
+        entries = list(enumerate(value))
+    if entries:
+        inner: list[str] = []
+        before = len(taken)
+        for key, entry in entries:
+            _flatten(entry, (*path, key), taken, inner)
+        if len(taken) > before:
+            left += inner
+            return
+    elif value is None:
+        return
+    else:
+        tensor = from_pil(value) if is_picture(value) else as_condition(value)
+        if tensor is not None:
+            taken[path] = tensor
+            return
+    left.append(f"{'.'.join(map(str, path))} ({type(value).__name__})")
 
 
 def tell_left(what: str, left: list[str]) -> None:
@@ -161,7 +169,7 @@ SAMPLE_KEYS = (
 )
 
 
-def sample_key(entries: dict[Any, Any], what: str, is_sample: Callable[[Any], bool]) -> Any:
+def sample_key(entries: Mapping, what: str, is_sample: Callable[[Any], bool]) -> Any:
     """The key of a dict's sample: one of SAMPLE_KEYS, else the first that could be one."""
     usable = [key for key, value in entries.items() if is_sample(value)]
     by_name = {str(key).lower(): key for key in reversed(usable)}
@@ -174,3 +182,12 @@ def sample_key(entries: dict[Any, Any], what: str, is_sample: Callable[[Any], bo
             "tensor, an array or a PIL image; put the sample under 'image'"
         )
     return usable[0]
+
+
+def tell_key(what: str, key: Any) -> None:
+    """Say which key of a dict was taken for the sample, if that was a guess."""
+    if str(key).lower() not in SAMPLE_KEYS:
+        log.warning(
+            f"{what}: {key!r} is taken for the sample, as the first tensor; name it 'image' or 'x' "
+            "to choose another"
+        )

@@ -81,7 +81,7 @@ class Data:
         source: str | None = None,
         options: dict[str, Any] | None = None,
     ):
-        """Exactly one of samples and dataset; device: by default that of the samples, or the CPU."""
+        """Exactly one of samples and dataset; device defaults to the samples' own, or the CPU."""
         if (samples is None) == (dataset is None):
             raise ValueError("Data: expected either samples or dataset")
         if dataset is not None:
@@ -90,7 +90,9 @@ class Data:
             self._no_condition = dataset.no_condition
         else:
             self.shape, self.dtype = tuple(samples.shape[1:]), samples.dtype
-            self._no_condition = map_condition(lambda part: part[:0].cpu(), condition)
+            self._no_condition = map_condition(
+                lambda part: torch.empty((0, *part.shape[1:]), dtype=part.dtype), condition
+            )
         self.name, self.origin = name, origin
         self.samples, self.dataset, self.condition = samples, dataset, condition
         self.classes = classes

@@ -76,6 +76,7 @@ class Items(Dataset):
         if self._count == 0:
             raise DataError(f"{self._what}: is empty; pass at least one sample")
         self._paths: list[batch.Path] = []
+        self._key: Any = None
         probed = spread(self._count, _PROBED)
         # opening a set that augments moves no generator, and finds the same each time
         with generators_kept():
@@ -130,14 +131,16 @@ class Items(Dataset):
         left = [f"{'.'.join(map(str, p))} (its form differs from item to item)" for p in uneven]
         left += dict.fromkeys(name for s in seen for name in s.left)
         batch.tell_left(self._what, left)
+        if self._key is not None:
+            batch.tell_key(self._what, self._key)
 
     def _say(self, augmented: bool, count: int, times: int) -> None:
         if augmented or isinstance(self._source, _HOLDS):
             return  # what is read anew says so itself
         log.warning(
             f"{self._what}: taken for fixed, as {count} of its {self._count} items were the same "
-            f"in {times} readings; if it augments, pass augmented=True, and if not, augmented=False "
-            "saves these readings"
+            f"in {times} readings; if it augments, pass augmented=True, and if not, "
+            "augmented=False saves these readings"
         )
 
     def _where(self, index: int) -> str:
@@ -149,6 +152,7 @@ class Items(Dataset):
             key = batch.sample_key(
                 item, self._where(index), lambda v: tensors.is_array(v) or pictures.is_picture(v)
             )
+            self._key = key
             return item[key], [(str(k), v) for k, v in item.items() if k != key]
         if isinstance(item, (tuple, list)) and len(item) > 0:
             return item[0], list(enumerate(item))[1:]

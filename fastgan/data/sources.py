@@ -203,6 +203,7 @@ def _from_tensors(
     what, value, parts = "array", source, []
     if isinstance(source, dict):
         key = batch.sample_key(source, "source", tensors.is_array)
+        batch.tell_key("source", key)
         value, parts = source[key], [(str(k), v) for k, v in source.items() if k != key]
         what = f"array {key!r}"
     elif isinstance(source, tuple):

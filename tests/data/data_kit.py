@@ -16,6 +16,10 @@ from fastgan import data
 from fastgan.data import DataError
 
 ASSET = Path(data.__file__).parents[1] / "_assets" / "digits-images-idx3-ubyte.gz"
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+needs_debian = pytest.mark.skipif(
+    not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+)
 
 
 def refused(*words, **options):
@@ -34,7 +38,7 @@ def noise(*shape, seed=0):
 
 
 def idx_bytes(array, magic=0x803):
-    return struct.pack(">I3I", magic, *array.shape) + array.tobytes()
+    return struct.pack(f">I{array.ndim}I", magic, *array.shape) + array.tobytes()
 
 
 def write(path, content):

@@ -17,18 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_kit import ASSET, idx_bytes, noise, refused, write
+from data_kit import ASSET, DEBIAN, idx_bytes, needs_debian, noise, refused, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastgan import data
 from fastgan.data import DataError, idx
-
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-needs_debian = pytest.mark.skipif(
-    not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
-)
-
 
 # --------------------------------------------------------------------------------------- the digits
 
