@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
+import torch
 from data_kit import noise, png, refused, write, zipped
 from PIL import Image
 
@@ -139,3 +142,155 @@ def test_unknown_name_suggests_and_lists():
     message = refused("'fashion-mnist'", source="fashoin-mnist")
     assert "did you mean" in message and all(name in message for name in data.NAMES)
     assert "did you mean" not in refused("digits", source="zzzzzz")
+
+
+# ------------------------------------------------------------------------- pictures of 16 bits (11)
+
+
+def deep_folder(root, values, form="PNG"):
+    for i, array in enumerate(values):
+        write(root / f"{i}.{form.lower()}", png(array.astype(np.uint16), form=form))
+    return root
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_images_that_use_fewer_bits_are_not_black(tmp_path, bits, form, caplog):
+    values = noise(5, 4, 4).astype(np.uint16) << (bits - 8)
+    values[3, 0, 0] = 2**bits - 1
+    opened = data.open(deep_folder(tmp_path / "x", values, form))
+    assert np.array_equal(opened.samples[:, 0].numpy(), values >> (bits - 8))
+    if bits == 16:
+        assert not caplog.records
+    else:
+        assert f"{bits}-bit" in caplog.text and "value_range=(0, 65535)" in caplog.text
+    assert len(caplog.records) == (bits < 16)
+
+
+def test_value_range_says_what_16_bit_images_span(tmp_path, caplog):
+    values = np.array([[[0, 500, 1000, 2000]]], np.uint16)
+    root = deep_folder(tmp_path / "x", values)
+    opened = data.open(root, value_range=(0, 2000))
+    assert opened.samples.flatten().tolist() == [0, 64, 128, 255]
+    assert data.open(root, value_range=(0, 65535)).samples.max() == 2000 >> 8
+    assert not caplog.records and opened.options == {"value_range": [0.0, 2000.0]}
+    refused("0.png", "0 to 2000", "value_range", source=root, value_range=(0, 1000))
+    # one of 8 bits among them has a range of its own
+    write(root / "1.png", png(noise(1, 4)))
+    refused("(0, 255)", source=root, value_range=(0, 2000))
+
+
+def test_value_range_opens_float_image_files(tmp_path):
+    image = io.BytesIO()
+    Image.fromarray(np.array([[-1, 0, 1]], np.float32)).save(image, "TIFF")
+    write(tmp_path / "x" / "depth.tif", image.getvalue())
+    refused("depth.tif", "mode F", "value_range", source=tmp_path / "x")
+    opened = data.open(tmp_path / "x", value_range=(-1, 1))
+    assert opened.shape == (1, 1, 3) and opened.samples.flatten().tolist() == [0, 128, 255]
+
+
+def chunk(kind, content):
+    """A chunk of a PNG."""
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png48(array):
+    """A PNG of RGB with 16 bits a channel, which Pillow reads and does not write."""
+    height, width, _ = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_colour_of_16_bits_that_would_be_black_is_told(tmp_path, bits, caplog):
+    array = noise(6, 5, 3).astype(np.uint16) << (bits - 8)
+    write(tmp_path / "x" / "0.png", png48(array))
+    opened = data.open(tmp_path / "x")
+    assert np.array_equal(opened.samples[0].permute(1, 2, 0).numpy(), array >> 8)
+    assert len(caplog.records) == (bits == 12)
+    assert bits == 16 or "nearly black" in caplog.text
+
+
+# ------------------------------------------------- orientation, other formats, damaged files (24)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/>'
+    b"</rdf:RDF></x:xmpmeta>"
+)
+
+
+def turned(form, how):
+    """The bytes of an image of 16 by 8 whose orientation, a quarter turn, stands in EXIF or XMP."""
+    array = np.zeros((8, 16), np.uint8)
+    array[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if form == "PNG" and how != "exif":
+        plain = png(array, "RGB", form)
+        late = how.startswith("late")
+        place = plain.index(b"IEND" if late else b"IDAT") - 4
+        if how == "late exif":
+            added = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        else:
+            added = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
+        return plain[:place] + added + plain[place:]
+    if form == "TIFF" and how == "xmp":
+        return png(array, "RGB", form, tiffinfo={700: XMP})
+    return png(array, "RGB", form, **({"exif": exif} if how == "exif" else {"xmp": XMP}))
+
+
+@pytest.mark.parametrize("image_size", [None, (16, 8)])
+@pytest.mark.parametrize(
+    ("form", "how"),
+    [(form, how) for form in ("PNG", "JPEG", "TIFF", "WEBP") for how in ("exif", "xmp")]
+    + [("PNG", "late exif"), ("PNG", "late xmp")],
+)
+def test_orientation_is_applied_wherever_it_stands(tmp_path, form, how, image_size):
+    write(tmp_path / "x" / f"0.{form.lower()}", turned(form, how))
+    opened = data.open(tmp_path / "x", image_size=image_size)
+    assert opened.shape == (3, 16, 8)
+    assert int(opened.samples[0, 0, 2, 4]) > 240 and int(opened.samples[0, 0, 13, 4]) < 15
+
+
+def test_pictures_of_formats_that_are_not_read_are_counted(folder, tmp_path, caplog):
+    for name in ("a/1.heic", "a/2.HEIC", "b/3.avif", "4.tga", ".5.jp2"):
+        write(folder / name, b"a picture")
+    for source in (folder, zipped(folder, tmp_path / "x.zip")):
+        caplog.clear()
+        assert len(data.open(source)) == 9
+        assert len(caplog.records) == 1
+        for word in ("4 files are left out", "2 .heic", "1 .avif", "1 .tga", "convert"):
+            assert word in caplog.text
+
+
+@pytest.mark.parametrize("image_size", [None, 4])
+@pytest.mark.parametrize(
+    "content", [b"", b"no png", png(noise(6, 8, 3))[:60], png(noise(6, 8, 3))[:-40]]
+)
+def test_damaged_files_are_skipped_where_asked(folder, tmp_path, content, image_size, caplog):
+    expected = data.open(folder, image_size=image_size).samples
+    write(folder / "a" / "2.png", content)
+    for source in (folder, zipped(folder, tmp_path / "x.zip")):
+        refused("2.png", "skip_damaged=True", source=source, image_size=image_size)
+        for budget in (None, 0):
+            caplog.clear()
+            opened = data.open(
+                source, image_size=image_size, skip_damaged=True, budget_bytes=budget, workers=0
+            )
+            assert "1 of 9 images are damaged" in caplog.text and "2.png" in caplog.text
+            assert len(opened) == 8 and opened.options["skip_damaged"] is True
+            kept = opened.batch(0, 0, 8)
+            indices = opened.batch_indices(0, 0, 8)
+            left = torch.cat([expected[:1], expected[2:]])[indices]
+            assert torch.equal(kept.images, left.float() * (2 / 255) - 1)
+
+
+def test_nothing_but_damaged_files_is_an_error(tmp_path):
+    write(tmp_path / "x" / "0.png", b"damaged")
+    refused("0.png", "damaged", source=tmp_path / "x", skip_damaged=True)
+    refused("skip_damaged", "no folder", source="digits", skip_damaged=True)
+    refused("skip_damaged='no'", source=tmp_path / "x", skip_damaged="no")

@@ -89,3 +89,73 @@ def test_augmenting_dataset_is_read_anew_and_repeats(caplog):
     workers = data.open(Augmented(), workers=2)
     assert torch.equal(workers.batch(5, 4, 16).images, runs[0][4])
     workers.close()
+
+
+# ------------------------------------------------------------------------ augmented or not (9)
+
+
+class Rarely(Dataset):
+    """A Dataset that changes one reading in `every`."""
+
+    def __init__(self, count, every):
+        self.count, self.every = count, every
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        flipped = torch.rand(()).item() < 1 / self.every
+        return torch.full((1, 2, 2), 1.0 if flipped else index / self.count / 2 - 0.5)
+
+
+@pytest.mark.parametrize("count", [40, 1000])
+def test_dataset_that_augments_rarely_is_found_out(count):
+    assert data.open(Rarely(count, 50)).dataset.random
+
+
+def test_augmented_is_for_the_user_to_say(caplog):
+    always, never = data.open(Augmented(), augmented=False), Listed([noise(4, 4)] * 5)
+    assert always.resident and not caplog.records
+    never = data.open(never, augmented=True)
+    assert never.samples is None and never.dataset.random
+    assert "augmented=False" in caplog.text
+    assert len(data.open(Rarely(40, 1e9), augmented=True).batch(0, 0, 4).images) == 4
+    for wrong in ("yes", 2):
+        refused("augmented", "True, False or None", source=Listed([noise(4, 4)]), augmented=wrong)
+    for source in ("digits", torch.zeros(3, 4)):
+        refused("augmented=True", "same at each reading", source=source, augmented=True)
+        assert data.open(source, augmented=False).resident
+
+
+def test_what_was_concluded_of_a_dataset_is_said(caplog):
+    opened = data.open(Rarely(1000, 1e9))
+    assert opened.resident and "taken for fixed" in opened.origin
+    assert len(caplog.records) == 1
+    for word in ("256 of its 1000 items", "taken for fixed", "augmented=True"):
+        assert word in caplog.text
+    caplog.clear()
+    assert "taken for fixed" in data.open(TensorDataset(torch.rand(9, 4))).origin
+    assert data.open([torch.rand(4)] * 9).resident and not caplog.records
+
+
+def test_augmented_labels_are_noticed():
+    class Mixed(Listed):
+        def __getitem__(self, index):
+            return self.items[index], torch.rand(3)
+
+    assert data.open(Mixed([noise(4, 4)] * 9)).dataset.random
+
+
+# ------------------------------------------------------------------------- pictures of 16 bits (11)
+
+
+def test_pictures_of_a_dataset_that_use_fewer_bits_are_not_black(caplog):
+    deep = noise(20, 4, 4).astype(np.uint16) << 4
+    deep[0, 0, 0] = 4095
+    pictures = [Image.fromarray(one) for one in deep]
+    opened = data.open(Listed(pictures), augmented=False)
+    assert np.array_equal(opened.samples[:, 0].numpy(), deep >> 4)
+    assert len(caplog.records) == 1 and "12-bit" in caplog.text and "value_range" in caplog.text
+    opened = data.open(Listed(pictures), augmented=False, value_range=(0, 65535))
+    assert np.array_equal(opened.samples[:, 0].numpy(), deep >> 8)
+    refused("leave the range", source=Listed(pictures), value_range=(0, 1000))
