@@ -13,7 +13,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from data_kit import noise, png, write, zipped
+from data_kit import Listed, noise, png, write, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -164,3 +164,132 @@ def test_workers_respect_shared_memory(monkeypatch):
     assert stream.workers_for(items, 4 << 20) == 2
     assert stream.workers_for(items, 64 << 20) == 0
     assert stream.workers_for(types.SimpleNamespace(fork_safe=False), 1) == 0
+
+
+# ------------------------------------------------------------------------------- drop_last (15)
+
+
+@given(
+    n=st.integers(1, 50),
+    batch_size=st.integers(1, 60),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**33),
+)
+def test_drop_last_leaves_the_ragged_batch_out(n, batch_size, seed, epoch):
+    opened = data.open(torch.arange(n)[:, None].float())
+    if batch_size > n:
+        with pytest.raises(DataError, match="leaves no batch"):
+            opened.batches_per_epoch(batch_size, drop_last=True)
+        return
+    per_epoch = opened.batches_per_epoch(batch_size, drop_last=True)
+    assert per_epoch == n // batch_size
+    order = random.permutation(seed, epoch, n)
+    for position in range(per_epoch):
+        update = epoch * per_epoch + position
+        expected = order[position * batch_size : (position + 1) * batch_size]
+        assert torch.equal(opened.batch_indices(seed, update, batch_size, drop_last=True), expected)
+        images = opened.batch(seed, update, batch_size, drop_last=True).images
+        assert torch.equal(images[:, 0], expected.float())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_drop_last_is_the_same_read_ahead(folder, workers):
+    resident, lazy = data.open(folder), data.open(folder, budget_bytes=0, workers=workers)
+    for update in (0, 1, 2, 3, 9):
+        batch = lazy.batch(7, update, 4, drop_last=True)
+        assert len(batch.images) == 4
+        assert torch.equal(batch.images, resident.batch(7, update, 4, drop_last=True).images)
+        assert torch.equal(lazy.batch(7, 2, 4).images, resident.batch(7, 2, 4).images)
+    lazy.close()
+    with pytest.raises(DataError, match="batch_size=10 leaves no batch of 9 samples"):
+        lazy.batch(7, 0, 10, drop_last=True)
+
+
+# --------------------------------------------------------------- batch_size above the data (46)
+
+
+def test_batch_larger_than_the_data_is_told_once_by_the_data(caplog):
+    opened = data.open(torch.from_numpy(noise(5, 4, 4)))
+    assert opened.batches_per_epoch(5) == 1 and not caplog.records
+    # the one call that every engine makes
+    assert opened.batches_per_epoch(64) == 1
+    assert (
+        len(caplog.records) == 1 and "batch_size=64" in caplog.text and "5 samples" in caplog.text
+    )
+    there = opened.to("meta")
+    for again in (opened, there):
+        again.batches_per_epoch(64)
+        again.batch_indices(0, 3, 64)
+    assert len(caplog.records) == 1
+
+
+# ------------------------------------------------------------- platforms that spawn workers (25)
+
+
+UNGUARDED = """
+import sys
+from fastgan import data
+from fastgan.data import data as data_room, stream
+stream.start_method = lambda: "spawn"
+data_room._WORTH_WORKERS = 1
+workers = int(sys.argv[2]) if len(sys.argv) > 2 else None
+opened = data.open(sys.argv[1], budget_bytes=0 if workers else None, workers=workers)
+lazy = data.open(sys.argv[1], budget_bytes=0, workers=workers)
+print(len(opened), lazy.batch(0, 0, 4).images.shape[0])
+"""
+
+
+def unguarded(tmp_path, folder, *arguments):
+    path = write(tmp_path / "script.py", UNGUARDED.encode())
+    command = [sys.executable, str(path), str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_script_without_a_main_guard_runs_where_workers_are_spawned(folder, tmp_path):
+    done = unguarded(tmp_path, folder)
+    assert done.returncode == 0 and done.stdout.split() == ["9", "4"]
+    assert "workers=N" in done.stderr and "__main__" in done.stderr
+
+
+def test_spawned_workers_without_a_main_guard_end_in_a_sentence(folder, tmp_path):
+    done = unguarded(tmp_path, folder, "1")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "DataError" in last and "__name__ == '__main__'" in last and "workers=0" in last
+
+
+def test_spawned_workers_give_the_same_batches(folder, monkeypatch):
+    expected = data.open(folder).batch(3, 1, 4)
+    monkeypatch.setattr(stream, "start_method", lambda: "spawn")
+    lazy = data.open(folder, budget_bytes=0, workers=1)
+    batch = lazy.batch(3, 1, 4)
+    assert torch.equal(batch.images, expected.images)
+    assert torch.equal(batch.condition, expected.condition)
+    lazy.close()
+    lazy = data.open(Listed([noise(4, 4)]), budget_bytes=0, workers=1)
+    lazy.dataset.unpicklable = lambda: 0
+    with pytest.raises(DataError, match="pickled"):
+        lazy.batch(0, 0, 1)
+
+
+def test_default_workers_are_none_where_they_would_be_spawned(folder, monkeypatch, caplog):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    lazy = data.open(folder, budget_bytes=0)
+    assert lazy._workers(4) > 0 and "workers=N" not in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(stream, "start_method", lambda: "spawn")
+    lazy = data.open(folder, budget_bytes=0)
+    assert lazy._workers(4) == 0 and "workers=N" in caplog.text
+
+
+def test_worker_that_dies_is_a_sentence(folder):
+    class Deadly(Listed):
+        def __getitem__(self, index):
+            if multiprocessing.parent_process() is not None:
+                os._exit(3)
+            return self.items[index]
+
+    lazy = data.open(Deadly([noise(4, 4)] * 9), augmented=True, workers=1)
+    with pytest.raises(DataError, match="workers=0"):
+        lazy.batch(0, 0, 4)
+    lazy.close()

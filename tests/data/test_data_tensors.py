@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from data_kit import noise, refused
+from data_kit import Listed, noise, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
 from fastgan import data
 
@@ -144,3 +145,30 @@ def test_named_and_tensor_images_take_size_and_channels():
     assert opened.shape == (3, 4, 4)
     assert torch.equal(opened.samples[:, 0], opened.samples[:, 2])
     assert data.open("digits", image_size=28, channels=1).shape == (1, 28, 28)
+
+
+# --------------------------------------------------------------------- not what it should be (45)
+
+
+def test_data_loader_is_refused_with_the_way_out():
+    loader = DataLoader(TensorDataset(torch.rand(9, 4)), batch_size=3)
+    refused("DataLoader", "loader.dataset", "batch_size=3", source=loader)
+
+
+def test_class_is_refused_with_the_way_out():
+    refused("class Listed", "Listed(...)", source=Listed)
+    refused("class TensorDataset", source=TensorDataset)
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("fashoin-mnist", "fashion-mnist"),
+        ("minst", "mnist"),
+        ("cifar", "cifar10"),
+        ("digit", "digits"),
+    ],
+)
+def test_nearest_name_of_a_set_is_suggested(given, near):
+    hint = refused("did you mean", source=given).split("did you mean")[1].split("?")[0]
+    assert repr(near) in hint
