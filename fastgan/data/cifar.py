@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .errors import DataError
 
+CLASSES = 10
+
 
 class _Dtype:
     """Stands for numpy.dtype: remembers its name and takes no state."""
@@ -60,11 +62,11 @@ class _Reader(pickle.Unpickler):
             ) from None
 
 
-def read_batch(path: Path) -> Tensor:
-    """The images of one batch file (data_batch_1 ... test_batch) as uint8 [N, 3, 32, 32].
+def read_batch(path: Path) -> tuple[Tensor, Tensor | None]:
+    """One batch file (data_batch_1 ... test_batch): uint8 [N, 3, 32, 32] and the labels, int64 [N].
 
-    The file is a pickle; it is read without calling anything that it names. Raises DataError,
-    naming the file.
+    The labels are None where the file has none. The file is a pickle; it is read without calling
+    anything that it names. Raises DataError, naming the file.
     """
     again = "delete the folder and fetch CIFAR-10 again"
     try:
@@ -94,4 +96,17 @@ def read_batch(path: Path) -> Tensor:
         raise DataError(
             f"{path}: its array is {shape} of {name}, expected (N, 3072) of u1; {again}"
         )
-    return torch.from_numpy(np.frombuffer(bytearray(pixels), dtype=np.uint8)).view(count, 3, 32, 32)
+    images = torch.from_numpy(np.frombuffer(bytearray(pixels), dtype=np.uint8))
+    return images.view(count, 3, 32, 32), _labels(path, batch, count, again)
+
+
+def _labels(path: Path, batch: dict, count: int, again: str) -> Tensor | None:
+    labels = batch.get(b"labels", batch.get("labels"))
+    if labels is None:
+        return None
+    sound = isinstance(labels, list) and len(labels) == count
+    if not sound or not all(type(label) is int and 0 <= label < CLASSES for label in labels):
+        raise DataError(
+            f"{path}: its labels are not {count} integers from 0 to {CLASSES - 1}; {again}"
+        )
+    return torch.tensor(labels, dtype=torch.int64)

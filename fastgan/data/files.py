@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .convert import Form, from_pil, header_shape
+from . import pictures, ranges
 from .errors import DataError
+from .items import spread, tell_depth
+from .pictures import Form, from_pil, header_shape
+
+log = logging.getLogger("fastgan")
 
 SUFFIXES = (
     ".png",
@@ -30,22 +39,30 @@ SUFFIXES = (
     ".pgm",
     ".pbm",
 )
+# Pictures that are left out: not every Pillow reads them, or not as pixels of 8 bits
+_OTHERS = re.compile(
+    r"\.(apng|arw|avif|cr2|dcm|dds|dib|dng|eps|exr|hdr|heic|heif|ico|j2k|jp2|jpe|jpx|jxl|nef|npy|pcx"
+    r"|pfm|pnm|psd|sgi|svg|tga|xpm)"
+)
 # Pillow's own list is longer, and some of its readers start other programs (EPS)
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
+# Files that are looked at in opening to learn how many bits their pixels use
+_PROBED = 1024
+# 8 bits of a 16-bit channel that uses no more than its lower 12
+_DARK = 16
 
 
-def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and name.lower().endswith(SUFFIXES)
+def _is_shown(name: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 class _Folder:
-    """The image files under a folder, in sorted order of their relative paths."""
+    """The files under a folder that are not hidden, by their relative paths."""
 
     def __init__(self, path: Path):
         self.path = path
-        names, seen = [], set()
+        self.names: list[str] = []
+        seen = set()
         for folder, inner, files in os.walk(path, followlinks=True, onerror=self._stop):
             # links are followed, as data sets are often assembled from them; loops must not hang
             real = os.path.realpath(folder)
@@ -53,8 +70,8 @@ class _Folder:
                 inner.clear()
                 continue
             seen.add(real)
-            names += [(Path(folder) / file).relative_to(path).as_posix() for file in files]
-        self.names = sorted(filter(_is_image, names))
+            names = ((Path(folder) / file).relative_to(path).as_posix() for file in files)
+            self.names += filter(_is_shown, names)
 
     @staticmethod
     def _stop(error: OSError) -> None:
@@ -70,14 +87,14 @@ class _Folder:
 
 
 class _Zip:
-    """The image files in a zip archive, in sorted order of their names."""
+    """The files in a zip archive that are not hidden, by their names."""
 
     def __init__(self, path: Path):
         self.path = path
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
         try:
-            self.names = sorted(filter(_is_image, self._opened().namelist()))
+            names = self._opened().namelist()
         except zipfile.BadZipFile as error:
             raise DataError(
                 f"{path}: not a zip archive, or a damaged one ({error}); fetch it again, or "
@@ -87,6 +104,7 @@ class _Zip:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror or error}); check the path and its rights"
             ) from error
+        self.names = [name for name in names if _is_shown(name) and not name.endswith("/")]
 
     def _opened(self) -> zipfile.ZipFile:
         # a forked worker shares the file position of its parent's handle, so each has its own
@@ -105,48 +123,146 @@ class _Zip:
 
 
 class ImageFiles(Dataset):
-    """A folder or zip as a Dataset of uint8 [C, H, W], all of one shape.
+    """A folder or zip as a Dataset of (uint8 [C, H, W], label), all of one shape.
 
     The headers of all files are read at once, so that mixed sizes are found before training and not
     in the middle of it; the pixels are decoded on access. With channels None the set is RGB if any
-    file has colour, else grey.
+    file has colour, else grey. Where each image lies in one of several directories, these are the
+    classes, in sorted order, and label is the number of its class (int64 []); else it is None.
     """
 
     # decoding is pure, so worker processes are safe and no random state needs care
     random = False
     fork_safe = True
     dtype = torch.uint8
+    kind = "image"
 
-    def __init__(self, path: Path, form: Form):
-        """List the files and read their headers."""
+    def __init__(
+        self,
+        path: Path,
+        form: Form,
+        value_range: tuple[float, float] | None = None,
+        skip_damaged: bool = False,
+    ):
+        """List the files and read their headers; the arguments are those of data.open."""
+        self._path = path
         self._store = _Zip(path) if path.is_file() else _Folder(path)
-        self._names = self._store.names
+        self._names = sorted(n for n in self._store.names if n.lower().endswith(SUFFIXES))
+        self._tell_skipped()
         if not self._names:
             raise DataError(
                 f"{path}: holds no images ({', '.join(SUFFIXES)}; hidden files are skipped); "
                 "check the path, or convert the images to one of these"
             )
-        self.shape = (form.channels, *(form.size or ()))
-        if form.size is None or form.channels is None:
-            self.shape = self._scan(form)
-        self._form = Form(form.size, self.shape[0])
+        deep = self._scan(form, skip_damaged)
+        self._form = self._with_span(Form(form.size, self.shape[0]), deep, value_range)
+        if skip_damaged:
+            self._keep(list(self._sound(self._names, self._decoded)))
+        self.classes, self._labels = _classes(self._names)
+        self.no_condition = None if self._labels is None else self._labels[:0]
+        folders = {PurePosixPath(name).parent for name in self._names}
+        # for the origin: what the directories were taken for
+        self.division = "of no classes"
+        if self.classes is not None:
+            shown = ", ".join(self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
+            self.division = f"of {len(self.classes)} classes by directory ({shown})"
+        elif len(folders) > 1:
+            self.division = "of no classes, as not each lies in one of several directories"
 
-    def _scan(self, form: Form) -> tuple[int, int, int]:
-        channels, first = 1, None
-        for name in self._names:
+    def _tell_skipped(self) -> None:
+        suffixes = (PurePosixPath(n).suffix.lower() for n in self._store.names)
+        skipped = Counter(s for s in suffixes if _OTHERS.fullmatch(s))
+        if skipped:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
+            log.warning(
+                f"{self._path}: {sum(skipped.values())} files are left out, as their format is not "
+                f"read here ({kinds}); convert them to PNG or JPEG to have them"
+            )
+
+    def _keep(self, kept: list[str]) -> None:
+        """Go on with the sound files only, and say how many are not."""
+        lost = len(self._names) - len(kept)
+        if lost:
+            log.warning(
+                f"{self._path}: {lost} of {len(self._names)} images are damaged and left out "
+                f"(skip_damaged); the first: {self._first_damage}"
+            )
+        if not kept:
+            raise DataError(f"{self._path}: all of its images are damaged: {self._first_damage}")
+        self._names = kept
+
+    def _sound(self, names: list[str], read: Any) -> Iterator[str]:
+        """The names that `read` does not fail on."""
+        self._first_damage = ""
+        for name in names:
+            try:
+                read(name)
+            except DataError as error:
+                self._first_damage = self._first_damage or str(error)
+            else:
+                yield name
+
+    def _scan(self, form: Form, skip_damaged: bool) -> list[str]:
+        """Settle the shape from all headers; the names of files of 16 bits a channel."""
+        seen: dict[str, tuple[int, int, int]] = {}
+        deep: list[str] = []
+
+        def look(name: str) -> None:
             with self._image(name) as image:
-                shape = header_shape(image)
-            channels = max(channels, shape[0])
-            first = first or (name, shape[1:])
-            if form.size is None and shape[1:] != first[1]:
-                sizes = [
-                    f"{self._store.where(n)} is {h}x{w}" for n, (h, w) in (first, (name, shape[1:]))
-                ]
-                raise DataError(
-                    f"images of mixed size (height x width): {', '.join(sizes)}; "
-                    "pass image_size=... to bring all to one size"
-                )
-        return (form.channels or channels, *(form.size or first[1]))
+                if pictures.is_deep(image) or pictures.loses_low_bytes(image):
+                    deep.append(name)
+                seen[name] = header_shape(image)
+
+        if skip_damaged:
+            self._keep(list(self._sound(self._names, look)))
+        else:
+            # with the form known, a million headers need not be read
+            known = form.size is not None and form.channels is not None
+            for i in spread(len(self._names), _PROBED if known else len(self._names)):
+                look(self._names[i])
+        first = self._names[0]
+        odd = next((n for n in seen if seen[n][1:] != seen[first][1:]), None)
+        if form.size is None and odd is not None:
+            sizes = [
+                f"{self._store.where(n)} is {h}x{w}" for n in (first, odd) for _, h, w in (seen[n],)
+            ]
+            raise DataError(
+                f"images of mixed size (height x width): {', '.join(sizes)}; "
+                "pass image_size=... to bring all to one size"
+            )
+        channels = form.channels or max(shape[0] for shape in seen.values())
+        self.shape = (channels, *(form.size or seen[first][1:]))
+        self._all_deep = len(deep) == len(seen)
+        return deep
+
+    def _with_span(
+        self, form: Form, deep: list[str], value_range: tuple[float, float] | None
+    ) -> Form:
+        """The form with what pixels of more than 8 bits span: as given, or by what they hold."""
+        if value_range is not None:
+            if not self._all_deep:
+                ranges.check_bytes_range(value_range, str(self._path))
+            return replace(form, span=value_range)
+        if not deep:
+            return form
+        most = dark = 0
+        for i in spread(len(deep), _PROBED):
+            with self._image(deep[i]) as image:
+                if not pictures.is_deep(image):
+                    dark = max(dark, *(high for _, high in image.convert("RGB").getextrema()))
+                elif image.mode.startswith("I;16"):
+                    most = max(most, int(np.asarray(image).max()))
+        if dark and dark < _DARK:
+            log.warning(
+                f"{self._path}: colour images of 16 bits a channel that use the lower 12 at most; "
+                "of these only the upper 8 are read, so they are nearly black: convert them to 8 "
+                "bits"
+            )
+        if not most:
+            return form
+        span = pictures.span_of_bits(most)
+        tell_depth(str(self._path), span)
+        return replace(form, span=span)
 
     @contextmanager
     def _image(self, name: str) -> Iterator[Any]:
@@ -167,19 +283,36 @@ class ImageFiles(Dataset):
             )
             raise DataError(
                 f"{self._store.where(name)}: cannot be decoded ({why}); replace the file or "
-                "remove it"
+                "remove it, or pass skip_damaged=True"
             ) from error
 
     def __len__(self) -> int:
         """Number of image files."""
         return len(self._names)
 
-    def __getitem__(self, index: int) -> Tensor:
-        """Decode one image: uint8 [C, H, W]."""
-        with self._image(self._names[index]) as image:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Decode one image: uint8 [C, H, W]; and its label."""
+        label = None if self._labels is None else self._labels[index]
+        return self._decoded(self._names[index]), label
+
+    def _decoded(self, name: str) -> Tensor:
+        with self._image(name) as image:
             pixels = from_pil(image, self._form)
             if tuple(pixels.shape) != self.shape:
                 raise DataError(
                     f"decodes to {tuple(pixels.shape)}, its header promised {self.shape}"
                 )
         return pixels
+
+
+def _classes(names: list[str]) -> tuple[tuple[str, ...] | None, Tensor | None]:
+    """The directories that the images lie in by classes, and int64 [N], the number of each's."""
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    # an archive often holds one folder, which holds the classes
+    shared = len(os.path.commonprefix(folders))
+    if any(len(parts) == shared for parts in folders):
+        return None, None
+    own = [parts[shared] for parts in folders]
+    classes = sorted(set(own))
+    numbers = {name: i for i, name in enumerate(classes)}
+    return tuple(classes), torch.tensor([numbers[name] for name in own], dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The order of the images: a function of (seed, update), so a run continues from any update."""
+"""The order of the samples: a function of (seed, update), so a run continues from any update."""
 
 from __future__ import annotations
 
@@ -8,44 +8,54 @@ import torch
 from torch import Tensor
 
 from .. import random
+from .errors import DataError, whole
 from .stream import Key
 
 
 class Order:
-    """Batches of a data set of `count` images; each epoch is a permutation of its own."""
+    """Batches of a data set of `count` samples; each epoch is a permutation of its own."""
 
     def __init__(self, count: int):
-        """Count is the number of images, at least 1."""
+        """Count is the number of samples, at least 1."""
         self.count = count
         self._epochs: dict[str, tuple[tuple[int, int, torch.device], Tensor]] = {}
 
-    def batches_per_epoch(self, batch_size: int) -> int:
-        """ceil(count / batch_size)."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: expected an integer of at least 1")
-        return -(-self.count // batch_size)
+    def batches_per_epoch(self, batch_size: int, drop_last: bool = False) -> int:
+        """ceil(count / batch_size), or with drop_last floor(count / batch_size), at least 1."""
+        batch_size = whole(batch_size, "batch_size", 1)
+        if not drop_last:
+            return -(-self.count // batch_size)
+        if batch_size > self.count:
+            raise DataError(
+                f"drop_last with batch_size={batch_size} leaves no batch of {self.count} samples; "
+                f"make batch_size at most {self.count}, or leave drop_last out"
+            )
+        return self.count // batch_size
 
-    def indices(self, seed: int, update: int, batch_size: int, device: torch.device) -> Tensor:
-        """int64 [b]: the images of the update-th batch (counted from 0 over all epochs)."""
-        epoch, span = self._place(update, batch_size)
+    def indices(
+        self, seed: int, update: int, batch_size: int, drop_last: bool, device: torch.device
+    ) -> Tensor:
+        """int64 [b]: the samples of the update-th batch (counted from 0 over all epochs)."""
+        epoch, span = self._place(update, batch_size, drop_last)
         return self._of_epoch("order", seed, epoch, device)[span]
 
-    def keys(self, seed: int, update: int, batch_size: int, seeded: bool) -> Iterator[Key]:
-        """The batches from `update` on, without end; if seeded, with a seed for each image."""
+    def keys(
+        self, seed: int, update: int, batch_size: int, drop_last: bool, seeded: bool
+    ) -> Iterator[Key]:
+        """The batches from `update` on, without end; if seeded, with a seed for each sample."""
         cpu = torch.device("cpu")
         while True:
-            epoch, span = self._place(update, batch_size)
+            epoch, span = self._place(update, batch_size, drop_last)
             indices = self._of_epoch("order", seed, epoch, cpu)[span]
             seeds = self._of_epoch("seeds", seed, epoch, cpu)[indices].tolist() if seeded else None
             yield indices.tolist(), seeds
             update += 1
 
-    def _place(self, update: int, batch_size: int) -> tuple[int, slice]:
-        per_epoch = self.batches_per_epoch(batch_size)
-        if isinstance(update, bool) or not isinstance(update, int) or update < 0:
-            raise ValueError(f"update={update!r}: expected an integer of at least 0")
-        epoch, position = divmod(update, per_epoch)
-        return epoch, slice(position * batch_size, (position + 1) * batch_size)
+    def _place(self, update: int, batch_size: int, drop_last: bool) -> tuple[int, slice]:
+        per_epoch = self.batches_per_epoch(batch_size, drop_last)
+        epoch, position = divmod(whole(update, "update", 0), per_epoch)
+        start = position * int(batch_size)
+        return epoch, slice(start, start + int(batch_size))
 
     def _of_epoch(self, kind: str, seed: int, epoch: int, device: torch.device) -> Tensor:
         # only the current epoch is kept: the order of 60,000 images takes longer to draw than a

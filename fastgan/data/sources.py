@@ -1,4 +1,4 @@
-"""data.open: from whatever the user has to Images."""
+"""data.open: from whatever the user has to Data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import convert, named
-from .errors import DataError
+from . import batch, named, pictures, ranges, tensors
+from .data import Data
+from .errors import DataError, whole
 from .files import SUFFIXES, ImageFiles
-from .images import Images
-from .items import Items
-
-NAMES = ("digits", *named.NAMED)
+from .items import Items, reformed
+from .named import NAMES, absolute
 
 
 def open(
@@ -29,25 +29,39 @@ def open(
     split: str = "train",
     image_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    layout: str | None = None,
+    kind: str | None = None,
     value_range: tuple[float, float] | None = None,
+    augmented: bool | None = None,
+    skip_damaged: bool = False,
     download: bool = True,
     budget_bytes: int | None = None,
     workers: int | None = None,
-) -> Images:
-    """Open images for training; batches come out as float32 [b, C, H, W] in [-1, 1].
+) -> Data:
+    """Open data for training; a batch is float32 [b, *shape] and the condition of each sample.
 
     source: one of
         "digits" (5,000 MNIST digits that come with fastgan), "mnist", "fashion-mnist", "cifar10".
             Spelling and case are free ("FashionMNIST"); a folder called like a set is reached as
-            "./digits".
+            "./digits". Their labels are the condition, int64 [b].
         The path of a folder or a zip archive of images, searched recursively, in sorted order;
-            hidden files and other kinds of files are skipped.
-        A torch Dataset (or any sequence) yielding an image or (image, label, ...), each a tensor,
-            an ndarray or a PIL image. One that augments (reading an item twice differs) is read
-            anew in every epoch, its draws seeded by (seed, epoch, item), so that runs repeat.
-        A tensor or ndarray, uint8 or floating point: [N, H, W], [N, C, H, W] or [N, H, W, C] with
-            C 1 or 3. A contiguous uint8 tensor [N, C, H, W] is shared, not copied.
-        An Images, returned as it is.
+            hidden files are skipped, pictures of formats that are not read are counted in the log.
+            If each image lies in one of several directories, these are the classes, in sorted
+            order, and the condition is the number of the class, int64 [b].
+        A tensor or ndarray of N samples, uint8 or floating point. [N, features] are vectors;
+            [N, C, H, W] or [N, H, W, C] with C 1 or 3 and [N, H, W] are images, but floats with a
+            side of 1, such as [N, 1, length], are signals; all else keeps its shape. A contiguous
+            uint8 tensor [N, C, H, W] is shared, not copied.
+        A tuple (samples, condition, ...) or a dict ({"image": ..., "label": ...}) of such. The
+            sample of a dict is under "image", "x", "data" or the like, else its first tensor.
+        A torch Dataset (or any sequence but a tuple of tensors) yielding samples, tuples or dicts
+            like that; a sample is a tensor, an ndarray or a PIL image. One that augments (an item
+            is another at each reading) is read anew in every epoch, its draws seeded by (seed,
+            epoch, item), so that runs repeat.
+        A Data, returned as it is.
+        A condition keeps its values (bytes are not mapped): numbers and rows of integers become
+            int64, floats float32. One is a tensor, several a tuple or dict. What is none (a text)
+            is told in the log.
     root: for named sets, the folder with the data in torchvision's layout or with its files
         directly in it. Default: the environment's FASTGAN_DATA, else ~/.cache/fastgan/data; then
         ./data.
@@ -55,87 +69,196 @@ def open(
     image_size: side, or (height, width): crop centrally to that aspect ratio and resample with
         antialiasing. Default: as the images are; they must then all have one size.
     channels: 1 (grey) or 3 (RGB). Default: as the images are; RGB where files mix both.
-    value_range: what floating-point values span, mapped to [-1, 1]. Default: with negative values
-        they must lie in [-1, 1] and are kept; without, in [0, 1], which the log then says.
+    layout: "NCHW" or "NHWC", for tensors and arrays whose shape does not say where the channels are
+        or that have another number of them than 1 or 3. Default: the side of 1 or 3.
+    kind: "image", "vector", "signal" or "tensor": what a tensor, an array or a Dataset of these
+        holds. Default: by its shape, see above. "tensor" keeps any shape as it is.
+    value_range: what floating-point values span, mapped to [-1, 1]. Default for images: with
+        negative values they must lie in [-1, 1] and are kept; without, in [0, 1], which the log
+        then says. Default for the other kinds: values are taken as they are. For image files, what
+        16-bit pixels span; default: (0, 2**b - 1) with the least b of 8, 10, 12, 14 and 16 that
+        holds the largest of them, which the log says if it is not 16.
+    augmented: whether a Dataset gives another sample each time an item is read. Default: as up to
+        256 items tell that are read twice or more; what they told is in the log.
+    skip_damaged: leave image files out that cannot be decoded, with a count in the log, instead of
+        raising. All are decoded once to find them.
     download: whether torchvision may download a named set of which no copy was found.
     budget_bytes: how much memory files or a Dataset may take before they are read batch by batch
         instead. Default: a quarter of the memory that is free.
-    workers: processes that read ahead in that case. Default: half the processors for files, none
-        for a Dataset of yours, whose open file handles may not survive in another process.
+    workers: processes that read ahead in that case. Default: half the processors for files on
+        Linux; none elsewhere, where each needs a script with a main guard; none for a Dataset of
+        yours, whose open file handles may not survive in another process.
 
     Raises DataError (a ValueError): one line with what is wrong, where, and the way out.
     """
     given = {
-        "root": root,
+        "root": None if root is None else str(absolute(root)),
+        "split": None if split == "train" else split,
         "image_size": image_size,
         "channels": channels,
+        "layout": layout,
+        "kind": kind,
         "value_range": value_range,
+        "augmented": augmented,
+        "skip_damaged": skip_damaged or None,
     }
-    form = convert.Form.of(image_size, channels)
-    span = convert.check_range(value_range)
-    if split not in ("train", "test"):
-        raise DataError(f"split={split!r}: expected 'train' or 'test'")
-    if workers is not None and (
-        isinstance(workers, bool) or not isinstance(workers, int) or workers < 0
-    ):
-        raise DataError(
-            f"workers={workers!r}: expected an integer of at least 0, or None for the default"
-        )
+    form = pictures.Form.of(image_size, channels)
+    span = ranges.check_range(value_range)
+    tensors.one_of(layout, "layout", tensors.LAYOUTS)
+    tensors.one_of(kind, "kind", tensors.KINDS)
+    _check_words(split, augmented, skip_damaged)
+    if workers is not None:
+        workers = whole(workers, "workers", 0, ", or None for the default")
+    if budget_bytes is not None:
+        budget_bytes = _check_budget(budget_bytes)
 
-    if isinstance(source, Images):
-        if any(value is not None for value in given.values()) or split != "train":
+    if isinstance(source, Data):
+        if any(value is not None for value in given.values()):
             raise DataError(
-                "these Images are already open; pass image_size and the like where they were opened"
+                "these Data are already open; pass image_size and the like where they were opened"
             )
         return source
     name = _known_name(source) if isinstance(source, str) else None
-    if name is None or name == "digits":
-        _refuse(source, root, split)
+    _refuse(source, given, _takes(source, name))
+    plain = _plain(given, form, span)
     if name is not None:
-        convert.check_bytes_range(span, name)
-        images, origin = (
-            named.read_digits() if name == "digits" else _read_named(name, root, split, download)
+        ranges.check_bytes_range(span, name)
+        found = named.read(name, root, split, download)
+        images = tensors.arrange(found.images, name, "image", None)[0]
+        return Data(
+            name,
+            found.origin,
+            samples=pictures.reform(images, form, name),
+            condition=found.labels,
+            classes=None if found.labels is None else named.classes_of(name),
+            source=name,
+            options=plain if download else {**plain, "download": False},
         )
-        images = convert.reform(convert.as_nchw(images, name), form, name)
-        return Images(name, origin, pixels=images)
     if isinstance(source, (str, os.PathLike)):
         path = _existing(source)
-        convert.check_bytes_range(span, str(path))
-        files = ImageFiles(path, form)
-        label = path.resolve().stem if path.is_file() else path.resolve().name
-        images = Images(
-            label, f"{len(files)} image files in {path}", dataset=files, workers=workers
+        files = ImageFiles(path, form, span, skip_damaged)
+        opened = Data(
+            path.resolve().stem if path.is_file() else path.resolve().name,
+            f"{len(files)} image files in {path}, {files.division}",
+            dataset=files,
+            classes=files.classes,
+            workers=workers,
+            source=str(path),
+            options=plain,
         )
-        return images.placed(images.device, budget_bytes)
-    if isinstance(source, (Tensor, np.ndarray)):
-        return _from_array(source, form, span)
+        return opened.placed(opened.device, budget_bytes)
+    if _is_tensors(source):
+        return _from_tensors(source, form, span, kind, layout)
+    _check_sequence(source)
+    items = Items(source, form, span, kind, layout, augmented)
+    opened = Data(
+        items.name,
+        f"a data set of type {items.name}, {items.conclusion}",
+        dataset=items,
+        classes=items.classes if items.no_condition is not None else None,
+        kind=items.kind,
+        workers=workers,
+    )
+    return opened.placed(opened.device, budget_bytes)
+
+
+def _check_words(split: Any, augmented: Any, skip_damaged: Any) -> None:
+    if split not in ("train", "test"):
+        raise DataError(f"split={split!r}: expected 'train' or 'test'")
+    if augmented not in (None, True, False):
+        raise DataError(f"augmented={augmented!r}: expected True, False or None (find out)")
+    if skip_damaged not in (True, False):
+        raise DataError(f"skip_damaged={skip_damaged!r}: expected True or False")
+
+
+def _check_budget(budget_bytes: Any) -> int:
+    # 2e9 is how one writes it
+    if isinstance(budget_bytes, (float, np.floating)) and float(budget_bytes).is_integer():
+        budget_bytes = int(budget_bytes)
+    return whole(budget_bytes, "budget_bytes", 0, ", or None for the default")
+
+
+def _plain(given: dict[str, Any], form: pictures.Form, span: Any) -> dict[str, Any]:
+    """The arguments that were given, in values that a file can hold."""
+    plain = {key: value for key, value in given.items() if value is not None}
+    if form.size is not None:
+        plain["image_size"] = list(form.size) if form.size[0] != form.size[1] else form.size[0]
+    if form.channels is not None:
+        plain["channels"] = form.channels
+    if span is not None:
+        plain["value_range"] = list(span)
+    return plain
+
+
+def _is_tensors(source: Any) -> bool:
+    """Whether this holds all samples at once: a tensor, or a tuple or dict that has one."""
+    if isinstance(source, tuple):
+        return len(source) > 1 and tensors.is_array(source[0])
+    return tensors.is_array(source) or type(source) is dict
+
+
+def _from_tensors(
+    source: Any, form: pictures.Form, span: Any, kind: str | None, layout: str | None
+) -> Data:
+    what, value, parts = "array", source, []
+    if isinstance(source, dict):
+        key = batch.sample_key(source, "source", tensors.is_array)
+        batch.tell_key("source", key)
+        value, parts = source[key], [(str(k), v) for k, v in source.items() if k != key]
+        what = f"array {key!r}"
+    elif isinstance(source, tuple):
+        value, parts = source[0], list(enumerate(source))[1:]
+    if isinstance(value, Tensor):
+        what = what.replace("array", "tensor")
+    samples, kind = tensors.arrange(tensors.as_tensor(value, what), what, kind, layout)
+    taken, left = batch.flatten(parts)
+    for path, part in taken.items():
+        if part.ndim == 0 or len(part) != len(samples):
+            raise DataError(
+                f"source: {len(samples)} samples, but {'.'.join(map(str, path))!r} has shape "
+                f"{tuple(part.shape)}; a condition has one entry a sample (a list of samples, "
+                "not a tuple, is read one by one)"
+            )
+    batch.tell_left(f"a {what}", left)
+    if samples.dtype == torch.uint8:
+        ranges.check_bytes_range(span, what)
+    else:
+        if span is None and kind == "image":
+            span = ranges.guess_range(*ranges.extremes(samples, what), what)
+        samples = ranges.as_floats(samples, span, what)
+    samples = reformed(samples, kind, form, what)
+    condition = batch.nest({p: batch.settle(t, 2).to(samples.device) for p, t in taken.items()})
+    return Data(
+        "tensor" if isinstance(value, Tensor) else "array",
+        f"a {what} of {len(samples)} samples, given by the caller, taken for {kind}s of shape "
+        f"{tuple(samples.shape[1:])}",
+        samples=samples,
+        condition=condition,
+        kind=kind,
+    )
+
+
+def _check_sequence(source: Any) -> None:
+    if isinstance(source, torch.utils.data.DataLoader):
+        raise DataError(
+            "source: a DataLoader; the batches are drawn here, so pass its data set, "
+            f"loader.dataset, and batch_size={source.batch_size}"
+        )
+    if isinstance(source, type):
+        raise DataError(
+            f"source: the class {source.__name__} itself; pass one of its objects, such as "
+            f"{source.__name__}(...)"
+        )
+    if isinstance(source, (bytes, Mapping)):
+        raise DataError(
+            f"source: got {type(source).__name__}; pass its samples as a tensor, a dict of tensors "
+            "or a Dataset"
+        )
     if isinstance(source, torch.utils.data.IterableDataset) or not hasattr(source, "__getitem__"):
         raise DataError(
             f"source: {type(source).__name__} cannot be read by number; pass a map-style Dataset "
-            f"(with __len__ and __getitem__), a tensor, a path, or one of {_names()}"
+            f"(with __len__ and __getitem__), a tensor, a path, or one of {', '.join(NAMES)}"
         )
-    if isinstance(source, (dict, bytes)):
-        raise DataError(
-            f"source: got {type(source).__name__}; pass its images as a tensor or a Dataset"
-        )
-    items = Items(source, form, span)
-    images = Images(items.name, f"a data set of type {items.name}", dataset=items, workers=workers)
-    return images.placed(images.device, budget_bytes)
-
-
-def _from_array(source: Any, form: convert.Form, span: tuple[float, float] | None) -> Images:
-    kind = "tensor" if isinstance(source, Tensor) else "array"
-    images = convert.as_nchw(convert.as_tensor(source, kind), kind)
-    if images.dtype == torch.uint8:
-        convert.check_bytes_range(span, kind)
-    else:
-        images = convert.to_signed(images, span or convert.guess_range(images, kind), kind)
-    images = convert.reform(images, form, kind)
-    return Images(kind, f"a {kind} of {len(images)} images given by the caller", pixels=images)
-
-
-def _read_named(name: str, root: Any, split: str, download: bool) -> tuple[Tensor, str]:
-    return named.read(named.NAMED[name], root, split, download)
 
 
 def _key(name: str) -> str:
@@ -148,26 +271,41 @@ def _known_name(source: str) -> str | None:
     return next((name for name in NAMES if _key(name) == _key(source)), None)
 
 
-def _names() -> str:
-    return ", ".join(NAMES)
+_PICTURES = ("image_size", "channels", "value_range")
 
 
-def _refuse(source: Any, root: Any, split: str) -> None:
+def _takes(source: Any, name: str | None) -> tuple[str, ...]:
+    """The options that mean something for a source."""
+    if name is not None:
+        return (*_PICTURES, *(() if name == "digits" else ("root", "split")))
+    if isinstance(source, (str, os.PathLike)):
+        return (*_PICTURES, "skip_damaged")
+    if _is_tensors(source):
+        return (*_PICTURES, "layout", "kind")
+    return (*_PICTURES, "layout", "kind", "augmented")
+
+
+_MEANING = {
+    "root": f"is not looked up in a root; leave it out, or use one of {', '.join(NAMES)}",
+    "split": "has no such division; leave it out, or open the part you want",
+    "layout": "is known to be of images; leave it out",
+    "kind": "is known to be of images; leave it out",
+    "augmented": "is the same at each reading; leave it out, or pass a Dataset that augments",
+    "skip_damaged": "is no folder of image files; leave it out",
+}
+
+
+def _refuse(source: Any, given: dict[str, Any], takes: tuple[str, ...]) -> None:
     """Options that mean nothing for this source are an error: ignoring them would mislead."""
     what = repr(source) if isinstance(source, (str, os.PathLike)) else f"a {type(source).__name__}"
-    if root is not None:
-        raise DataError(
-            f"root={str(root)!r}: {what} is not looked up in a root; leave it out, or use one of "
-            f"{_names()}"
-        )
-    if split != "train":
-        raise DataError(
-            f"split={split!r}: {what} has no such division; leave it out, or open the part you want"
-        )
+    harmless = {"kind": "image", "augmented": False}
+    for option, value in given.items():
+        if value is not None and option not in takes and value != harmless.get(option):
+            raise DataError(f"{option}={value!r}: {what} {_MEANING[option]}")
 
 
 def _existing(source: str | os.PathLike) -> Path:
-    path = Path(source).expanduser()
+    path = absolute(source)
     if path.is_dir():
         return path
     if path.is_file():
@@ -183,11 +321,12 @@ def _existing(source: str | os.PathLike) -> Path:
     if os.sep in text or path.suffix:
         raise DataError(
             f"{path}: no such file or folder; check the path (from {Path.cwd()}), or use one of "
-            f"{_names()}"
+            f"{', '.join(NAMES)}"
         )
     close = difflib.get_close_matches(_key(text), [_key(name) for name in NAMES], n=2, cutoff=0.5)
     near = [name for name in NAMES if _key(name) in close]
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise DataError(
-        f"{text!r}: no data set of this name and no such path; {hint}valid names: {_names()}"
+        f"{text!r}: no data set of this name and no such path; {hint}valid names: "
+        f"{', '.join(NAMES)}"
     )

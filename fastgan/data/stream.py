@@ -1,9 +1,10 @@
-"""Batches of a data set that does not fit in memory, read ahead by worker processes."""
+"""Batches of a data set that is not held in memory, read ahead by worker processes."""
 
 from __future__ import annotations
 
 import atexit
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .batch import map_condition
 from .errors import DataError
 from .items import generators_kept, seed_generators
 
@@ -32,21 +34,26 @@ class _Fetch(Dataset):
     def __init__(self, items: Any):
         self._items = items
 
-    def __getitem__(self, key: Key) -> Tensor | str:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Any] | str:
         indices, seeds = key
         try:
             if seeds is None:
-                return torch.stack([self._items[i] for i in indices])
-            images = []
+                return _together([self._items[i] for i in indices])
+            read = []
             with generators_kept():
                 for index, seed in zip(indices, seeds, strict=True):
                     seed_generators(seed)
-                    images.append(self._items[index])
-            return torch.stack(images)
+                    read.append(self._items[index])
+            return _together(read)
         except DataError as error:
             # raised here, it would reach the user inside a worker's traceback; as text it crosses
             # unharmed
             return str(error)
+
+
+def _together(read: list[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
+    samples, conditions = zip(*read, strict=True)
+    return torch.stack(samples), map_condition(lambda *parts: torch.stack(parts), *conditions)
 
 
 def _as_is(batch: Any) -> Any:
@@ -67,7 +74,7 @@ def _outlive_signals(_: int) -> None:
 # At exit, multiprocessing terminates workers that still run and waits for them. Exit handlers run
 # in the reverse of their order, so this one, registered after that of multiprocessing (which torch
 # imports), lets the loaders end their workers before
-_streams: weakref.WeakSet[Iterator[Tensor]] = weakref.WeakSet()
+_streams: weakref.WeakSet[Iterator[tuple[Tensor, Any]]] = weakref.WeakSet()
 
 
 @atexit.register
@@ -76,9 +83,21 @@ def _close_all() -> None:
         open_stream.close()
 
 
+def start_method() -> str:
+    """How worker processes start here: "fork" on Linux, else "spawn".
+
+    A spawned one imports the user's script again, which ends in an error unless the script has a
+    `if __name__ == "__main__":` around its work, and needs data sets that can be pickled.
+    """
+    return "fork" if sys.platform == "linux" else "spawn"
+
+
 def workers_for(items: Any, batch_bytes: int) -> int:
-    """Worker processes by default: half the processors, at most 8, as /dev/shm has room."""
-    if not items.fork_safe:
+    """Worker processes by default: half the processors, at most 8, as /dev/shm has room.
+
+    None for a Dataset of the user's, and none where they would be spawned.
+    """
+    if not items.fork_safe or start_method() != "fork":
         return 0
     count = max(1, min(8, (os.cpu_count() or 1) // 2))
     try:
@@ -89,21 +108,25 @@ def workers_for(items: Any, batch_bytes: int) -> int:
     return min(count, room // max(1, (_PREFETCH + 1) * batch_bytes))
 
 
-def read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[Tensor]:
-    """The batches [b, C, H, W] for keys, in their order; DataError if an image cannot be read."""
+def read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[tuple[Tensor, Any]]:
+    """The batches for keys, in their order: samples [b, *shape] and conditions.
+
+    DataError if a sample cannot be read, or if worker processes cannot be had.
+    """
     batches = _read(items, keys, workers, pin)
     _streams.add(batches)
     return batches
 
 
-def _read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[Tensor]:
+def _read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[tuple[Tensor, Any]]:
     options: dict[str, Any] = {}
     if workers > 0:
-        options = {"prefetch_factor": _PREFETCH, "worker_init_fn": _outlive_signals}
-        if sys.platform == "linux":
-            # the other start methods need a picklable data set and a __main__ guard in the user's
-            # script
-            options["multiprocessing_context"] = "fork"
+        options = {
+            "prefetch_factor": _PREFETCH,
+            "worker_init_fn": _outlive_signals,
+            # not the default of Python, which changes from version to version
+            "multiprocessing_context": start_method(),
+        }
     loader = DataLoader(
         _Fetch(items),
         batch_size=None,
@@ -115,7 +138,36 @@ def _read(items: Any, keys: Iterable[Key], workers: int, pin: bool) -> Iterator[
         generator=torch.Generator(),
         **options,
     )
-    for batch in loader:
+    batches = _started(loader, workers)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(_lost_workers(workers, error)) from error
         if isinstance(batch, str):
             raise DataError(batch)
         yield batch
+
+
+def _started(loader: DataLoader, workers: int) -> Iterator[Any]:
+    try:
+        return iter(loader)
+    except (RuntimeError, pickle.PicklingError, AttributeError, TypeError) as error:
+        if workers == 0 or start_method() == "fork":
+            raise
+        raise DataError(_lost_workers(workers, error)) from error
+
+
+def _lost_workers(workers: int, error: Exception) -> str:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    guard = ""
+    if start_method() != "fork":
+        guard = (
+            "; here they import your script anew, so put its work under "
+            "if __name__ == '__main__': and use a data set that can be pickled"
+        )
+    return f"the {workers} processes that read ahead ended ({why}){guard}, or pass workers=0"
