@@ -565,7 +565,7 @@ class Trainer:
         self.seconds, self.goal = state["seconds"], state["goal"]
         with restore.reading(file, "random"):
             self._random_states.load_state_dict(state["random"])
-        self._log.load_state_dict(state["log"], self.out)
+        self._log.load_state_dict(state["log"], file)
 
 
 class _Pace:
