@@ -1,11 +1,15 @@
 """A checkpoint is whole at every moment, says when it is damaged, and holds plain values only."""
 
+import inspect
 import os
+import signal
 import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,12 +18,37 @@ from hypothesis import strategies as st
 from fastgan.run import checkpoint
 from fastgan.run.checkpoint import CheckpointError
 
-STATE = {
-    "step": 7,
-    "weights": OrderedDict(a=torch.arange(6.0).view(2, 3), b=torch.tensor(3, dtype=torch.int64)),
-    "groups": [{"lr": 0.1, "betas": (0.5, 0.999), "params": [0, 1], "foreach": None, "on": True}],
-    "name": "digits",
-}
+GROUP = {"lr": 0.1, "betas": (0.5, 0.999), "params": [0, 1], "foreach": None, "on": True}
+
+
+def state(step=7, **fields):
+    """A small state with every field, `fields` in place of some."""
+    weights = OrderedDict(a=torch.arange(6.0).view(2, 3), b=torch.tensor(3, dtype=torch.int64))
+    optimizer = {"state": {}, "param_groups": [GROUP]}
+    return {
+        "step": step,
+        "seconds": 1.5,
+        "goal": {"epochs": None, "steps": 20, "seconds": None},
+        "config": {"seed": 3, "lr": [0.1, 0.2], "data": {"source": "digits"}},
+        "models": {"generator": {"name": "Generator"}, "discriminator": None},
+        "threads": 2,
+        "data": {"name": "digits"},
+        "generator": weights,
+        "discriminator": weights,
+        "optimizer_g": optimizer,
+        "optimizer_d": optimizer,
+        "ema": None,
+        "scalers": [],
+        "random": {"cpu": torch.Generator().get_state()},
+        "log": {"columns": ["d"], "lines": 0, "unlogged": torch.zeros(2, 1), "last": None},
+        "callbacks": {"mine": {"best": 0.5}},
+        "loss": None,
+        "versions": {"fastgan": "0.1.0", "torch": "2", "python": "3"},
+        **fields,
+    }
+
+
+STATE = state()
 
 
 def test_round_trip_with_torchs_safe_loader(tmp_path):
@@ -28,26 +57,28 @@ def test_round_trip_with_torchs_safe_loader(tmp_path):
     raw = torch.load(path, weights_only=True)
     for read in (raw, checkpoint.load(path), checkpoint.load(tmp_path)):
         assert read["format"] == checkpoint.FORMAT and read["version"] == checkpoint.VERSION
-        assert torch.equal(read["weights"]["a"], STATE["weights"]["a"])
-        assert read["weights"]["b"].dtype == torch.int64
-        assert read["groups"] == STATE["groups"] and read["name"] == "digits"
+        assert torch.equal(read["generator"]["a"], STATE["generator"]["a"])
+        assert read["generator"]["b"].dtype == torch.int64
+        assert read["optimizer_g"]["param_groups"] == [GROUP]
+        assert read["callbacks"] == STATE["callbacks"] and read["config"] == STATE["config"]
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_only_plain_values_are_taken_and_the_old_file_stays(tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, STATE)
-    with pytest.raises(CheckpointError, match=r"state\['extra'\]\[1\] is a complex;"):
-        checkpoint.save(path, {"step": 8, "extra": [1, 2j]})
+    with pytest.raises(CheckpointError, match=r"state\['callbacks'\]\['a'\]\[1\] is a complex;"):
+        checkpoint.save(path, state(8, callbacks={"a": [1, 2j]}))
     assert checkpoint.load(path)["step"] == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_a_view_does_not_drag_its_storage_along(tmp_path):
     path = tmp_path / "checkpoint.pt"
     big = torch.zeros(1 << 20)
-    checkpoint.save(path, {"step": 1, "slice": big[:10], "row": torch.ones(3, 4)[1]})
-    assert path.stat().st_size < 10_000
-    assert checkpoint.load(path)["row"].tolist() == [1, 1, 1, 1]
+    checkpoint.save(path, state(generator={"slice": big[:10], "row": torch.ones(3, 4)[1]}))
+    assert path.stat().st_size < 40_000
+    assert checkpoint.load(path)["generator"]["row"].tolist() == [1, 1, 1, 1]
 
 
 def test_missing_foreign_and_newer_files_are_told_apart(tmp_path):
@@ -62,13 +93,19 @@ def test_missing_foreign_and_newer_files_are_told_apart(tmp_path):
     torch.save({"format": checkpoint.FORMAT, "version": 99}, tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="has format 99.*upgrade fastgan"):
         checkpoint.load(tmp_path / "new.pt")
+    for version in (1, 2):
+        old = {"format": checkpoint.FORMAT, "version": version, "versions": {"fastgan": "0.0.9"}}
+        torch.save(old, tmp_path / "old.pt")
+        told = rf"old.pt has format {version}, written by fastgan 0.0.9, but .* reads format 3; con"
+        with pytest.raises(CheckpointError, match=told):
+            checkpoint.load(tmp_path / "old.pt")
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     path = tmp_path_factory.mktemp("sound") / "checkpoint.pt"
     noise = torch.randn(500, generator=torch.Generator().manual_seed(0))
-    checkpoint.save(path, {**STATE, "noise": noise})
+    checkpoint.save(path, state(ema={"noise": noise}))
     return path.read_bytes(), noise
 
 
@@ -88,13 +125,13 @@ def test_damage_is_noticed(sound, tmp_path_factory, where, bit, cut):
         assert "damaged.pt" in str(error) and "\n" not in str(error)
     else:  # a flipped bit between the records changes nothing
         assert not cut
-        assert torch.equal(read["noise"], noise) and read["step"] == 7
+        assert torch.equal(read["ema"]["noise"], noise) and read["step"] == 7
 
 
 def test_the_error_names_another_save_to_go_on_from(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for step in (100, 200):
-        checkpoint.save(path, {"step": step}, keep=2)
+        checkpoint.save(path, state(step), keep=2)
     path.unlink()
     path.write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"damaged.*try another save.*checkpoint-200\.pt"):
@@ -103,6 +140,9 @@ def test_the_error_names_another_save_to_go_on_from(tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoint-200.pt is damaged"):
         checkpoint.load(tmp_path / "checkpoint-200.pt")
     assert checkpoint.load(tmp_path / "checkpoint-100.pt")["step"] == 100
+    path.unlink()
+    (tmp_path / "checkpoint-200.pt").unlink()
+    assert checkpoint.load(tmp_path)["step"] == 100, "a run killed between the names of a save"
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -114,7 +154,7 @@ def test_keep_counts_the_saves_that_stay(tmp_path, monkeypatch, links):
         monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "checkpoint.pt"
     for step in (100, 200, 300, 300):
-        checkpoint.save(path, {"step": step}, keep=2)
+        checkpoint.save(path, state(step), keep=2)
         # Times of writing order the saves, and a file system's clock may be coarse.
         os.utime(tmp_path / f"checkpoint-{step}.pt", (step, step))
     names = sorted(p.name for p in tmp_path.iterdir())
@@ -122,38 +162,8 @@ def test_keep_counts_the_saves_that_stay(tmp_path, monkeypatch, links):
     assert [checkpoint.load(tmp_path / name)["step"] for name in names] == [200, 300, 300]
     # A run that went back to step 200 writes lower numbers than those it leaves behind.
     os.utime(tmp_path / "checkpoint-200.pt", (400, 400))
-    checkpoint.save(path, {"step": 250}, keep=2)
+    checkpoint.save(path, state(250), keep=2)
     assert [p.name for p in checkpoint.saves(path)] == ["checkpoint-200.pt", "checkpoint-250.pt"]
-
-
-def test_leftovers_of_a_killed_save_are_removed(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    for name in (".checkpoint.pt.tmp", ".checkpoint-100.pt.tmp"):
-        (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "checkpoint-best.pt").write_bytes(b"a user's own copy")
-    checkpoint.save(path, STATE, keep=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-best.pt", "checkpoint.pt"]
-
-
-def test_mismatch_names_the_first_differences():
-    own = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
-    assert checkpoint.mismatch(own, dict(own)) is None
-    saved = {"a": torch.zeros(2), "b": torch.zeros(4), "d": torch.zeros(1)}
-    told = checkpoint.mismatch(own, saved)
-    assert told == "missing in the checkpoint: c; only in the checkpoint: d; b is [3], saved [4]"
-
-
-def test_what_a_checkpoint_cannot_hold_must_be_given(tmp_path):
-    file = tmp_path / "checkpoint.pt"
-    assert checkpoint.require(file, "data", "given", "saved") == "given"
-    assert checkpoint.require(file, "data", None, "saved") == "saved"
-    with pytest.raises(CheckpointError, match=r"checkpoint.pt was trained with a loss of your own"):
-        checkpoint.require(file, "loss", None, None)
-    network = torch.nn.Linear(2, 1)
-    weights = network.state_dict()
-    checkpoint.require_fit(file, "generator", network, weights)
-    with pytest.raises(CheckpointError, match=r"generator does not fit .*missing .*: bias"):
-        checkpoint.require_fit(file, "generator", network, {"weight": weights["weight"]})
 
 
 def test_weights_alone(tmp_path):
@@ -166,74 +176,157 @@ def test_weights_alone(tmp_path):
     assert torch.equal(other.running_mean, network.running_mean) and other.running_mean.any()
 
 
-def test_write_replaces_a_file_at_once(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
+@pytest.mark.parametrize(
+    ("value", "becomes"),
+    [
+        (np.float64(0.5), 0.5),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (Path("photos") / "cats", os.path.join("photos", "cats")),
+        (signal.SIGINT, 2),
+        ({np.int64(1): (np.float16(2.0), None)}, {1: (2.0, None)}),
+        (torch.Size([2, 3]), (2, 3)),
+    ],
+    ids=str,
+)
+def test_numbers_are_taken_as_numbers_and_paths_as_text(tmp_path, value, becomes):
+    told = state(config={"value": value}, seconds=np.float64(5), step=np.int64(7))
+    checkpoint.try_state(told)
+    checkpoint.save(tmp_path / "checkpoint.pt", told)
+    read = checkpoint.load(tmp_path)
+    assert read["config"]["value"] == becomes and type(read["config"]["value"]) is type(becomes)
+    assert type(read["seconds"]) is float and type(read["step"]) is int
 
-    def fail(file):
-        file.write(b"half of the n")
-        raise RuntimeError
 
-    with pytest.raises(RuntimeError):
-        checkpoint.write(path, fail)
-    assert path.read_bytes() == b"old"
-    checkpoint.write(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new"
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"config": {"hook": print}}, r"state\['config'\]\['hook'\] is a builtin_function_or"),
+        (
+            {"callbacks": {"a": {(1, 2): 3}}},
+            r"state\['callbacks'\]\['a'\] has the key \(1, 2\), a tup",
+        ),
+        (
+            {"ema": {"w": torch.zeros(2, device="meta")}},
+            r"\['ema'\]\['w'\] is a tensor that .* meta",
+        ),
+        ({"seconds": float("nan")}, "cannot be saved: field 'seconds' is nan"),
+        ({"mine": 1}, "cannot be saved: field 'mine' is 1 .int.; expected no field of this name"),
+        ({"callbacks": {"a": np.zeros(3)}}, r"state\['callbacks'\]\['a'\] is a ndarray;"),
+    ],
+)
+def test_what_cannot_be_saved_is_known_before_the_first_step(tmp_path, fields, message):
+    for attempt in (checkpoint.try_state, lambda s: checkpoint.save(tmp_path / "c.pt", s)):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            attempt(state(**fields))
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_trying_a_state_copies_no_weights_and_writes_nothing(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.Tensor, "cpu", refuse)
+    monkeypatch.setattr(torch, "save", refuse)
+    checkpoint.try_state(STATE)
 
 
 KILLS = 50
 KILLER = """
-import os, random, signal, sys, time
+import os, random, signal, sys
 from pathlib import Path
 import torch
-from fastgan.run import checkpoint
+from fastgan.run import checkpoint, files
+from tests_state import state
 
 torch.set_num_threads(1)
 path, kills = Path(sys.argv[1]), int(sys.argv[2])
 random.seed(0)
 last = halfway = 0
 for kill in range(kills):
-    ready, write = os.pipe()
+    saved, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        # Where to stop is said in the calls of a save, not in seconds: after so many whole saves,
+        # the next one stops before one of its calls and waits to be killed.
+        whole = random.randrange(3)
+        call, left = random.choice([
+            ("write", random.randrange(60)), ("fsync", 0), ("fsync", 1), ("link", 0), ("utime", 0),
+            ("replace", 0), ("replace", 1),
+        ])
+        def counted(name, function):
+            def stopping(*a, **k):
+                global left
+                if step > last + whole and name == call:
+                    left -= 1
+                    if left < 0:
+                        os.write(tell, b"x")
+                        signal.pause()
+                return function(*a, **k)
+            return stopping
+        class Slow:
+            def __init__(self, file): self.file = file
+            def __getattr__(self, name): return getattr(self.file, name)
+            def write(self, data): return counted("write", self.file.write)(data)
+        real_open = open
+        files.open = lambda *a: Opened(real_open(*a))
+        class Opened:
+            def __init__(self, file): self.file = file
+            def __enter__(self): return Slow(self.file.__enter__())
+            def __exit__(self, *a): return self.file.__exit__(*a)
+        for name in ("fsync", "link", "replace", "utime"):
+            setattr(os, name, counted(name, getattr(os, name)))
         step = last
-        os.write(write, b"x")
         while True:
             step += 1
-            tensors = [torch.full((100_000,), float(step)) for _ in range(12)]
-            checkpoint.save(path, {"step": step, "tensors": tensors}, keep=2)
-    os.read(ready, 1)
-    time.sleep(random.uniform(0.001, 0.06))
+            tensors = {str(i): torch.full((10_000,), float(step)) for i in range(12)}
+            checkpoint.save(path, state(step, generator=tensors), keep=2)
+    os.close(tell)
+    assert os.read(saved, 1) == b"x", "the saver ended by itself"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    os.close(ready), os.close(write)
+    os.close(saved)
     halfway += any(path.parent.glob(".*.tmp"))
-    if not path.exists():
-        assert last == 0, "the checkpoint is gone"
-        continue
-    for save in (path, *checkpoint.saves(path)):
-        state = checkpoint.load(save)
-        assert len(state["tensors"]) == 12
-        assert all((t == state["step"]).all() and len(t) == 100_000 for t in state["tensors"])
-    step = checkpoint.load(path)["step"]
-    assert step >= last, f"went back from {last} to {step}"
-    last = step
+    random.seed(kill + 1)
+    found = [*([path] if path.exists() else []), *checkpoint.saves(path)]
+    assert found or last == 0, "the checkpoint is gone"
+    for save in found:
+        read = checkpoint.load(save)
+        assert len(read["generator"]) == 12
+        for t in read["generator"].values():
+            assert (t == read["step"]).all() and len(t) == 10_000
+    if path.exists():
+        step = checkpoint.load(path)["step"]
+        assert step >= last, f"went back from {last} to {step}"
+        last = step
 print(last, halfway)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fifty_kills_in_the_middle_of_saving_lose_nothing(tmp_path):
-    path = tmp_path / "checkpoint.pt"
+    run = tmp_path / "run"
+    run.mkdir()
+    path = run / "checkpoint.pt"
+    (tmp_path / "tests_state.py").write_text(
+        "import torch\nfrom collections import OrderedDict\n"
+        f"GROUP = {GROUP!r}\n{inspect.getsource(state)}"
+    )
     result = subprocess.run(
-        [sys.executable, "-c", KILLER, str(path), str(KILLS)], capture_output=True, text=True
+        [sys.executable, "-c", KILLER, str(path), str(KILLS)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
     last, halfway = map(int, result.stdout.split())
     assert last > 10, "the saver did save"
-    assert halfway > 10, "many of the kills hit a save under way"
-    checkpoint.save(path, {"step": last + 1}, keep=2)
-    assert not list(tmp_path.glob(".*"))
+    assert halfway > 20, "many of the kills hit a save under way"
+    checkpoint.save(path, state(last + 1), keep=2)
+    assert not list(run.glob(".*"))
 
 
 def test_every_record_carries_a_checksum(sound, tmp_path):

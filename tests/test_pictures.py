@@ -13,7 +13,7 @@ from fastgan.run import pictures
 
 
 def test_grids(tmp_path):
-    for channels, mode in ((1, "L"), (3, "RGB"), (2, "L")):
+    for channels, mode in ((1, "L"), (3, "RGB")):
         images = torch.full((5, channels, 28, 28), -1.0)
         images[3] = 1.0
         pictures.grid(images, tmp_path / "grid.png")
@@ -21,10 +21,44 @@ def test_grids(tmp_path):
         assert picture.mode == mode and picture.size == (3 * 58 + 2, 2 * 58 + 2)
         white = (255,) * 3 if mode == "RGB" else 255
         assert picture.getpixel((20, 80)) == white and picture.getpixel((80, 80)) != white
-    with pytest.raises(ValueError, match="expected .n, C, H, W."):
-        pictures.grid(torch.zeros(3, 3), tmp_path / "grid.png")
     with pytest.raises(ValueError, match="columns is 0; expected at least 1"):
         pictures.grid(torch.zeros(3, 1, 4, 4), tmp_path / "grid.png", columns=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "drawn"),
+    [
+        ((1, 8, 8), True), ((3, 8, 4), True), ((2, 8, 8), False), ((4, 8, 8), False),
+        ((12,), False), ((1, 12), False), ((3, 4, 4, 4), False), ((), False), ((3, 0, 4), False),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_not_drawn(tmp_path, shape, drawn):
+    assert pictures.drawable(shape) == drawn
+    if drawn:
+        pictures.grid(torch.zeros(2, *shape), tmp_path / "grid.png")
+    else:
+        with pytest.raises(ValueError, match=r"expected \[n, 1, H, W\] .grey. or \[n, 3, H, W\]"):
+            pictures.grid(torch.zeros(2, *shape), tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").exists() == drawn
+
+
+def test_any_statistics_are_plotted_where_they_are_numbers(tmp_path):
+    blue, orange, green = (31, 119, 180), (255, 127, 14), (44, 160, 44)
+    history = [
+        {"step": 1, "d_real_mean": 0.5, "fid": 9.0},
+        {"step": 2, "d_real_mean": 0.75, "fid": None},
+        {"step": 3, "d_real_mean": 1.0, "fid": 3.0},
+    ]
+    curves = {"d_real": "D on real", "fid": "FID", "absent": "nothing"}
+    pictures.loss_plot(history, tmp_path / "a.png", curves, "scores")
+    picture = Image.open(tmp_path / "a.png").convert("RGB")
+    plot = picture.crop((70, 33, 880, 451))
+    colours = {colour for _, colour in plot.getcolors(1 << 20)}
+    assert blue in colours and orange in colours and green not in colours
+    legend = {colour for _, colour in picture.crop((400, 0, 880, 28)).getcolors(1 << 20)}
+    assert green in legend
+    with pytest.raises(ValueError, match="curves holds 11; expected at most 10"):
+        pictures.loss_plot([], tmp_path / "b.png", {str(i): str(i) for i in range(11)})
 
 
 def test_a_plot_of_the_losses(tmp_path):

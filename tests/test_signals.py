@@ -1,6 +1,9 @@
 """Signals are noted, delivered later as they would have been, and a second one acts at once."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -9,12 +12,14 @@ from fastgan.run.signals import Signals
 
 @pytest.fixture(autouse=True)
 def handlers():
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    """Those of an ordinary program, however this one was started: under nohup SIGINT is ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    after = {n: signal.getsignal(n) for n in before}
+    after = {number: signal.getsignal(number) for number in usual}
     for number, handler in before.items():
         signal.signal(number, handler)
-    assert after == before
+    assert after == usual
 
 
 def test_ctrl_c_waits_and_then_interrupts(caplog):
@@ -59,3 +64,24 @@ def test_handlers_of_the_users_own_are_called_and_ignored_signals_stay_ignored()
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, ignored)
+
+
+PROGRAM = """
+import os, signal, sys
+from fastgan.run.signals import Signals
+assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+with Signals() as signals:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received is None, "nohup means it"
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.name == "SIGTERM"
+assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+signals.deliver("saved")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_a_program_started_with_ctrl_c_ignored_hears_sigterm_only():
+    command = ["sh", "-c", 'trap "" INT; exec "$0" -c "$1"', sys.executable, PROGRAM]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 143, result.stderr

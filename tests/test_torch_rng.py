@@ -52,3 +52,60 @@ def test_the_state_of_an_absent_device_waits_for_it():
         assert torch.equal(states.state_dict()["cuda"], from_cuda)
         assert torch.equal(states.state_dict()["cpu"], torch.get_rng_state())
     assert torch.equal(states.state_dict()["cuda"], from_cuda)
+
+
+def test_what_is_drawn_outside_moves_none_of_the_runs_draws():
+    def draws(outside):
+        torch.manual_seed(4)
+        own, drawn, foreign = torch_rng.OwnStates(9, CPU), [], []
+        with own.in_use():
+            for _ in range(3):
+                drawn.append(torch.randn(2))
+                before = own.state_dict()["cpu"]
+                if outside:
+                    with own.outside():
+                        foreign.append(torch.randn(5))
+                        assert torch.equal(own.state_dict()["cpu"], before)
+                        with own.outside():
+                            foreign.append(torch.randn(1))
+                assert torch.equal(own.state_dict()["cpu"], before)
+        return torch.cat(drawn), foreign, torch.randn(2)
+
+    torch.manual_seed(4)
+    expected = [torch.randn(5 if i % 2 == 0 else 1) for i in range(6)]
+    after = torch.randn(2)
+    own, foreign, last = draws(outside=True)
+    assert torch.equal(own, draws(outside=False)[0])
+    for drawn, right in zip(foreign, expected, strict=True):
+        assert torch.equal(drawn, right), "the program's numbers go on"
+    assert torch.equal(last, after)
+
+
+def test_an_exception_outside_and_a_run_within_a_run_keep_both_apart():
+    torch.manual_seed(4)
+    expected = torch.randn(2)
+    torch.manual_seed(4)
+    own = torch_rng.OwnStates(9, CPU)
+    with own.outside():
+        pass
+    with own.in_use():
+        first = torch.randn(2)
+        with pytest.raises(KeyError), own.outside():
+            raise KeyError
+        with own.outside(), own.in_use():
+            second = torch.randn(2)
+        with own.in_use():
+            third = torch.randn(2)
+    assert torch.equal(torch.randn(2), expected)
+    whole = torch_rng.OwnStates(9, CPU)
+    with whole.in_use():
+        for drawn in (first, second, third):
+            assert torch.equal(drawn, torch.randn(2))
+
+
+def test_a_state_that_is_none_is_refused():
+    own = torch_rng.OwnStates(9, CPU)
+    with pytest.raises(RuntimeError):
+        own.load_state_dict({"cpu": torch.zeros(7, dtype=torch.uint8)})
+    with own.in_use():
+        torch.randn(1)

@@ -68,6 +68,17 @@ _LOG = Record(
         "last": optional(sequence(number())),
     }
 )
+
+
+def _log(value: Any, where: str) -> None:
+    _LOG(value, where)
+    count, unlogged, last = len(value["columns"]), value["unlogged"], value["last"]
+    if unlogged.shape[1] != count:
+        raise schema.Wrong(f"{where}.unlogged", unlogged, f"as many columns as 'columns': {count}")
+    if last is not None and len(last) != count:
+        raise schema.Wrong(f"{where}.last", last, f"as many numbers as 'columns': {count}")
+
+
 FIELDS: dict[str, schema.Check] = {
     "step": integer(0),
     "seconds": number(0),
@@ -83,7 +94,7 @@ FIELDS: dict[str, schema.Check] = {
     "ema": optional(_STATE_DICT),
     "scalers": sequence(_SCALER, (0, 2)),
     "random": Record({"cpu": _generator_state}, {"cuda": _generator_state}),
-    "log": _LOG,
+    "log": _log,
     "callbacks": mapping(plain),
     "loss": optional(mapping(plain)),
     "versions": Record({"fastgan": text, "torch": text, "python": text}),

@@ -146,22 +146,23 @@ class RunLog:
             "last": list(self.last.values()) if seen else None,
         }
 
-    def load_state_dict(self, state: dict[str, Any], out: Path) -> None:
+    def load_state_dict(self, state: dict[str, Any], file: Path) -> None:
         """Go back to a checkpoint's state, with the lines of the run's directory up to there.
 
-        Lines that the file has lost are lost, and a warning says how many.
+        Lines that log.jsonl has lost are lost, and a warning says how many.
+
+        Args:
+            state: what `state_dict` returned, checked by `checkpoint.load`.
+            file: the checkpoint, beside which the log lies.
 
         Raises:
             CheckpointError: the log's columns are not this run's, or a line of log.jsonl is none.
         """
-        if tuple(state["columns"]) != self.columns or (
-            state["unlogged"].shape[1] != len(self.columns)
-            or state["last"] is not None
-            and len(state["last"]) != len(self.columns)
-        ):
+        out = file.parent
+        if tuple(state["columns"]) != self.columns:
             raise CheckpointError(
-                f"the checkpoint in {out} logs {', '.join(state['columns'])}, but this fastgan "
-                f"{', '.join(self.columns)}; resume it with the fastgan that wrote it"
+                f"{file}: field 'log.columns' is {', '.join(state['columns'])}, but this fastgan "
+                f"logs {', '.join(self.columns)}; resume the run with the fastgan that wrote it"
             )
         history = [
             self._parsed(out / LOG, number, line)

@@ -64,13 +64,8 @@ def restore(
             f"{file}: field 'scalers' holds {len(saved)}, but this run has {len(scalers)}"
         )
     for i, scaler in enumerate(scalers):
-        missing = scaler.state_dict().keys() - saved[i].keys() if i < len(saved) else {"all of it"}
-        if missing:
-            raise CheckpointError(
-                f"{file}: field 'scalers[{i}]' lacks {', '.join(sorted(missing))}"
-            )
-    if len(saved) != len(scalers):
-        raise CheckpointError(f"{file}: field 'scalers' is not None, but precision is not 'fp16'")
+        if missing := sorted(scaler.state_dict().keys() - saved[i].keys()):
+            raise CheckpointError(f"{file}: field 'scalers[{i}].{missing[0]}' is missing")
     for name, values in fitted.items():
         with reading(file, name):
             networks[name].load_state_dict(values)
@@ -132,6 +127,8 @@ def mismatch(own: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
             parts.append(f"{name} is {list(value.shape)}, saved {list(other.shape)}")
         elif value.dtype != other.dtype:
             parts.append(f"{name} is {_word(value.dtype)}, saved {_word(other.dtype)}")
+        elif value.layout != other.layout:
+            parts.append(f"{name} is {_word(value.layout)}, saved {_word(other.layout)}")
     return "; ".join(parts) or None
 
 
@@ -266,10 +263,11 @@ def _check_kept(where: str, kept: Mapping, parameter: Tensor, optimizer: Any) ->
 
 
 def _check_tensor(where: str, value: Any, shape: tuple[int, ...], dtypes: set) -> None:
-    if not isinstance(value, Tensor) or value.shape != shape or value.dtype not in dtypes:
+    good = isinstance(value, Tensor) and value.shape == shape and value.dtype in dtypes
+    if not good or value.layout != torch.strided:
         words = " or ".join(sorted(map(_word, dtypes)))
         raise Wrong(where, value, f"a {words} tensor {list(shape)}")
 
 
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _word(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
