@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -154,7 +154,7 @@ class Until(Callback):
     def line(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Ask it."""
         if self.function(trainer.state):
-            trainer.stop("until() said so")
+            trainer.stop("until()")
 
 
 class Console(Callback):
@@ -238,13 +238,25 @@ class Console(Callback):
             )
             return
         where = "" if trainer.out is None else f"; look at {trainer.out}"
+        how = f"stopped by {trainer.stopped}" if trainer.stopped else "done"
         self.say(
-            f"done: step {s.step}, epoch {s.epoch}, D loss {s.d_loss:.4f}, G loss {s.g_loss:.4f}, "
+            f"{how}: step {s.step}, epoch {s.epoch}, D loss {s.d_loss:.4f}, G loss {s.g_loss:.4f}, "
             f"{s.ms_per_step:.2f} ms/step{where}"
         )
 
 
-def names_of(callbacks: list[Callback]) -> list[str]:
+def of_a_run(own: Sequence[Callback], console: str) -> list[Callback]:
+    """The callbacks that are called in a run, in order: a user's own, and those of every run.
+
+    One of the user's that is a Console, Samples or Checkpoints stands in the place of ours.
+    """
+    always = (Samples(), Checkpoints())
+    ours = [one for one in always if not any(isinstance(c, type(one)) for c in own)]
+    shown = [] if any(isinstance(c, Console) for c in own) else [Console(console)]
+    return [*shown, *own, *ours]
+
+
+def names_of(callbacks: Sequence[Callback]) -> list[str]:
     """The keys of their states; a second one of a name gets a number."""
     names: list[str] = []
     for callback in callbacks:
@@ -259,7 +271,8 @@ def names_of(callbacks: list[Callback]) -> list[str]:
 
 def check(given: Any) -> tuple[Callback, ...]:
     """The user's callbacks, as a tuple; TypeError if one is none."""
-    callbacks = (given,) if isinstance(given, Callback) else tuple(given)
+    several = isinstance(given, (list, tuple))
+    callbacks = tuple(given) if several else () if given is None else (given,)
     for callback in callbacks:
         if not isinstance(callback, Callback):
             hint = "; make an instance of it" if isinstance(callback, type) else ""

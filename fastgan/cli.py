@@ -34,13 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["bench"]:
         # Before the parser sees them: every option that follows, --help too, is the benchmark's.
         return _bench(arguments[1:])
-    chosen, unknown = _parser().parse_known_args(arguments)
+    parser = _parser()
+    chosen, unknown = parser.parse_known_args(options.readable(arguments))
     chosen.began = began
     notices = _Notices()
     logger = logging.getLogger("fastgan")
     logger.addHandler(notices)
     try:
-        options.refuse_unknown(unknown)
+        options.refuse_unknown(unknown, chosen.parser)
         return chosen.command(chosen)
     except FloatingPointError as error:
         return _complain(error, 1)
@@ -72,21 +73,18 @@ def _complain(error: Exception, status: int) -> int:
 
 
 class _LossPlot(Callback):
-    """Draws loss.png at the end."""
+    """Draws loss.png at every save."""
 
     def save(self, trainer: Trainer, directory: Path) -> None:
         if trainer.history:
-            trainer.plot(directory / "loss.png")
+            trainer.plot(directory / pictures.LOSSES)
 
 
 def _train(chosen: argparse.Namespace) -> int:
     given = options.given(chosen)
+    mode = "none" if chosen.quiet else given.get("console", "auto")
     # With --json stdout belongs to the summary.
-    console = Console("none", None)
-    stream = sys.stderr if chosen.json else None
-    console.mode = "none" if chosen.quiet else given.pop("console", "auto")
-    console = Console(console.mode, stream)
-    given["console"] = "none"  # this one has its own
+    console = Console(mode, sys.stderr if chosen.json else None)
     callbacks = (console, _LossPlot())
     if chosen.resume is None:
         run = _new_run(chosen, given, callbacks, console)
@@ -99,8 +97,8 @@ def _train(chosen: argparse.Namespace) -> int:
     summary["step_seconds"] = round((summary["ms_per_step"] or 0) * (run.step - before) / 1e3, 3)
     share = summary["step_seconds"] / summary["wall_seconds"]
     console.say(f"wall time {summary['wall_seconds']:.1f} s, {share:.1%} of it in steps")
-    if run.data.drawable:
-        console.say(f"look at {run.out / 'samples.png'} and {run.out / 'loss.png'}")
+    seen = [f for f in (pictures.SAMPLES, pictures.LOSSES) if (run.out / f).exists()]
+    console.say(f"look at {' and '.join(str(run.out / f) for f in seen) or run.out}")
     if chosen.json:
         print(json.dumps(summary), flush=True)
     return 0
@@ -115,17 +113,15 @@ def _new_run(
     if chosen.name is not None:
         if "out" in given:
             raise ConfigError("--out and --name both say where the run goes; give one of them")
-        config = config.with_(out=str(Path("runs", chosen.name)))
+        config = config.with_(out=Path("runs", chosen.name))
     elif config.out is None:
         stem = Path(str(config.data)).stem or "run"
-        config = config.with_(out=str(Path("runs", stem)), if_exists="count")
+        config = config.with_(out=Path("runs", stem), if_exists="count")
     if chosen.config is None:
-        name = chosen.preset or models.MODELS[config.model].preset
-        changed = [
-            f"{k}={json.dumps(config_room.field_of(k).metadata['kind'].plain(getattr(config, k)))}"
-            for k in config_room.PRESETS[name].values
-        ]
-        console.say(f"preset {name}: {', '.join(changed)}")
+        name = chosen.preset or options.preset_of(given)
+        plain = config.to_dict()
+        shown = [f"{k}={json.dumps(plain[k])}" for k in config_room.PRESETS[name].values]
+        console.say(f"preset {name}: {', '.join(shown)}")
     return Trainer(None, None, None, config, callbacks=callbacks)
 
 
@@ -135,13 +131,10 @@ def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: t
             raise ConfigError(f"--{name} begins a new run; --resume goes on with its own settings")
     if "out" in given:
         raise ConfigError("--out begins a new run; --resume goes on in the run's own directory")
-    limits = {k: given.pop(k) for k in ("epochs", "steps", "seconds") if k in given}
-    run = Trainer.resume(
-        chosen.resume, callbacks=callbacks, data_changed=chosen.data_changed, **given
+    data = given.pop("data", None)
+    return Trainer.resume(
+        chosen.resume, data=data, callbacks=callbacks, data_changed=chosen.data_changed, **given
     )
-    if limits:
-        run.goal = {**dict.fromkeys(("epochs", "steps", "seconds")), **limits}
-    return run
 
 
 # --- sample, settings, info, bench ---------------------------------------------------------------
@@ -217,12 +210,10 @@ def _parser() -> argparse.ArgumentParser:
         "directory. Without options: the reference pair on the bundled digits, about a minute on "
         "two cores. A preset says what suits a pair; without --preset and --config it is the one "
         "of --model: "
-        + ", ".join(f"{name} for {m.preset}" for name, m in models.MODELS.items()).replace(
-            " for ", ": "
-        )
+        + ", ".join(f"{m.preset} for {name}" for name, m in models.MODELS.items())
         + ".",
     )
-    train.set_defaults(command=_train)
+    train.set_defaults(command=_train, parser=train)
     add = train.add_argument_group("this run").add_argument
     add(
         "--preset",
@@ -246,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     options.add(train)
 
     sample = commands.add_parser("sample", help="draw images from a trained generator")
-    sample.set_defaults(command=_sample)
+    sample.set_defaults(command=_sample, parser=sample)
     sample.add_argument("run", metavar="RUN", help="directory of a run, or a checkpoint in it")
     sample.add_argument("--n", type=int, default=64, help="number of images (default: 64)")
     sample.add_argument("--columns", type=int, help="images in a row (default: a square)")
@@ -257,15 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
 
     settings = commands.add_parser("settings", help="print the table of all settings, in Markdown")
-    settings.set_defaults(command=_settings)
+    settings.set_defaults(command=_settings, parser=settings)
 
     info = commands.add_parser("info", help="say what this installation has and what it lacks")
-    info.set_defaults(command=_info)
+    info.set_defaults(command=_info, parser=info)
     info.add_argument("--json", action="store_true", help="print the facts as one line of JSON")
 
     # Here for the list of commands; `main` hands the arguments on unread.
-    bench = commands.add_parser("bench", add_help=False, help="time the engines, in a checkout")
-    bench.set_defaults(command=lambda _: _bench([]))
+    commands.add_parser("bench", add_help=False, help="time the engines, in a checkout")
     return parser
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastgan import engines
+from fastgan import engines, resuming
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import ConfigError, field_of
 from fastgan.run import directory
@@ -27,7 +27,6 @@ logger = logging.getLogger("fastgan")
 
 CHUNK_SECONDS = 0.2
 """A chunk of steps should take this long, so that a signal is heard soon."""
-LIMITS = ("epochs", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Loop:
             t.new = False
             stack.enter_context(self.signals)
             stack.enter_context(t.random_states.in_use())
-            stack.enter_context(t.log.open(t.out, t.about()))
+            stack.enter_context(t.log.open(t.out, resuming.about(t)))
             error: BaseException | None = None
             try:
                 self._tell("start")
@@ -145,6 +144,8 @@ class Loop:
                 self._write_line()
             self._tell("chunk", statistics)
         t.seconds = earlier + time.perf_counter() - began
+        if self.signals.received:
+            t.stopped = self.signals.name
 
     def _write_line(self, *, whole: bool = True) -> None:
         t = self.trainer
@@ -186,7 +187,9 @@ class Loop:
         try:
             t.save()
             logger.warning(
-                "step %d was saved before the error; to continue: %s", t.step, t.how_to_continue()
+                "step %d was saved before the error; to continue: %s",
+                t.step,
+                resuming.how_to_continue(t),
             )
         except Exception as second:
             logger.warning("step %d could not be saved: %s", t.step, second)
@@ -195,7 +198,8 @@ class Loop:
         t, what = self.trainer, self.signals.name
         if t.out is None:
             return f"stopped by {what} after step {t.step}; nothing was saved (out is None)"
-        return f"stopped by {what} after step {t.step}; saved. To continue: {t.how_to_continue()}"
+        way = resuming.how_to_continue(t)
+        return f"stopped by {what} after step {t.step}; saved. To continue: {way}"
 
 
 class _Pace:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops
+from .plain import real, whole
 from .words import nearest
 
 __all__ = ["LOSSES", "PENALTIES", "SCORES", "Loss", "Penalty", "loss", "penalties"]
@@ -182,7 +182,12 @@ ALIASES = {
     "lsgan": "least-squares",
     "mse": "least-squares",
     "wgan": "wasserstein",
+    "wgan-gp": "loss='wasserstein' with penalties='wgan-gp'",
+    "gan": "non-saturating",
+    "logistic": "non-saturating",
     "rpgan": "relativistic",
+    "rgan": "relativistic",
+    "rsgan": "relativistic",
 }
 """Words that others use, for the message that names ours."""
 
@@ -204,22 +209,23 @@ def loss(name: str | Loss = "non-saturating", label_smoothing: float = 0.0) -> L
     elif isinstance(name, str) and name in LOSSES:
         chosen = LOSSES[name]
     else:
-        own = "; make an instance of it" if isinstance(name, type) else ""
+        own = "; make an instance of the class" if isinstance(name, type) else ""
         raise ValueError(
             f"loss is {name!r}; it must be one of {', '.join(LOSSES)}, or a losses.Loss"
             f"{own}{nearest(name, LOSSES, ALIASES)}"
         )
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
-    if label_smoothing == chosen.label_smoothing or label_smoothing == 0.0:
+    smoothing = real(label_smoothing)
+    if smoothing is None or not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing!r}; it must lie in [0, 1)")
+    if smoothing in (0.0, chosen.label_smoothing):
         return chosen
     if not isinstance(chosen.d_loss, _MinimaxD):
         raise ValueError(
-            f"label_smoothing is {label_smoothing}, but the loss {chosen.name!r} has no labels to "
+            f"label_smoothing is {smoothing}, but the loss {chosen.name!r} has no labels to "
             "smooth; use 'minimax' or 'non-saturating', or leave label_smoothing at 0"
         )
-    smoothed = _MinimaxD(1.0 - label_smoothing)
-    return replace(chosen, d_loss=smoothed, label_smoothing=label_smoothing)
+    smoothed = _MinimaxD(1.0 - smoothing)
+    return replace(chosen, d_loss=smoothed, label_smoothing=smoothing)
 
 
 # --- penalties -----------------------------------------------------------------------------------
@@ -261,17 +267,23 @@ class Penalty:
             raise ValueError(
                 f"penalty {self.name!r}: at is {self.at!r}; expected real, fake or between"
             )
-        weight, every = self.weight, self.every
-        if not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
+        if not callable(self.of) or isinstance(self.of, type):
             raise ValueError(
-                f"penalty {self.name!r}: weight is {weight!r}; expected a finite number above 0"
+                f"penalty {self.name!r}: of is {self.of!r}; expected a function of the gradients "
+                "[b, ...] that returns a scalar"
             )
-        if isinstance(every, bool) or not isinstance(every, numbers.Integral) or every < 1:
+        weight, every = real(self.weight), whole(self.every)
+        if weight is None or not 0 < weight < math.inf:
             raise ValueError(
-                f"penalty {self.name!r}: every is {every!r}; expected an integer of at least 1"
+                f"penalty {self.name!r}: weight is {self.weight!r}; expected a finite number above "
+                "0"
             )
-        object.__setattr__(self, "weight", float(weight))
-        object.__setattr__(self, "every", int(every))
+        if every is None or every < 1:
+            raise ValueError(
+                f"penalty {self.name!r}: every is {self.every!r}; expected an integer of at least 1"
+            )
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "every", every)
 
     def due(self, update: int) -> bool:
         """Whether D's update of this number, counted from 0, has the penalty."""
@@ -324,7 +336,13 @@ PENALTIES: dict[str, Penalty] = {
 }
 
 
-PENALTY_ALIASES = {"gp": "wgan-gp", "gradient-penalty": "wgan-gp"}
+PENALTY_ALIASES = {
+    "gp": "wgan-gp",
+    "gradient-penalty": "wgan-gp",
+    "wgangp": "wgan-gp",
+    "zero-centered": "r1",
+    "r1r2": "penalties=['r1', 'r2']",
+}
 
 
 def penalties(given: Any = None) -> tuple[Penalty, ...]:
@@ -349,15 +367,15 @@ def _read_penalty(text: Any) -> Penalty:
         "a losses.Penalty"
     )
     if not isinstance(text, str):
-        raise ValueError(f"penalties holds {text!r}; {expected}")
+        raise ValueError(f"penalties: {text!r} is none; {expected}")
     name, *rest = text.split(":")
     if name not in PENALTIES or len(rest) > 2:
         raise ValueError(
-            f"penalties holds {text!r}; {expected}{nearest(name, PENALTIES, PENALTY_ALIASES)}"
+            f"penalties: {text!r} is none; {expected}{nearest(name, PENALTIES, PENALTY_ALIASES)}"
         )
     try:
         kinds = (("weight", float), ("every", int))
         options = {k: kind(v) for (k, kind), v in zip(kinds, rest, strict=False)}
     except ValueError:
-        raise ValueError(f"penalties holds {text!r}; {expected}") from None
+        raise ValueError(f"penalties: {text!r} is none; {expected}") from None
     return replace(PENALTIES[name], **options)

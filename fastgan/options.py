@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from fastgan import config as config_room
-from fastgan.config import ConfigError
-from fastgan.config.config import HINTS, Config
+from fastgan import models
+from fastgan.config import Config, ConfigError
+from fastgan.config.config import HINTS
+from fastgan.words import nearest
 
 TITLES = {
     "networks": "networks",
@@ -18,6 +22,7 @@ TITLES = {
     "machine": "machine",
     "run": "run",
 }
+_NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -27,25 +32,25 @@ def add(parser: argparse.ArgumentParser) -> None:
         kind = f.metadata["kind"]
         if not kind.metavar:  # an object of the user's program, which no word can name
             continue
-        default = kind.plain(f.default)
-        shown = (
-            "none"
-            if default is None
-            else " ".join(map(str, default))
-            if isinstance(default, list)
-            else str(default)
-        )
-        options: dict[str, Any] = {"help": f"{f.metadata['help']} (default: {shown or 'none'})"}
-        options["help"] = options["help"].replace("%", "%%")
+        help = f"{f.metadata['help']} (default: {_shown(kind.plain(f.default))})"
+        options: dict[str, Any] = {"default": None, "help": help.replace("%", "%%")}
         if kind.flag:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = kind.metavar
             if kind.several:
                 options["nargs"] = "+"
-        groups[f.metadata["group"]].add_argument(
-            f"--{f.name.replace('_', '-')}", default=None, **options
-        )
+        groups[f.metadata["group"]].add_argument(option(f.name), **options)
+
+
+def option(name: str) -> str:
+    """What a command line calls a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """The arguments so that argparse takes a negative number for one, -1e-3 too, and no option."""
+    return [f" {word}" if _NEGATIVE.match(word) else word for word in arguments]
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,16 +58,11 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for f in fields(Config):
         value = getattr(options, f.name, None)
-        if value is None:
-            continue
-        kind = f.metadata["kind"]
-        if isinstance(value, list):
-            value = " ".join(value)
-        option = f"--{f.name.replace('_', '-')}"
         if isinstance(value, bool):
             found[f.name] = value
-        else:
-            found[f.name] = kind.take_text(option, value)
+        elif value is not None:
+            words = " ".join(value) if isinstance(value, list) else value
+            found[f.name] = f.metadata["kind"].take_text(option(f.name), words.strip())
     return found
 
 
@@ -71,26 +71,31 @@ def config_of(options: argparse.Namespace, chosen: dict[str, Any]) -> Config:
 
     Without a preset and a file, the preset is that of the model.
     """
-    from fastgan import models
-
+    base = None if options.preset is None else config_room.preset(options.preset)
     if options.config is not None:
-        base = None if options.preset is None else config_room.preset(options.preset)
         base = config_room.load(options.config, base)
-    else:
-        model = chosen.get("model", config_room.field_of("model").default)
-        base = config_room.preset(options.preset or models.MODELS[model].preset)
-    if chosen.keys() & {"epochs", "steps", "seconds"}:
-        base = base.with_(epochs=None, steps=None, seconds=None)
+    elif base is None:
+        base = config_room.preset(preset_of(chosen))
     return base.with_(**chosen)
 
 
-def refuse_unknown(unknown: list[str]) -> None:
-    """ConfigError that names the nearest right option for the first that there is not."""
-    from fastgan.words import nearest
+def preset_of(chosen: dict[str, Any]) -> str:
+    """The preset that suits the model that was chosen."""
+    return models.MODELS[chosen.get("model", config_room.field_of("model").default)].preset
 
+
+def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
+    """ConfigError that names the nearest right option for the first that there is not."""
     if unknown:
-        word = unknown[0].split("=")[0]
-        names = [f"--{f.name.replace('_', '-')}" for f in fields(Config)]
-        names += ["--resume", "--preset", "--config", "--name", "--json", "--quiet"]
-        hints = {f"--{k.replace('_', '-')}": f"--{v.replace('_', '-')}" for k, v in HINTS.items()}
+        word = unknown[0].split("=")[0].strip()
+        if not word.startswith("-"):
+            raise ConfigError(f"{word!r} belongs to no option")
+        names = [name for action in parser._actions for name in action.option_strings]
+        hints = {option(other): option(ours) for other, ours in HINTS.items()}
         raise ConfigError(f"there is no option {word!r}{nearest(word, names, hints)}")
+
+
+def _shown(plain: Any) -> str:
+    if isinstance(plain, list):
+        return " ".join(map(str, plain)) or "none"
+    return "none" if plain is None else str(plain)

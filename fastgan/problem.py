@@ -77,7 +77,8 @@ def make_problem(
 ) -> Problem:
     """What an engine needs, from what a user says.
 
-    Moves the networks to the device and makes their optimisers.
+    Moves the networks to the device and makes their optimisers; sets torch's threads, if `threads`
+    is given.
 
     Args:
         generator: latents to samples; None for that of the setting `model`.
@@ -88,9 +89,11 @@ def make_problem(
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
-    config = config_room.settings_of(config, overrides)
+    config = config_room.settings_of(config, overrides).seeded()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    data = data.to(device)
+    data = data.to(device, config.budget_bytes)
     loss = losses.loss(config.loss, config.label_smoothing)
     if (generator is None) != (discriminator is None):
         raise ConfigError(
@@ -174,12 +177,20 @@ def open_data(data: Any, config: Config) -> tuple[data_room.Data, Config]:
         data: what `fastgan.data.open` takes, or what it returned; None for `config.data`.
         config: its settings of the data are given to `fastgan.data.open`.
     """
-    if data is None:
-        data = config.data
+    data = config.data if data is None else data
     if data is None:
         raise ConfigError("data is None; pass a name, a path, a tensor or a Dataset")
-    opened = data_room.open(data, **config.data_options())
-    return opened, config.with_(data=opened.source)
+    options = config.data_options()
+    if isinstance(data, data_room.Data):
+        for name in options.keys() - {"budget_bytes"}:
+            if config.to_dict()[name] != data.options.get(name):
+                raise ConfigError(
+                    f"{name} was given, but the data are already open; give it to fastgan.data.open"
+                )
+        opened = data
+    else:
+        opened = data_room.open(data, **options)
+    return opened, config.with_(data=opened.source, **opened.options)
 
 
 def copy_of(network: nn.Module, name: str, why: str) -> nn.Module:

@@ -1,21 +1,111 @@
-"""From a checkpoint to the parts of the run that it continues."""
+"""A run as its files hold it, and from a checkpoint back to the parts of a run."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+import fastgan
+from fastgan import callbacks as callback_room
 from fastgan import config as config_room
-from fastgan import losses, models
+from fastgan import data as data_room
+from fastgan import models, wrapped
 from fastgan.config import Config, ConfigError
+from fastgan.memory import Memory
 from fastgan.run import checkpoint, restore
 from fastgan.run.checkpoint import CheckpointError
 
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+    from fastgan.trainer import Trainer
+
 NETWORKS = ("generator", "discriminator")
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """The fields of a checkpoint."""
+    p, own = trainer.problem, trainer.own_callbacks
+    return {
+        "step": trainer.step,
+        "seconds": trainer.seconds,
+        "goal": trainer.goal,
+        "config": trainer.config.to_dict(),
+        "models": described(p),
+        "threads": torch.get_num_threads(),
+        "data": trainer.data_identity,
+        "generator": wrapped.state_dict(p.generator),
+        "discriminator": wrapped.state_dict(p.discriminator),
+        "ema": None if p.ema is None else wrapped.state_dict(p.ema),
+        "optimizer_g": p.optimizer_g.state_dict(),
+        "optimizer_d": p.optimizer_d.state_dict(),
+        "scalers": [scaler.state_dict() for scaler in p.scalers or ()],
+        "loss": trainer.memory.state_dict(),
+        "callbacks": dict(
+            zip(callback_room.names_of(own), (c.state_dict() for c in own), strict=True)
+        ),
+        "random": trainer.random_states.state_dict(),
+        "log": trainer.log.state_dict(),
+        "versions": {
+            "fastgan": fastgan.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def about(trainer: Trainer) -> dict[str, Any]:
+    """What config.json says: the settings, and what became of them."""
+    p = trainer.problem
+    return {
+        "settings": p.config.to_dict(),
+        "about": {
+            "models": described(p),
+            "data": p.data.name,
+            "origin": p.data.origin,
+            "sample_shape": list(p.data.shape),
+            "engine": trainer.explanation,
+            "precision": p.precision,
+            "device": str(p.device),
+        },
+    }
+
+
+def how_to_continue(trainer: Trainer) -> str:
+    """The command or the call that continues what a run has saved."""
+    p = trainer.problem
+    if missing := needed({"config": p.config.to_dict(), "models": described(p)}):
+        return f"Trainer.resume({str(trainer.out)!r}, {', '.join(missing)})"
+    return f"fastgan train --resume {trainer.out}"
+
+
+def described(problem: Problem) -> dict[str, Any]:
+    """Both networks as the models' registry writes them down; None for a user's own."""
+    return {name: models.describe(getattr(problem, name)) for name in NETWORKS}
+
+
+def memory_of(problem: Problem) -> Memory:
+    """What the functions of a problem remember."""
+    p = problem
+    return Memory(
+        {
+            "d_loss": p.loss.d_loss,
+            "g_loss": p.loss.g_loss,
+            "lr_schedule": p.lr_schedule,
+            **{f"penalties[{i}]": penalty.of for i, penalty in enumerate(p.penalties)},
+        }
+    )
+
+
+# --- what is read --------------------------------------------------------------------------------
 
 
 def read(path: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
@@ -28,7 +118,7 @@ def needed(state: Mapping[str, Any]) -> list[str]:
     """What a program must pass to resume, because a checkpoint cannot hold it."""
     own = [name for name in NETWORKS if state["models"][name] is None]
     data = ["data"] if state["config"]["data"] is None else []
-    return [*own, *data, *(f"{name}=..." for name in config_room.needs(state["config"]))]
+    return [*(f"{name}=..." for name in (*own, *data, *config_room.needs(state["config"])))]
 
 
 def config_of(file: Path, state: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
@@ -38,33 +128,22 @@ def config_of(file: Path, state: Mapping[str, Any], overrides: Mapping[str, Any]
         CheckpointError: a setting of the checkpoint is none, or the user's own and not passed.
         ConfigError: one that a resume may not change.
     """
-    saved = state["config"]
-    own = config_room.needs(saved)
-    for name in overrides:
-        if name in own or name not in Config.__dataclass_fields__:
-            continue
-        if not config_room.field_of(name).metadata["resume"]:
-            raise ConfigError(
-                f"{name} cannot be changed by a resume; the run keeps its own ({saved.get(name)!r})"
-            )
+    own = {n: overrides[n] for n in config_room.needs(state["config"]) if n in overrides}
     try:
-        config = Config.from_dict(
-            saved, **{name: v for name, v in overrides.items() if name in own}
-        )
+        saved = Config.from_dict(state["config"], **own)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    changed = {name: value for name, value in overrides.items() if name not in own}
-    if "threads" not in changed:
-        changed["threads"] = state["threads"]  # the same number gives the same bits
-    if changed.get("device") is None and not _present(config.device):
-        changed["device"] = None
-    return config.with_(**changed)
-
-
-def _present(device: str | None) -> bool:
-    import torch
-
-    return device is None or not device.startswith("cuda") or torch.cuda.is_available()
+    changes = {name: value for name, value in overrides.items() if name not in own}
+    config = saved.with_(**changes)
+    if differences := config.differences(saved):
+        raise ConfigError(f"{differences[0]}: a resume cannot change that")
+    # The same number of threads gives the same bits; a GPU may be missing; a run may have moved.
+    here: dict[str, Any] = {"out": str(file.parent)}
+    if "threads" not in changes:
+        here["threads"] = state["threads"]
+    if "device" not in changes and (config.device or "").startswith("cuda"):
+        here["device"] = config.device if torch.cuda.is_available() else None
+    return config.with_(**here)
 
 
 def networks_of(
@@ -84,7 +163,7 @@ def network_of(
     file: Path, state: Mapping[str, Any], name: str, given: nn.Module | None
 ) -> nn.Module:
     """One network, checked to fit the weights that were saved."""
-    described = state["models"][name]
+    described = state["models"].get(name)
     restore.require(file, name, given, described)
     try:
         network = models.rebuild(described) if given is None else given
@@ -96,34 +175,45 @@ def network_of(
     return network
 
 
-def data_of(file: Path, config: Config, data: Any) -> Any:
-    """What was given, or the name or path of the run's data."""
-    return restore.require(file, "data", data, config.data)
+def data_of(
+    file: Path, state: Mapping[str, Any], config: Config, given: Any, changed: bool
+) -> data_room.Data:
+    """The data: what was given, or what the run's name or path opens.
+
+    Raises:
+        CheckpointError: they are not what the run was trained on, and `changed` does not say that
+            the user knows.
+    """
+    source = restore.require(file, "data", given, config.data)
+    opened = source
+    if not isinstance(source, data_room.Data):
+        opened = data_room.open(source, **config.data_options())
+    if not changed and (differs := opened.differs(state["data"])):
+        raise CheckpointError(f"{file}: {differs}")
+    return opened
 
 
-def check_data(file: Path, state: Mapping[str, Any], data: Any, changed: bool) -> None:
-    """CheckpointError if the data is not what the run was trained on, unless the user knows."""
-    if changed:
-        return
-    if differs := data.differs(state["data"]):
-        raise CheckpointError(
-            f"the data is not what {file} was trained on: {differs}. Pass the original, or, if you "
-            "know, resume(..., data_changed=True) (on the command line --data-changed)"
-        )
-
-
-def _stateful(loss: losses.Loss) -> dict[str, Any]:
-    parts = {"d_loss": loss.d_loss, "g_loss": loss.g_loss}
-    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-
-
-def loss_state(loss: losses.Loss) -> dict[str, Any]:
-    """The state of a loss whose functions keep one (they have a `state_dict`)."""
-    return {name: part.state_dict() for name, part in _stateful(loss).items()}
-
-
-def load_loss_state(loss: losses.Loss, state: Mapping[str, Any]) -> None:
-    """Take it back."""
-    for name, part in _stateful(loss).items():
-        if name in state:
-            part.load_state_dict(state[name])
+def load(trainer: Trainer, file: Path, state: Mapping[str, Any]) -> None:
+    """Put a new trainer where a checkpoint was written."""
+    p, own = trainer.problem, trainer.own_callbacks
+    restore.restore(
+        file,
+        state,
+        networks={name: getattr(p, name) for name in (*NETWORKS, "ema")},
+        optimizers={"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
+        scalers=p.scalers or (),
+    )
+    for name, callback in zip(callback_room.names_of(own), own, strict=True):
+        if name in state["callbacks"]:
+            with restore.reading(file, f"callbacks.{name}"):
+                callback.load_state_dict(state["callbacks"][name])
+    with restore.reading(file, "loss"):
+        trainer.memory.load_state_dict(state["loss"] or {})
+    trainer.out, trainer.new = file.parent, False
+    trainer.engine.step = trainer.saved_step = state["step"]
+    trainer.saved = file
+    trainer.seconds = state["seconds"]
+    trainer.goal = {**dict.fromkeys(config_room.LIMITS), **state["goal"]}
+    with restore.reading(file, "random"):
+        trainer.random_states.load_state_dict(state["random"])
+    trainer.log.load_state_dict(state["log"], file)

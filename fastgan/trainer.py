@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-import fastgan
 from fastgan import callbacks as callback_room
 from fastgan import config as config_room
-from fastgan import engines, loop, models, problem, resuming, sampling, wrapped
+from fastgan import engines, loop, problem, resuming, sampling, wrapped
 from fastgan.callbacks import Callback
 from fastgan.config import Config, ConfigError, takes_settings
-from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
+from fastgan.data import Data
+from fastgan.run import checkpoint, directory, pictures, torch_rng
 from fastgan.run.log import RunLog
 from fastgan.statistics import NAMES
 
@@ -73,33 +71,34 @@ class Trainer:
         if out is not None:
             overrides["out"] = out
         config = config_room.settings_of(config, overrides)
-        self._build(generator, discriminator, data, config, callbacks)
+        opened, config = problem.open_data(data, config)
+        self._build(generator, discriminator, opened, config, callbacks)
         if config.out is not None:
             self.out = directory.prepare(config.out, config.if_exists)
 
-    def _build(self, generator, discriminator, data, config: Config, callbacks) -> None:
-        self._user_callbacks = callback_room.check(callbacks)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        opened, config = problem.open_data(data, config)
-        self.problem = problem.make_problem(generator, discriminator, opened, config)
+    def _build(
+        self,
+        generator: nn.Module | None,
+        discriminator: nn.Module | None,
+        data: Data,
+        config: Config,
+        callbacks: Callback | Sequence[Callback],
+    ) -> None:
+        self.own_callbacks = callback_room.check(callbacks)
+        self.problem = problem.make_problem(generator, discriminator, data, config)
         self._modes = wrapped.Modes(self.generator, self.discriminator)
         self.engine, self.explanation = engines.choose(self.problem, config.engine)
         logger.info(self.explanation)
         self.log = RunLog(NAMES)
         self.guard = callback_room.NonFiniteGuard()
-        self._callbacks = [
-            callback_room.Console(config.console),
-            *self._user_callbacks,
-            callback_room.Samples(),
-            callback_room.Checkpoints(),
-        ]
-        self.random_states = torch_rng.OwnStates(config.seed or 0, self.device)
+        self.callbacks = callback_room.of_a_run(self.own_callbacks, config.console)
+        self.memory = resuming.memory_of(self.problem)
+        self.random_states = torch_rng.OwnStates(self.config.seed, self.device)
         self.seconds, self.target, self.ms_per_step = 0.0, None, float("nan")
         self.logged = False
         self.saved: Path | None = None
         self.saved_step: int | None = None
-        self.goal: dict[str, float | None] = {name: getattr(config, name) for name in loop.LIMITS}
+        self.goal = self.limits
         self.stopped: str | None = None
         self.out: Path | None = None
         self.new = True
@@ -153,7 +152,7 @@ class Trainer:
         )
         own = [] if until is None else [callback_room.Until(until)]
         self._modes.restore()
-        return loop.Loop(self, [*self._callbacks, *own]).run()
+        return loop.Loop(self, [*self.callbacks, *own]).run()
 
     def stop(self, why: str) -> None:
         """End `fit` after the chunk at hand; for callbacks."""
@@ -192,7 +191,7 @@ class Trainer:
         self.guard.look_at_weights(self)
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / checkpoint.FILE
-        checkpoint.save(path, self._state_dict(), keep=self.config.keep)
+        checkpoint.save(path, resuming.state_of(self), keep=self.config.keep)
         self.saved, self.saved_step = path, self.step
         return path
 
@@ -201,7 +200,7 @@ class Trainer:
         self.save()
         self.export(self.out)
         with self.random_states.outside():
-            for callback in self._callbacks:
+            for callback in self.callbacks:
                 callback.save(self, self.out)
 
     def export(self, directory: str | os.PathLike) -> None:
@@ -215,13 +214,14 @@ class Trainer:
             ("generator", self.ema or self.generator),
             ("discriminator", self.discriminator),
         ):
-            checkpoint.save_weights(place / f"{name}.pth", wrapped.unwrapped(network))
+            checkpoint.save_weights(place / f"{name}.pth", wrapped.state_dict(network))
 
     def close(self) -> None:
         """Give back what the engine holds besides the networks."""
         self.engine.close()
 
     @classmethod
+    @takes_settings(resume=True)
     def resume(
         cls,
         path: str | os.PathLike,
@@ -249,9 +249,9 @@ class Trainer:
             data: needed if the run was not given its data by a name or path.
             callbacks: as for `Trainer`; those of the run's names get their states back.
             data_changed: go on although the data is not what the run was trained on.
-            **overrides: settings that a resume may change (device, engine, threads, epochs, steps,
-                seconds, drop_last, checkpoint_every, keep, ...), and the run's own loss, penalties,
-                optimizer or lr_schedule, if it had such.
+            **overrides: settings that a resume may change (see the signature), and the run's own
+                loss, penalties, optimizer or lr_schedule, if it had such objects. What those
+                remember (attributes that changed, a `state_dict`) is as it was.
 
         Raises:
             CheckpointError: the checkpoint is missing or damaged, something needed was not passed,
@@ -260,10 +260,13 @@ class Trainer:
         file, state = resuming.read(path)
         config = resuming.config_of(file, state, overrides)
         networks = resuming.networks_of(file, state, generator, discriminator)
+        opened = resuming.data_of(file, state, config, data, data_changed)
         trainer = cls.__new__(cls)
-        trainer._build(*networks, resuming.data_of(file, config, data), config, callbacks)
-        resuming.check_data(file, state, trainer.data, data_changed)
-        trainer._load_state_dict(file, state)
+        config = config.with_(data=opened.source, **opened.options)
+        trainer._build(*networks, opened, config, callbacks)
+        resuming.load(trainer, file, state)
+        if overrides.keys() & set(config_room.LIMITS):
+            trainer.goal = trainer.limits
         return trainer
 
     def __repr__(self) -> str:
@@ -275,10 +278,11 @@ class Trainer:
             f"{f', out {self.out}' if self.out else ''}>"
         )
 
-    def __deepcopy__(self, memo: Any) -> Trainer:
+    def __reduce__(self) -> Any:
         """TypeError: a run has one engine, one directory and one place in the random streams."""
         raise TypeError(
-            "a Trainer cannot be copied; copy its networks, or make another from trainer.config"
+            "a Trainer cannot be copied or pickled; copy its networks, or make another Trainer of its "
+            "config"
         )
 
     @property
@@ -300,88 +304,15 @@ class Trainer:
         """The epoch of the last step, counted from 1."""
         return max(1, -(-self.step // self.steps_per_epoch))
 
-    def about(self) -> dict[str, Any]:
-        """What config.json says: the settings, and what became of them."""
-        return {
-            "settings": self.config.to_dict(),
-            "about": {
-                "models": self._models(),
-                "data": self.data.name,
-                "origin": self.data.origin,
-                "sample_shape": list(self.data.shape),
-                "engine": self.explanation,
-                "precision": self.problem.precision,
-                "device": str(self.device),
-            },
-        }
-
-    def _models(self) -> dict[str, Any]:
-        networks = {"generator": self.generator, "discriminator": self.discriminator}
-        return {name: models.describe(network) for name, network in networks.items()}
-
-    def how_to_continue(self) -> str:
-        """The command or the call that continues what was saved."""
-        missing = resuming.needed(self._state_dict())
-        if missing:
-            return f"Trainer.resume({str(self.out)!r}, {', '.join(missing)})"
-        return f"fastgan train --resume {self.out}"
-
-    # --- state -----------------------------------------------------------------------------------
-
-    def _state_dict(self) -> dict[str, Any]:
-        p = self.problem
-        own = self._user_callbacks
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "goal": self.goal,
-            "config": self.config.to_dict(),
-            "models": self._models(),
-            "threads": torch.get_num_threads(),
-            "data": self._identity,
-            "generator": wrapped.state_dict(p.generator),
-            "discriminator": wrapped.state_dict(p.discriminator),
-            "ema": None if p.ema is None else wrapped.state_dict(p.ema),
-            "optimizer_g": p.optimizer_g.state_dict(),
-            "optimizer_d": p.optimizer_d.state_dict(),
-            "scalers": [scaler.state_dict() for scaler in p.scalers or ()],
-            "loss": resuming.loss_state(p.loss),
-            "callbacks": dict(
-                zip(callback_room.names_of(own), (c.state_dict() for c in own), strict=True)
-            ),
-            "random": self.random_states.state_dict(),
-            "log": self.log.state_dict(),
-            "versions": {
-                "fastgan": fastgan.__version__,
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
-        }
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """When the run ends, by its settings."""
+        return {name: getattr(self.config, name) for name in config_room.LIMITS}
 
     @cached_property
-    def _identity(self) -> dict[str, Any]:
+    def data_identity(self) -> dict[str, Any]:
+        """What tells the data from others; see `fastgan.data.Data.identity`."""
         return self.data.identity()
 
-    def _load_state_dict(self, file: Path, state: dict[str, Any]) -> None:
-        p = self.problem
-        restore.restore(
-            file,
-            state,
-            networks={name: getattr(p, name) for name in ("generator", "discriminator", "ema")},
-            optimizers={"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
-            scalers=p.scalers or (),
-        )
-        self.out, self.new = file.parent, False
-        own = self._user_callbacks
-        for name, callback in zip(callback_room.names_of(own), own, strict=True):
-            if name in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][name])
-        resuming.load_loss_state(p.loss, state["loss"])
-        self.engine.step = self.saved_step = state["step"]
-        self.saved = file
-        self.seconds, self.goal = state["seconds"], {**dict.fromkeys(loop.LIMITS), **state["goal"]}
-        self.random_states.load_state_dict(state["random"])
-        self.log.load_state_dict(state["log"], self.out)
 
-
-Trainer.__doc__ += "\n    Settings:\n" + config_room.described("out") + "\n    "
+Trainer.__doc__ += f"\n    Settings:\n{config_room.described('out')}\n    "

@@ -15,14 +15,14 @@ def nearest(word: object, names: Iterable[str], hints: Mapping[str, str] = _NONE
     Args:
         word: what was given; anything but a text has no neighbours.
         names: the right words.
-        hints: words that others use, and which of ours each is.
+        hints: words that others use, and which of ours each is, or what says the same here.
     """
     if not isinstance(word, str):
         return ""
-    key = _key(word)
+    key, names = _key(word), list(names)
     for other, ours in hints.items():
         if _key(other) == key:
-            return f"; {word!r} is {ours!r} here"
+            return f"; {word!r} is {ours!r} here" if ours in names else f"; {word!r} is {ours} here"
     by_key = {_key(name): name for name in names}
     close = difflib.get_close_matches(key, by_key, 1, 0.6)
     return f"; did you mean {by_key[close[0]]!r}?" if close else ""

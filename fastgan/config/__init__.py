@@ -1,6 +1,6 @@
 """The description of a run: `Config`, its kinds of values, its files and presets."""
 
-from fastgan.config.config import Config, field_of, settings_of
+from fastgan.config.config import LIMITS, Config, field_of, settings_of
 from fastgan.config.files import load
 from fastgan.config.forms import described, table, takes_settings
 from fastgan.config.kinds import ConfigError
@@ -8,6 +8,7 @@ from fastgan.config.objects import needs
 from fastgan.config.presets import PRESETS, preset
 
 __all__ = [
+    "LIMITS",
     "PRESETS",
     "Config",
     "ConfigError",

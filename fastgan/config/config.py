@@ -9,6 +9,8 @@ what it says, and the refusal of the engines that cannot.
 from __future__ import annotations
 
 import inspect
+import json
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
@@ -18,20 +20,45 @@ from fastgan import engines, losses, models
 from fastgan.config import kinds, objects
 from fastgan.config.kinds import ConfigError, Kind, choice, flag, integer, number, optional, pair
 from fastgan.config.objects import owned
+from fastgan.run import directory
 from fastgan.words import nearest
 
 GROUPS = ("networks", "data", "training", "length", "machine", "run")
 
 HINTS = {
-    "penalty": "penalties",
-    "critic_steps": "d_steps",
-    "n_critic": "d_steps",
-    "learning_rate": "lr",
-    "nz": "latent_dim",
-    "z_dim": "latent_dim",
-    "bs": "batch_size",
-    "output": "out",
-    "amp": "precision",
+    other: ours
+    for ours, others in {
+        "batch_size": "bs batch",
+        "betas": "beta1 b1",
+        "callbacks": "callback hooks",
+        "channels": "nc img_channels",
+        "checkpoint_every": "save_every checkpoint_interval save_interval",
+        "console": "verbose progress progress_bar",
+        "d_steps": "critic_steps n_critic d_iters disc_steps",
+        "data": "dataset dataroot data_dir",
+        "device": "cuda gpu ngpu accelerator",
+        "ema": "ema_decay average",
+        "epochs": "n_epochs num_epochs max_epochs",
+        "if_exists": "overwrite exist_ok",
+        "image_size": "img_size resolution",
+        "latent_dim": "nz z_dim zdim latent_size noise_dim",
+        "log_every": "log_interval sample_interval",
+        "loss": "criterion gan_mode objective",
+        "lr": "learning_rate lr_g lr_d g_lr d_lr",
+        "lr_schedule": "scheduler lr_scheduler",
+        "model": "arch architecture network",
+        "optimizer": "optim opt optimiser",
+        "out": "output output_dir out_dir save_dir logdir",
+        "penalties": "penalty gp gradient_penalty lambda_gp gp_weight r1_gamma",
+        "precision": "amp dtype mixed_precision",
+        "seed": "random_seed manual_seed",
+        "steps": "max_steps iterations n_iter iters",
+        "threads": "num_threads",
+        "weight_decay": "wd",
+        "width": "ngf ndf hidden hidden_dim",
+        "workers": "num_workers",
+    }.items()
+    for other in others.split()
 }
 """Names that others use for our settings."""
 
@@ -69,7 +96,14 @@ _COUNT = integer(1)
 _DECAY = number(0, 1, below=True)
 _PRECISIONS = choice(
     *("auto", "fp32", "bf16", "fp16"),
-    hints={"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"},
+    hints={
+        **{"float32": "fp32", "float": "fp32", "single": "fp32", "full": "fp32", "32": "fp32"},
+        **{"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "mixed": "auto", "amp": "auto"},
+    },
+)
+_ENGINES = choice(
+    *("auto", *engines.ORDER),
+    hints={"cuda-graph": "graph", "cudagraphs": "graph", "pytorch": "eager", "torch": "eager"},
 )
 _SIZE = kinds.sizes("a side, or (height, width), in pixels")
 _RANGE = pair(number(float("-inf")), "lowest and highest", single=False)
@@ -156,16 +190,17 @@ class Config:
     seconds: float | None = _length(None, number(0, above=True),
         "stop after this much training time")
 
-    engine: str = _machine("auto", choice("auto", *engines.ORDER), "how steps are run")
+    engine: str = _machine("auto", _ENGINES, "how steps are run")
     device: str | None = _machine(None, objects.device(), "where to train")
     threads: int | None = _machine(None, optional(_COUNT, "torch's choice"), "CPU threads")
     channels_last: bool = _machine(False, flag(),
         "keep convolutions' weights and images channels last, often faster for convolutions")
 
     out: str | None = _run(None, optional(kinds.path("a directory"), "nothing is written"),
-        "directory of the run, for log, checkpoints and pictures")
-    if_exists: str = _run("fail", choice("fail", "overwrite", "count"),
-        "what to do where out holds a run: fail, overwrite it, or count up to a free name")
+        "directory of the run, for log, checkpoints and pictures", resume=False)
+    if_exists: str = _run("fail", choice(*directory.IF_EXISTS),
+        "what to do where out holds a run: fail, overwrite it, or count up to a free name",
+        resume=False)
     log_every: int = _run(100, _COUNT, "steps from one log line to the next", resume=False)
     checkpoint_every: int | None = _run(None, optional(_COUNT, "one a minute"),
         "steps from one checkpoint to the next; there is always one at the end")
@@ -204,9 +239,18 @@ class Config:
             and getattr(self, f.name) != f.default
         }
 
+    def seeded(self) -> Config:
+        """With a seed: its own, or one that is drawn now, so that the run can be had again."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
+
     def with_(self, **changes: Any) -> Config:
-        """A copy with other values; ConfigError for names and values that are none."""
+        """A copy with other values; ConfigError for names and values that are none.
+
+        A limit (epochs, steps, seconds) stands in the place of all limits that were there before.
+        """
         _known(changes)
+        if any(changes.get(name) is not None for name in LIMITS):
+            changes = {**dict.fromkeys(LIMITS), **changes}
         return replace(self, **changes)
 
     # --- as plain values, and back ----------------------------------------------------------------
@@ -224,7 +268,7 @@ class Config:
         Args:
             values: names and plain values; what is left out is as in `base`.
             where: what messages begin with, such as a file's name.
-            base: default: `Config()`.
+            base: as for `with_`. Default: `Config()`.
             **own: the objects that stand for the values marked as the user's own.
 
         Raises:
@@ -241,20 +285,23 @@ class Config:
                         f"{name} was {found!r}, an object of your own, which a file cannot hold; "
                         f"pass {name}="
                     )
-                if isinstance(value, str):
-                    changes[name] = field_of(name).metadata["kind"].take_text(name, value)
-            return replace(base or cls(), **changes)
+                changes[name] = field_of(name).metadata["kind"].take_from_file(name, value)
+            return (base or cls()).with_(**changes)
         except ConfigError as error:
             raise ConfigError(f"{prefix}{error}") from None
 
     def differences(self, other: Config) -> list[str]:
-        """Each setting that a resume keeps and that `other` has otherwise, in words."""
+        """Each setting that no resume may change and that `other` has otherwise, in words."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [
-            f"{f.name} is {mine[f.name]!r}, saved {theirs[f.name]!r}"
+            f"{f.name} is {json.dumps(mine[f.name])}, saved {json.dumps(theirs[f.name])}"
             for f in fields(self)
             if not f.metadata["resume"] and mine[f.name] != theirs[f.name]
         ]
+
+
+LIMITS = tuple(f.name for f in fields(Config) if f.metadata["group"] == "length")
+"""The settings that say when a run ends."""
 
 
 def field_of(name: str) -> Field:

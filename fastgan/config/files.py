@@ -17,7 +17,8 @@ from fastgan.config.presets import preset
 def load(path: str | os.PathLike, base: Config | None = None) -> Config:
     """The settings of a YAML, TOML or JSON file, such as a run's config.json.
 
-    A key `preset` names a preset that the file's own values are laid over.
+    A key `preset` names a preset that the file's own values are laid over. A run's config.json is
+    taken without its `out`: that directory is the other run's.
 
     Args:
         path: the file.
@@ -57,7 +58,8 @@ def read(path: str | os.PathLike) -> Mapping[str, Any]:
         line = " ".join(str(error).split())
         raise ConfigError(f"{path}: is no file of settings ({line})") from None
     if isinstance(values, Mapping) and isinstance(values.get("settings"), Mapping):
-        values = values["settings"]  # a run's config.json
+        # A run's config.json.
+        values = {name: value for name, value in values["settings"].items() if name != "out"}
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{path}: expected names and values, one a line, such as `lr: 2e-4`")
     return values

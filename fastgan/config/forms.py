@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import inspect
-import json
+import textwrap
 from collections.abc import Callable
 from dataclasses import Field, fields
 
 from fastgan.config.config import Config
 
 
-def takes_settings(*without: str) -> Callable:
-    """Gives a function with ``**overrides`` the signature and the docstring that it truly has."""
+class _AsSaved:
+    """Stands for a default that is the run's own."""
+
+    def __repr__(self) -> str:
+        return "as saved"
+
+
+AS_SAVED = _AsSaved()
+
+
+def takes_settings(*without: str, resume: bool = False) -> Callable:
+    """Gives a function with ``**overrides`` the signature that it truly has.
+
+    Args:
+        *without: settings that it does not take; those that it takes by other parameters are known.
+        resume: only settings that a resume may change, and those that may be objects of the user's
+            program, which a resume must be given again. Each is by default as it was saved.
+    """
 
     def give(function: Callable) -> Callable:
         signature = inspect.signature(function)
         parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         taken = {p.name for p in parameters} | set(without)
-        chosen = [f for f in fields(Config) if f.name not in taken]
         parameters += [
             inspect.Parameter(
                 f.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=f.default,
+                default=AS_SAVED if resume else f.default,
                 annotation=f.metadata["kind"].annotation,
             )
-            for f in chosen
+            for f in fields(Config)
+            if f.name not in taken
+            and (not resume or f.metadata["resume"] or f.metadata["kind"].owns)
         ]
         function.__signature__ = signature.replace(parameters=parameters)
         return function
@@ -35,18 +52,23 @@ def takes_settings(*without: str) -> Callable:
 
 def described(*without: str) -> str:
     """The settings as the lines of a docstring."""
-    lines = []
-    for f in fields(Config):
-        if f.name not in without:
-            kind = f.metadata["kind"]
-            lines.append(
-                f"    {f.name}: {f.metadata['help']}; {kind.expected}. Default {_shown_default(f)}."
-            )
-    return "\n".join(lines)
+    return "\n".join(
+        textwrap.fill(
+            f"{f.name}: {f.metadata['help']}; {f.metadata['kind'].expected}. Default "
+            f"{_shown_default(f)}.",
+            width=100,
+            initial_indent=" " * 8,
+            subsequent_indent=" " * 12,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for f in fields(Config)
+        if f.name not in without
+    )
 
 
 def _shown_default(f: Field) -> str:
-    return json.dumps(f.metadata["kind"].plain(f.default))
+    return repr(f.metadata["kind"].plain(f.default))
 
 
 def table() -> str:

@@ -7,13 +7,13 @@ file) into the one value that the rest of the program sees, or refuses it in a s
 from __future__ import annotations
 
 import math
-import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastgan.plain import item, items, real, whole
 from fastgan.words import nearest
 
 
@@ -40,6 +40,8 @@ class Kind:
         names: the words, where the values are words.
         flag: a command line gives it by --name or --no-name.
         several: a command line takes several values, separated by blanks or commas.
+        hints: words that others use, and which of `names` each is.
+        owns: a value may be an object of the user's program, which no file can hold.
     """
 
     expected: str
@@ -52,6 +54,7 @@ class Kind:
     flag: bool = False
     several: bool = False
     hints: Mapping[str, str] = field(default_factory=dict)
+    owns: bool = False
 
     def take(self, name: str, value: Any) -> Any:
         """Read a value, or say in one line what is wrong with it; ConfigError."""
@@ -59,7 +62,7 @@ class Kind:
             return self.read(value)
         except Refused as refusal:
             raise ConfigError(f"{name} is {_shown(value)}; {refusal}") from None
-        except (TypeError, ValueError, OverflowError, AttributeError):
+        except (TypeError, ValueError, OverflowError, AttributeError, RuntimeError):
             near = nearest(value, self.names, self.hints) if self.names else ""
             raise ConfigError(
                 f"{name} is {_shown(value)}; expected {self.expected}{near}"
@@ -73,29 +76,34 @@ class Kind:
             value = text
         return self.take(name, value)
 
+    def take_from_file(self, name: str, value: Any) -> Any:
+        """The same of a value in a file: what the file's format took for text may be a number.
+
+        YAML 1.1 reads 1e-3 as a text, and a word such as none stands for what TOML cannot say.
+        """
+        try:
+            return self.take(name, value)
+        except ConfigError:
+            if isinstance(value, list) and any(isinstance(part, str) for part in value):
+                value = " ".join(map(str, value))
+            if not isinstance(value, str):
+                raise
+        return self.take_text(name, value)
+
 
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _item(value: Any) -> Any:
-    """A number that stands in an array or tensor of one element as such."""
-    if isinstance(value, numbers.Number) or not hasattr(value, "item"):
-        return value
-    return value.item()
-
-
 def integer(low: int, high: int | None = None) -> Kind:
     """Integers from low to high, of any library; not booleans."""
 
     def read(value: Any) -> int:
-        value = _item(value)
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError
-        if value < low or (high is not None and value > high):
+        value = whole(value)
+        if value is None or value < low or (high is not None and value > high):
             raise ValueError
-        return int(value)
+        return value
 
     upto = f"of at least {low}" if high is None else f"from {low} to {high}"
     return Kind(f"an integer {upto}", read, int, annotation="int", metavar="N")
@@ -105,18 +113,16 @@ def number(low: float, high: float = math.inf, *, above: bool = False, below: bo
     """Finite numbers from low (or above it) to high (or below it)."""
 
     def read(value: Any) -> float:
-        value = _item(value)
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError
-        value = float(value)
-        inside = (value > low if above else value >= low) and (
-            value < high if below else value <= high
-        )
-        if not (inside and math.isfinite(value)):
+        value = real(value)
+        if value is None or not math.isfinite(value):
+            raise ValueError
+        if value < low or (above and value == low) or value > high or (below and value == high):
             raise ValueError
         return value
 
-    if high == math.inf:
+    if low == -math.inf and high == math.inf:
+        expected = "a finite number"
+    elif high == math.inf:
         expected = f"a finite number {'above' if above else 'of at least'} {low:g}"
     else:
         expected = f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
@@ -127,9 +133,7 @@ def choice(*names: str, hints: Mapping[str, str] | None = None) -> Kind:
     """One of some words."""
 
     def read(value: Any) -> str:
-        if value not in names:
-            raise ValueError
-        return str(value)
+        return names[names.index(value)]
 
     return Kind(
         f"one of {', '.join(names)}",
@@ -144,7 +148,7 @@ def flag() -> Kind:
     """True or False."""
 
     def read(value: Any) -> bool:
-        value = _item(value)
+        value = item(value)
         if not isinstance(value, bool):
             raise TypeError
         return value
@@ -191,17 +195,13 @@ def optional(kind: Kind, none: str) -> Kind:
     def plain(value: Any) -> Any:
         return None if value is None else kind.plain(value)
 
-    return Kind(
-        f"{kind.expected}, or None ({none})",
-        read,
-        parse,
-        plain,
-        f"{kind.annotation} | None",
-        kind.metavar,
-        kind.names,
-        kind.flag,
-        kind.several,
-        kind.hints,
+    return replace(
+        kind,
+        expected=f"{kind.expected}, or None ({none})",
+        read=read,
+        parse=parse,
+        plain=plain,
+        annotation=f"{kind.annotation} | None",
     )
 
 
@@ -209,8 +209,8 @@ def pair(kind: Kind, of: str, *, single: bool = True) -> Kind:
     """Two values of a kind; with `single`, or one that stands for both."""
 
     def read(value: Any) -> Any:
-        value = _item(value) if not isinstance(value, (list, tuple)) else value
-        if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
+        value = items(value)
+        if isinstance(value, list):
             both = tuple(kind.read(v) for v in value)
             if len(both) == 1 and single:
                 return both[0]
@@ -245,9 +245,11 @@ def sizes(what: str) -> Kind:
     one = integer(1)
 
     def read(value: Any) -> int | tuple[int, ...]:
-        if isinstance(value, Sequence) and not isinstance(value, str) and len(value):
-            return tuple(one.read(side) for side in value)
-        return one.read(value)
+        value = items(value)
+        if not isinstance(value, list):
+            return one.read(value)
+        sides = tuple(one.read(side) for side in value)
+        return sides if len(sides) > 1 else one.read(*sides)
 
     def parse(words: str) -> Any:
         parts = [int(part) for part in words.lower().replace("x", " ").replace(",", " ").split()]

@@ -10,6 +10,7 @@ import torch
 
 from fastgan import losses, optim
 from fastgan.config.kinds import Kind, Refused
+from fastgan.words import nearest
 
 OWN = "own"
 """The key of what stands in a file for such an object."""
@@ -28,13 +29,14 @@ def loss() -> Kind:
         try:
             losses.loss(value)
         except ValueError as error:
-            raise Refused(str(error).split("; ", 1)[1]) from None
-        return value
+            raise Refused(str(error).removeprefix(f"loss is {value!r}; ")) from None
+        # One of ours is kept as its word, so that it compares equal to what a file gives back.
+        if isinstance(value, losses.Loss) and losses.LOSSES.get(value.name) == value:
+            return value.name
+        return str(value) if isinstance(value, str) else value
 
     def plain(value: Any) -> Any:
-        if isinstance(value, str):
-            return value
-        return value.name if losses.LOSSES.get(value.name) == value else own(value)
+        return value if isinstance(value, str) else own(value)
 
     return Kind(
         f"one of {', '.join(losses.LOSSES)}, or a losses.Loss",
@@ -42,7 +44,7 @@ def loss() -> Kind:
         plain=plain,
         annotation="str | Loss",
         metavar="NAME",
-        names=tuple(losses.LOSSES),
+        owns=True,
     )
 
 
@@ -53,7 +55,7 @@ def penalties() -> Kind:
         try:
             return losses.penalties(value)
         except ValueError as error:
-            raise Refused(str(error).split("; ", 1)[1]) from None
+            raise Refused(str(error).removeprefix("penalties: ")) from None
 
     def plain(value: Any) -> list:
         return [_plain_penalty(penalty) for penalty in value]
@@ -67,6 +69,7 @@ def penalties() -> Kind:
         "str | Penalty | Sequence[str | Penalty]",
         "NAME[:WEIGHT[:EVERY]]",
         several=True,
+        owns=True,
     )
 
 
@@ -79,12 +82,18 @@ def _plain_penalty(penalty: losses.Penalty) -> Any:
 
 def optimizer() -> Kind:
     """An optimiser's word, class, factory or object; or two: the generator's, the other's."""
+    expected = (
+        f"expected one of {', '.join(optim.OPTIMIZERS)}, a class of torch.optim, a function of "
+        "parameters that makes one, a made one for each network, or two of these (generator's, "
+        "discriminator's)"
+    )
 
     def read_one(value: Any) -> Any:
         if isinstance(value, str):
             if value not in optim.OPTIMIZERS:
-                raise ValueError
-            return value
+                near = nearest(value, optim.OPTIMIZERS)
+                raise Refused(f"{expected}{near}")
+            return str(value)
         if isinstance(value, torch.optim.Optimizer) or callable(value):
             return value
         raise TypeError
@@ -107,15 +116,14 @@ def optimizer() -> Kind:
         return list(map(plain_one, value)) if isinstance(value, tuple) else plain_one(value)
 
     return Kind(
-        f"one of {', '.join(optim.OPTIMIZERS)}, a class of torch.optim, a function of parameters "
-        "that makes one, a made one for each network, or two of these (generator's, "
-        "discriminator's)",
+        expected.removeprefix("expected "),
         read,
         lambda words: words.replace(",", " ").split() if " " in words or "," in words else words,
         plain,
         "str | type[Optimizer] | Callable | tuple",
         "NAME",
-        names=tuple(optim.OPTIMIZERS),
+        several=True,
+        owns=True,
     )
 
 
@@ -133,6 +141,7 @@ def schedule() -> Kind:
         plain=lambda value: None if value is None else own(value),
         annotation="Callable[[int], float] | None",
         metavar="",
+        owns=True,
     )
 
 
@@ -147,6 +156,8 @@ def device() -> Kind:
         read,
         annotation="torch.device | str | None",
         metavar="DEVICE",
+        names=("cpu", "cuda"),
+        hints={"gpu": "cuda"},
     )
 
 

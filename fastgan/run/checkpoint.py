@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgan.run import files, schema
 from fastgan.run.schema import Record, integer, mapping, number, optional, plain, sequence, text
@@ -226,11 +226,9 @@ def saves(path: Path) -> list[Path]:
     return [other for _, other in sorted(found)]
 
 
-def save_weights(path: str | os.PathLike, network: nn.Module) -> None:
+def save_weights(path: str | os.PathLike, state_dict: Mapping[str, Any]) -> None:
     """Write a network's state dict, from the CPU, for torch.load and load_state_dict."""
-    weights = network.state_dict()
-    for key, value in weights.items():
-        weights[key] = compact(value) if isinstance(value, Tensor) else value
+    weights = {k: compact(v) if isinstance(v, Tensor) else v for k, v in state_dict.items()}
     files.write(path, lambda file: torch.save(weights, file))
 
 
