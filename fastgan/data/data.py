@@ -63,7 +63,7 @@ class Data:
     workers: processes that read ahead where dataset is set; None chooses.
     source: what data.open takes to open these data again, from any working directory: the name of a
         set or an absolute path; None for what lives in this process only (a tensor, a Dataset).
-    options: the other arguments of data.open that then belong to it, in plain values.
+    options: the other arguments of data.open that decide what is read, in plain values.
     """
 
     def __init__(
@@ -240,7 +240,13 @@ class Data:
         condition = map_condition(lambda p: room(p.shape[1:], p.dtype), self._no_condition)
         starts = range(0, len(self), _CHUNK)
         keys = [(list(range(at, min(at + _CHUNK, len(self)))), None) for at in starts]
-        workers = self._workers(_CHUNK) if len(self) >= _WORTH_WORKERS else 0
+        workers = 0
+        if len(self) >= _WORTH_WORKERS:
+            workers = self._workers(_CHUNK)
+            if self.dataset.fork_safe and self._hint:
+                self._tell(
+                    "one process", f"{len(self)} samples are read in this process{self._hint}"
+                )
         chunks = stream.read(self.dataset, keys, workers, pin=False)
         for at, (chunk, part) in zip(starts, chunks, strict=True):
             end = at + len(chunk)

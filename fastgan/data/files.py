@@ -7,9 +7,8 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 
 from . import pictures, ranges
 from .errors import DataError
-from .items import spread, tell_depth
+from .items import spread
 from .pictures import Form, from_pil, header_shape
 
 log = logging.getLogger("fastgan")
@@ -154,10 +153,11 @@ class ImageFiles(Dataset):
                 f"{path}: holds no images ({', '.join(SUFFIXES)}; hidden files are skipped); "
                 "check the path, or convert the images to one of these"
             )
-        deep = self._scan(form, skip_damaged)
-        self._form = self._with_span(Form(form.size, self.shape[0]), deep, value_range)
+        self._skips = skip_damaged
+        span = self._scan(form, value_range)
+        self._form = Form(form.size, self.shape[0], span)
         if skip_damaged:
-            self._keep(list(self._sound(self._names, self._decoded)))
+            self._keep(self._sound(self._names, self._decoded))
         self.classes, self._labels = _classes(self._names)
         self.no_condition = None if self._labels is None else self._labels[:0]
         folders = {PurePosixPath(name).parent for name in self._names}
@@ -191,78 +191,92 @@ class ImageFiles(Dataset):
             raise DataError(f"{self._path}: all of its images are damaged: {self._first_damage}")
         self._names = kept
 
-    def _sound(self, names: list[str], read: Any) -> Iterator[str]:
-        """The names that `read` does not fail on."""
-        self._first_damage = ""
+    def _sound(self, names: Iterable[str], read: Callable[[str], Any]) -> list[str]:
+        """Read files; the names of the sound ones, where damaged ones are to be skipped."""
+        self._first_damage, sound = "", []
         for name in names:
             try:
                 read(name)
             except DataError as error:
+                if not self._skips:
+                    raise
                 self._first_damage = self._first_damage or str(error)
             else:
-                yield name
+                sound.append(name)
+        return sound
 
-    def _scan(self, form: Form, skip_damaged: bool) -> list[str]:
-        """Settle the shape from all headers; the names of files of 16 bits a channel."""
-        seen: dict[str, tuple[int, int, int]] = {}
+    def _scan(
+        self, form: Form, value_range: tuple[float, float] | None
+    ) -> tuple[float, float] | None:
+        """Settle the shape from the headers; what pixels of more than 8 bits span."""
+        first_of: dict[tuple[int, int, int], str] = {}
         deep: list[str] = []
+        colour: list[str] = []
 
         def look(name: str) -> None:
             with self._image(name) as image:
-                if pictures.is_deep(image) or pictures.loses_low_bytes(image):
+                if pictures.is_deep(image):
                     deep.append(name)
-                seen[name] = header_shape(image)
+                elif pictures.loses_low_bytes(image):
+                    colour.append(name)
+                first_of.setdefault(header_shape(image), name)
 
-        if skip_damaged:
-            self._keep(list(self._sound(self._names, look)))
+        if self._skips:
+            looked = self._sound(self._names, look)
+            self._keep(looked)
         else:
             # with the form known, a million headers need not be read
             known = form.size is not None and form.channels is not None
-            for i in spread(len(self._names), _PROBED if known else len(self._names)):
-                look(self._names[i])
-        first = self._names[0]
-        odd = next((n for n in seen if seen[n][1:] != seen[first][1:]), None)
+            chosen = spread(len(self._names), _PROBED if known else len(self._names))
+            looked = self._sound((self._names[i] for i in chosen), look)
+        first = next(iter(first_of))
+        odd = next((shape for shape in first_of if shape[1:] != first[1:]), None)
         if form.size is None and odd is not None:
-            sizes = [
-                f"{self._store.where(n)} is {h}x{w}" for n in (first, odd) for _, h, w in (seen[n],)
-            ]
+            sizes = [f"{self._store.where(first_of[s])} is {s[1]}x{s[2]}" for s in (first, odd)]
             raise DataError(
                 f"images of mixed size (height x width): {', '.join(sizes)}; "
                 "pass image_size=... to bring all to one size"
             )
-        channels = form.channels or max(shape[0] for shape in seen.values())
-        self.shape = (channels, *(form.size or seen[first][1:]))
-        self._all_deep = len(deep) == len(seen)
-        return deep
+        channels = form.channels or max(shape[0] for shape in first_of)
+        self.shape = (channels, *(form.size or first[1:]))
+        self._tell_dark(colour)
+        if value_range is None:
+            return self._span_of(deep)
+        if len(deep) < len(looked):
+            ranges.check_bytes_range(value_range, str(self._path))
+        return value_range
 
-    def _with_span(
-        self, form: Form, deep: list[str], value_range: tuple[float, float] | None
-    ) -> Form:
-        """The form with what pixels of more than 8 bits span: as given, or by what they hold."""
-        if value_range is not None:
-            if not self._all_deep:
-                ranges.check_bytes_range(value_range, str(self._path))
-            return replace(form, span=value_range)
-        if not deep:
-            return form
-        most = dark = 0
-        for i in spread(len(deep), _PROBED):
-            with self._image(deep[i]) as image:
-                if not pictures.is_deep(image):
-                    dark = max(dark, *(high for _, high in image.convert("RGB").getextrema()))
-                elif image.mode.startswith("I;16"):
-                    most = max(most, int(np.asarray(image).max()))
-        if dark and dark < _DARK:
+    def _span_of(self, deep: list[str]) -> tuple[float, float] | None:
+        """What files of 16 bits a pixel span, by the largest value in them; None without any."""
+        most = [0]
+
+        def measure(name: str) -> None:
+            with self._image(name) as image:
+                if image.mode.startswith("I;16"):
+                    most.append(int(np.asarray(image).max()))
+
+        self._sound((deep[i] for i in spread(len(deep), _PROBED)), measure)
+        if len(most) == 1:
+            return None
+        span = pictures.span_of_bits(max(most))
+        pictures.tell_depth(str(self._path), span)
+        return span
+
+    def _tell_dark(self, colour: list[str]) -> None:
+        """Say that files of colour with 16 bits a channel are nearly black, if they are."""
+        most = [0]
+
+        def measure(name: str) -> None:
+            with self._image(name) as image:
+                most.extend(high for _, high in image.convert("RGB").getextrema())
+
+        self._sound((colour[i] for i in spread(len(colour), _PROBED)), measure)
+        if 0 < max(most) < _DARK:
             log.warning(
                 f"{self._path}: colour images of 16 bits a channel that use the lower 12 at most; "
                 "of these only the upper 8 are read, so they are nearly black: convert them to 8 "
                 "bits"
             )
-        if not most:
-            return form
-        span = pictures.span_of_bits(most)
-        tell_depth(str(self._path), span)
-        return replace(form, span=span)
 
     @contextmanager
     def _image(self, name: str) -> Iterator[Any]:

@@ -111,7 +111,7 @@ class Items(Dataset):
             deep = [p for p in shown if pictures.is_picture(p) and pictures.is_deep(p)]
             span = pictures.span_of_bits(max(int(np.asarray(p).max()) for p in deep))
             self._form = replace(self._form, span=span)
-            tell_depth(self._what, span)
+            pictures.tell_depth(self._what, span)
 
     def _learn(self, probed: list[int], seen: list[_Glance]) -> None:
         first = seen[0]
@@ -239,16 +239,6 @@ def reformed(samples: Tensor, kind: str, form: pictures.Form, what: str) -> Tens
             f"{tuple(samples.shape[1:])}; leave them out, or pass kind='image'"
         )
     return pictures.reform(samples, form, what) if form.given else samples
-
-
-def tell_depth(what: str, span: tuple[float, float]) -> None:
-    """Say how many of their 16 bits pictures were taken to use, if not all."""
-    bits = int(span[1]).bit_length()
-    if bits < 16:
-        log.warning(
-            f"{what}: 16-bit images without a value of {bits} bits or more, so taken as {bits}-bit "
-            f"images; pass value_range=(0, 65535) or whatever they span if they are not"
-        )
 
 
 def spread(count: int, most: int) -> list[int]:

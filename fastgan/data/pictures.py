@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, whole
+
+log = logging.getLogger("fastgan")
 
 _GREY_MODES = ("1", "L", "LA", "La")
 # More than 8 bits a pixel, and how many of them are used stands nowhere in the file
@@ -95,6 +98,16 @@ def span_of_bits(most: int) -> tuple[float, float]:
     """
     bits = next(bits for bits in _DEPTHS if most < 2**bits)
     return (0.0, 2.0**bits - 1)
+
+
+def tell_depth(what: str, span: tuple[float, float]) -> None:
+    """Say how many of their 16 bits pictures were taken to use, if not all."""
+    bits = int(span[1]).bit_length()
+    if bits < 16:
+        log.warning(
+            f"{what}: 16-bit images without a value of {bits} bits or more, so taken as {bits}-bit "
+            f"images; pass value_range=(0, 65535) or whatever they span if they are not"
+        )
 
 
 def header_shape(image: Any) -> tuple[int, int, int]:

@@ -194,14 +194,14 @@ def _is_tensors(source: Any) -> bool:
     """Whether this holds all samples at once: a tensor, or a tuple or dict that has one."""
     if isinstance(source, tuple):
         return len(source) > 1 and tensors.is_array(source[0])
-    return tensors.is_array(source) or type(source) is dict
+    return tensors.is_array(source) or isinstance(source, Mapping)
 
 
 def _from_tensors(
     source: Any, form: pictures.Form, span: Any, kind: str | None, layout: str | None
 ) -> Data:
     what, value, parts = "array", source, []
-    if isinstance(source, dict):
+    if isinstance(source, Mapping):
         key = batch.sample_key(source, "source", tensors.is_array)
         batch.tell_key("source", key)
         value, parts = source[key], [(str(k), v) for k, v in source.items() if k != key]
@@ -249,11 +249,13 @@ def _check_sequence(source: Any) -> None:
             f"source: the class {source.__name__} itself; pass one of its objects, such as "
             f"{source.__name__}(...)"
         )
-    if isinstance(source, (bytes, Mapping)):
+    if hasattr(source, "to_numpy"):
         raise DataError(
-            f"source: got {type(source).__name__}; pass its samples as a tensor, a dict of tensors "
-            "or a Dataset"
+            f"source: a {type(source).__name__}; pass its numbers as an array, source.to_numpy() "
+            "or that of some columns, or (samples, labels) as two of these"
         )
+    if isinstance(source, bytes):
+        raise DataError("source: got bytes; pass the samples as a tensor or an array")
     if isinstance(source, torch.utils.data.IterableDataset) or not hasattr(source, "__getitem__"):
         raise DataError(
             f"source: {type(source).__name__} cannot be read by number; pass a map-style Dataset "

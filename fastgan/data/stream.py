@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -95,9 +96,11 @@ def start_method() -> str:
 def workers_for(items: Any, batch_bytes: int) -> int:
     """Worker processes by default: half the processors, at most 8, as /dev/shm has room.
 
-    None for a Dataset of the user's, and none where they would be spawned.
+    None for a Dataset of the user's, none where they would be spawned, and none in a process that
+    may not have processes of its own.
     """
-    if not items.fork_safe or start_method() != "fork":
+    daemon = multiprocessing.current_process().daemon
+    if not items.fork_safe or start_method() != "fork" or daemon:
         return 0
     count = max(1, min(8, (os.cpu_count() or 1) // 2))
     try:

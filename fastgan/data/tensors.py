@@ -41,6 +41,10 @@ def kind_of(shape: tuple[int, ...]) -> str:
     return {1: "vector", 2: "signal"}.get(len(shape), "tensor")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.generic)) and not isinstance(value, bool)
+
+
 def is_array(value: Any) -> bool:
     """Whether this is a tensor or a numpy array."""
     return isinstance(value, (Tensor, np.ndarray))
@@ -66,13 +70,15 @@ def as_tensor(value: Any, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise DataError(
             f"{what}: got {type(value).__name__}; expected a tensor, a numpy array or a PIL image"
+            f"{'; pass rows of numbers as torch.tensor(rows)' if _is_number(value) else ''}"
         )
     if value.layout != torch.strided:
         raise DataError(f"{what}: a sparse tensor; expected a dense one, such as x.to_dense()")
     if value.dtype != torch.uint8 and not value.is_floating_point():
         raise DataError(
             f"{what}: dtype {str(value.dtype).removeprefix('torch.')}; expected uint8 (0..255), "
-            "or floats with value_range=(lo, hi); convert with .to(torch.uint8) or .float()"
+            "or floats with value_range=(lo, hi); convert with .to(torch.uint8) if all lie in "
+            "0..255, else with .float()"
         )
     return value.detach()
 

@@ -212,6 +212,7 @@ def test_colour_of_16_bits_that_would_be_black_is_told(tmp_path, bits, caplog):
     assert np.array_equal(opened.samples[0].permute(1, 2, 0).numpy(), array >> 8)
     assert len(caplog.records) == (bits == 12)
     assert bits == 16 or "nearly black" in caplog.text
+    refused("(0, 255)", source=tmp_path / "x", value_range=(0, 4095))
 
 
 # ------------------------------------------------- orientation, other formats, damaged files (24)
@@ -287,6 +288,16 @@ def test_damaged_files_are_skipped_where_asked(folder, tmp_path, content, image_
             indices = opened.batch_indices(0, 0, 8)
             left = torch.cat([expected[:1], expected[2:]])[indices]
             assert torch.equal(kept.images, left.float() * (2 / 255) - 1)
+
+
+def test_damaged_16_bit_file_is_skipped(tmp_path, caplog):
+    values = noise(5, 64, 64).astype(np.uint16)
+    root = deep_folder(tmp_path / "x", values << 4)
+    write(root / "2.png", png(values[2] << 4)[:-400])
+    refused("2.png", source=root)
+    opened = data.open(root, skip_damaged=True)
+    assert np.array_equal(opened.samples[:, 0].numpy(), values[[0, 1, 3, 4]])
+    assert "1 of 5" in caplog.text and "12-bit" in caplog.text
 
 
 def test_nothing_but_damaged_files_is_an_error(tmp_path):

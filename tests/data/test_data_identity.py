@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from fastgan import data
 from fastgan.data import data as data_room
+from fastgan.data.batch import tensors_of
 
 
 def test_device_and_budget(caplog):
@@ -41,13 +42,17 @@ def test_default_budget_is_a_share_of_free_memory():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("budget", [None, 0])
 def test_cuda_batches_are_those_of_the_cpu(folder, budget):
-    for here in (data.open("digits"), data.open(folder, budget_bytes=0)):
+    several = {"x": torch.randn(20, 6), "y": torch.arange(20), "z": torch.rand(20, 2)}
+    for here in (data.open("digits"), data.open(folder, budget_bytes=0), data.open(several)):
         there = here.to("cuda", budget_bytes=budget)
         assert there.resident == (budget is None) and there.to("cuda") is there
         for update in (0, 1, 2, 9):
-            batch = there.batch(3, update, 4).images
-            assert batch.is_cuda and torch.equal(batch.cpu(), here.batch(3, update, 4).images)
-        assert there.identity() == here.identity()
+            batch, expected = there.batch(3, update, 4), here.batch(3, update, 4)
+            assert torch.equal(batch.images.cpu(), expected.images) and batch.images.is_cuda
+            found, wanted = (tuple(tensors_of(b.condition)) for b in (batch, expected))
+            assert all(part.is_cuda for part in found) and len(found) == len(wanted) > 0
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(found, wanted, strict=True))
+        assert there.differs(here.identity()) is None
         here.close()
         there.close()
 

@@ -155,6 +155,18 @@ def test_data_loader_is_refused_with_the_way_out():
     refused("DataLoader", "loader.dataset", "batch_size=3", source=loader)
 
 
+def test_tables_and_rows_are_refused_with_the_way_out():
+    class Table:
+        def __getitem__(self, column):
+            raise KeyError(column)
+
+        def to_numpy(self):
+            return np.zeros((3, 2))
+
+    refused("Table", "to_numpy()", source=Table())
+    refused("item 0", "torch.tensor(rows)", source=[[0.5, 1.5], [2.5, 3.5]])
+
+
 def test_class_is_refused_with_the_way_out():
     refused("class Listed", "Listed(...)", source=Listed)
     refused("class TensorDataset", source=TensorDataset)
