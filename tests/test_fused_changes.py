@@ -182,7 +182,7 @@ def test_parameter_groups_must_stay_alike():
         groups = [{"params": weights}, {"params": biases}]
         return torch.optim.Adam(groups, lr=2e-4, betas=(0.5, 0.99))
 
-    p = problem("reference", kind=(grouped, "adam"), lr=2e-4)
+    p = problem("reference", kind=(grouped, grouped), betas=(0.5, 0.999))
     q = problem("reference")
     engine = FusedEngine(p)
     assert torch.equal(engine.run(2), FusedEngine(q).run(2))

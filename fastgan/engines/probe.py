@@ -12,6 +12,7 @@ import random as python_random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,8 @@ def tried(problem: Problem, *, hooks: bool = False) -> Iterator[tuple[nn.Module,
         stack.enter_context(undisturbed(problem.device))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_uncompiled())
+        if any(_reaches_back(m) for network in networks for m in network.modules()):
+            stack.enter_context(kept(networks))
         try:
             yielded = copied(networks, hooks=hooks)
         except Exception as error:
@@ -201,6 +204,11 @@ def _belongs(hook: object, modules: dict[int, nn.Module]) -> bool:
         return True
     module = getattr(hook, "__module__", None) or type(hook).__module__
     return module.split(".")[0] == "torch"
+
+
+def _reaches_back(m: nn.Module) -> bool:
+    """Whether a copy of a module may work on the module itself, by functions that know it."""
+    return any(isinstance(v, FunctionType) and v.__closure__ for v in vars(m).values())
 
 
 def _without_history(value: object, memo: dict[int, object], depth: int = 0) -> None:

@@ -105,7 +105,12 @@ class Snapshot:
             classes[kind] = _code(kind, kept)
         own = vars(m)
         children = tuple((name, _id(child, kept)) for name, child in m._modules.items())
-        hooks = [hook for table in torch_private.hooks_of(m) for hook in table.values()]
+        hooks = [
+            hook
+            for table in torch_private.hooks_of(m)
+            for hook in table.values()
+            if not (getattr(hook, "__module__", "") or "").startswith("fastgan.")  # for a while only
+        ]
         attributes = [
             (name, _plain(value, kept))
             for name, value in own.items()
