@@ -875,7 +875,7 @@ def test_default_budget_is_a_share_of_free_memory():
     assert images.default_budget(torch.device("meta")) == 2 << 30
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("budget", [None, 0])
 def test_cuda_batches_are_those_of_the_cpu(folder, budget):
     for here in (data.open("digits"), data.open(folder, budget_bytes=0)):

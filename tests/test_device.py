@@ -311,14 +311,17 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("engine", contact.AGREE)
-def test_engines_agree_as_far_as_a_cpu_can_tell(engine, threads, capsys):
-    entry = peers.CATALOGUE[contact.AGREE[engine]]
-    if "cpu" not in entry.devices:
-        pytest.skip(f"{entry.name} runs on a GPU only")
-    status = contact.main(["agree", engine, "--device", "cpu"])
+@pytest.mark.parametrize(
+    ("engine", "device"),
+    [
+        *((engine, "cpu") for engine in ("eager", "persistent")),
+        *(pytest.param(engine, "cuda", marks=pytest.mark.gpu) for engine in contact.AGREE),
+    ],
+)
+def test_engines_agree(engine, device, threads, capsys):
+    status = contact.main(["agree", engine, "--device", device])
     said = capsys.readouterr().out
-    if engine == "persistent" and not ops.has_kernels(torch.device("cpu")):
+    if engine in ("chain", "persistent") and not ops.has_kernels(torch.device(device)):
         assert status == 1 and "does not run" in said
         return
     assert status == 0 and said.count(": ok") == len(contact.MLPS)

@@ -23,7 +23,7 @@ from fastgan.engines.eager import EagerEngine
 from fastgan.engines.graph import GraphEngine
 from fastgan.nn import LinearLeakyReLU, fuse
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 
 
 class NoReading(TorchDispatchMode):
