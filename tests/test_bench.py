@@ -11,6 +11,7 @@ import bench
 import harness
 import machine
 import peers
+import precision
 import processes
 import pytest
 import report
@@ -282,3 +283,18 @@ def test_turns_beside_other_processes_are_set_aside_unless_too_few_are_calm():
     assert (mostly["turns_kept"], mostly["turns_calm"]) == (4, 1)
     unknown = result(([1.0, 1.0], None), ([2.0, 2.0], None))
     assert unknown["turns_kept"] == 2 and unknown["others"] is None
+
+
+def test_what_bf16_costs_beside_fp32(no_compiler, tmp_path, capfd):
+    arguments = ["--plan", TINY, "--threads", "1", "--seconds", "0.05", "--inline"]
+    assert precision.main([*arguments, "--out", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    (path,) = tmp_path.glob("*-precision.json")
+    (race,) = json.loads(path.read_text())["races"]
+    exact, rounded = (race["results"][n] for n in ("fastgan-eager", "fastgan-eager-bf16"))
+    factor = race["factors"]["fastgan-eager"]
+    assert factor["median"] == rounded["median"] / exact["median"]
+    assert f"{factor['median']:.2f}" in said
+    for name in ("fused", "fused-bf16"):
+        if reason := race["results"][name].get("missing"):
+            assert f"{name}: {reason}" in race["factors"]["fused"]["missing"]
