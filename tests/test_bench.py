@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import bench
@@ -101,8 +102,8 @@ def test_only_the_peer_whose_turn_it_is_runs_and_a_dead_one_is_named():
         first, second = field.peers.values()
         with first.turn():
             assert first.ask("close") is None
-            assert _state(first) in "RSD" and _state(second) == "T"
-        assert _state(first) == "T"
+            assert _becomes(first, "RSD") and _becomes(second, "T")
+        assert _becomes(first, "T")
         second.process.kill()
         second.process.wait()
         results = field.race(tiny(), 0.05)
@@ -110,14 +111,16 @@ def test_only_the_peer_whose_turn_it_is_runs_and_a_dead_one_is_named():
         assert "SIGKILL" in results["amp"]["missing"]
 
 
-def _state(peer) -> str:
-    # A signal takes effect a moment after it was sent.
-    for _ in range(100):
-        state = Path(f"/proc/{peer.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if state == "T":
-            break
-        os.sched_yield()
-    return state
+def _becomes(peer, states: str) -> bool:
+    # A signal takes effect a moment after it was sent, and that depends on who else is running.
+    deadline = time.monotonic() + 60
+    while True:
+        stat = Path(f"/proc/{peer.process.pid}/stat").read_text()
+        if stat.rpartition(")")[2].split()[0] in states:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +212,7 @@ def test_an_interrupted_race_keeps_its_turns(no_compiler, monkeypatch, tmp_path,
 
 @LINUX
 def test_a_peer_that_does_not_answer_is_ended_and_named():
-    with harness.Field(peers.select("eager"), 1, patience=20, say=lambda _: None) as field:
+    with harness.Field(peers.select("eager"), 1, patience=300, say=lambda _: None) as field:
         field.prepare(tiny())
         stuck = field.peers["eager"]
         stuck.patience = 0.3
