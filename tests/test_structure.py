@@ -140,17 +140,17 @@ def test_a_circle_would_be_found(tmp_path):
 
 GONE_NAMES = {
     # A pattern of code, without its comments and texts: (what it is called now, where it may not
-    # stand). A name with another meaning elsewhere is looked for in the rooms in which it had this
-    # one.
+    # stand, in files of which kinds if not in all). A name with another meaning elsewhere is looked
+    # for in the rooms in which it had this one.
     r"\b(Game|GAMES|game)\b": ("Loss, LOSSES, loss", FOLDERS),
     r"\btakes_sigmoid\b": ("Loss.scores", FOLDERS),
     r"\bRAW_SCORES\b": ("Loss.scores", FOLDERS),
     r"\bWhen\b": ("Counter", FOLDERS),
     r"\bKind\b": ("StepShape", ("fastgan/engines", "csrc/cpu", "csrc/step")),
-    r"\bkind_of\b": ("shape_of", FOLDERS),
+    r"\bkind_of\b": ("shape_of", ("fastgan/engines", "csrc", "tests/native")),
     r"\buse\s*:\s*int\b|\bint\s+use\b": ("Pass", ("fastgan/engines", "csrc")),
     r"\b(_Numbers|PlanReader|plan_reader)\b": ("PlanEncoder, PlanDecoder", FOLDERS),
-    r"\b(looks|watched|fused_bind|_kinds)\b": ("Snapshot", ("fastgan", "csrc")),
+    r"\b(looks|fused_bind|_kinds)\b": ("Snapshot", ("fastgan", "csrc")),
     r"\bjudge\b": ("head", FOLDERS),
     r"\b(Products|Math)\b": ("Precision", ("csrc", "tests/native")),
     r"\bbreakdown\b": ("diagnosis", FOLDERS),
@@ -159,12 +159,12 @@ GONE_NAMES = {
     r"\brunlog\b": ("run.log", FOLDERS),
     r"\bfastgan\.classic\b": ("fastgan.train_gan", FOLDERS),
     r"\bfastgan\.interrupts\b": ("run.signals", FOLDERS),
-    r"\bImages\b": ("Data", ("fastgan", "tests", "benchmarks", "tools")),
+    r"\bImages\b": ("Data", FOLDERS, ".py"),
     r"(images|data|source)\.pixels\b": ("Data.samples", FOLDERS),
     r"\bopen_images\b": ("data.open", FOLDERS),
 }
 GONE_WORDS = (
-    *("GAMES", "torchrandom", "runlog", "plan_reader", "watch.cpp", "kind_of", "_Numbers"),
+    *("GAMES", "torchrandom", "runlog", "plan_reader", "watch.cpp", "_Numbers"),
     *("benchmarks/device.py", "benchmarks/exercise.py", "fastgan/classic.py"),
 )
 GONE_FILES = (
@@ -195,9 +195,9 @@ def code_of(path, text):
 
 @pytest.mark.parametrize("pattern", GONE_NAMES, ids=lambda pattern: GONE_NAMES[pattern][0])
 def test_a_name_that_was_given_up_is_not_used(pattern):
-    now, rooms = GONE_NAMES[pattern]
+    now, rooms, *suffixes = GONE_NAMES[pattern]
     found = []
-    for path in sources(*rooms):
+    for path in sources(*rooms, suffixes=suffixes or CODE):
         if relative(path) != HERE:
             code = code_of(path, path.read_text())
             for number, line in enumerate(code.splitlines(), 1):
