@@ -6,9 +6,7 @@
 The reference pair is trained by fastgan's Trainer with each engine and each seed. Rounding makes
 two engines part after some hundred steps, so they are compared as distributions, by three
 quantities of a run: the mean loss of D and of G over the last half of its epochs, and the Frechet
-distance at its end. The last is the one of Heusel et al. 2017 (arXiv:1706.08500), between Gaussians
-fitted to the features of the test images and of as many generated ones; the features are the last
-hidden layer of a small classifier, trained once on the same training images with their labels.
+distance at its end (frechet.py).
 
 Engines agree in a quantity when the means of any two, over the seeds, lie apart by at most
 
@@ -31,7 +29,6 @@ all engines agree and the control differs, 1 if not, and 3 as long as runs are m
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import statistics
@@ -44,8 +41,7 @@ from pathlib import Path
 import machine
 import report
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from frechet import FrechetDistance
 
 import fastgan
 
@@ -53,7 +49,6 @@ SPREADS, NOISES = 2.0, 4.0
 """How far the means of two engines may lie apart, in either measure."""
 FIRST_SEED = 10
 QUANTITIES = {"d_loss": "D loss", "g_loss": "G loss", "frechet": "Frechet distance"}
-CLASSIFIER_EPOCHS = 3
 BATCH, LR = 64, 2e-4
 
 
@@ -74,151 +69,12 @@ CONTENDERS = {
 CONTROL = {"control": Contender("fused", lr=1.25 * LR)}
 ALL = {**CONTENDERS, **CONTROL}
 
-# --- the Frechet distance ------------------------------------------------------------------------
-
-
-def frechet(a: Tensor, b: Tensor) -> float:
-    """The squared Frechet distance between Gaussians fitted to two sets of features.
-
-    |mean a - mean b|^2 + trace(A + B - 2 (A^1/2 B A^1/2)^1/2), with covariances A and B: that
-    product is symmetric, so its root has the roots of its eigenvalues. All in float64.
-
-    Args:
-        a, b: features, [n, features] and [m, features], n and m at least 2.
-    """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = (torch.atleast_2d(torch.cov(x.T)) for x in (a, b))
-    root = _root(cov_a)
-    both = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    apart = (a.mean(0) - b.mean(0)).square().sum()
-    return float(apart + cov_a.trace() + cov_b.trace() - 2 * both)
-
-
-def _root(symmetric: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(symmetric)
-    # A covariance has no negative eigenvalue; rounding can give it one.
-    return vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
-
-
-# --- the classifier ------------------------------------------------------------------------------
-
-
-@dataclass
-class Labelled:
-    """Images as float32 [n, 1, 28, 28] in [-1, 1] with their classes, int64 [n]."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def labelled(name: str) -> tuple[Labelled, Labelled]:
-    """The training and the test images of a data set, with labels."""
-    if name == "digits":
-        # Made in the order of their classes, 500 of each; every tenth is kept for the test.
-        digits = _floats(fastgan.data.open("digits").pixels)
-        labels = torch.arange(len(digits)) // 500
-        held_out = torch.arange(len(digits)) % 10 == 9
-        return Labelled(digits[~held_out], labels[~held_out]), Labelled(
-            digits[held_out], labels[held_out]
-        )
-    both = []
-    for split in ("train", "test"):
-        images = fastgan.data.open(name, split=split)
-        file = images.origin.rpartition("read from ")[2].replace("images-idx3", "labels-idx1")
-        if not Path(file).is_file():
-            raise ValueError(f"the classifier needs the labels of {name}: there is no {file}")
-        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
-            labels = torch.frombuffer(bytearray(stream.read()[8:]), dtype=torch.uint8).long()
-        both.append(Labelled(_floats(images.pixels), labels))
-    return both[0], both[1]
-
-
-def _floats(pixels: Tensor) -> Tensor:
-    return pixels.float() * (2 / 255) - 1
-
-
-class Classifier(nn.Module):
-    """Two convolutions and two linear layers; its 64 features come before the last."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 7 * 7, 64),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores of the ten classes, [n, 10]."""
-        return self.head(self.features(images))
-
-
-def train_classifier(train: Labelled, epochs: int = CLASSIFIER_EPOCHS) -> Classifier:
-    """A classifier from a fixed seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        classifier = Classifier()
-        optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
-        for _ in range(epochs):
-            for rows in torch.randperm(len(train.labels)).split(128):
-                loss = functional.cross_entropy(classifier(train.images[rows]), train.labels[rows])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-    return classifier.eval()
-
-
-@torch.no_grad()
-def features_of(classifier: Classifier, images: Tensor) -> Tensor:
-    """Float32 [n, 64]."""
-    return torch.cat([classifier.features(part) for part in images.split(1000)])
-
-
-@torch.no_grad()
-def accuracy(classifier: Classifier, test: Labelled) -> float:
-    """The share of test images whose class is found."""
-    scores = torch.cat([classifier(part) for part in test.images.split(1000)])
-    return float((scores.argmax(1) == test.labels).double().mean())
-
-
-class Judge:
-    """The Frechet distance between the test images and what a trainer generates."""
-
-    def __init__(self, data: str, folder: Path):
-        """Train the classifier, or read it from the folder."""
-        train, test = labelled(data)
-        path = folder / "classifier.pt"
-        if path.is_file():
-            self.classifier = Classifier().eval()
-            self.classifier.load_state_dict(torch.load(path, weights_only=True))
-        else:
-            self.classifier = train_classifier(train)
-            torch.save(self.classifier.state_dict(), path)
-        weights = torch.cat([p.detach().flatten() for p in self.classifier.parameters()])
-        self._real = features_of(self.classifier, test.images)
-        self.about = {
-            "accuracy": round(accuracy(self.classifier, test), 4),
-            "crc": f"{zlib.crc32(weights.numpy().tobytes()):08x}",
-            "images": len(test.images),
-            # What so few images alone set apart.
-            "frechet_of_halves": round(frechet(self._real[::2], self._real[1::2]), 4),
-        }
-
-    def distance(self, trainer: fastgan.Trainer) -> float:
-        """The distance at the trainer's step."""
-        made = trainer.sample(len(self._real)).cpu()
-        return frechet(self._real, features_of(self.classifier, made))
-
-
 # --- the runs ------------------------------------------------------------------------------------
 
 
-def train(contender: Contender, seed: int, data: str, epochs: int, judge: Judge) -> dict:
+def train(
+    contender: Contender, seed: int, data: str, epochs: int, distance: FrechetDistance
+) -> dict:
     """One run, and what is compared of it."""
     images = fastgan.data.open(data)
     trainer = fastgan.Trainer(
@@ -239,7 +95,7 @@ def train(contender: Contender, seed: int, data: str, epochs: int, judge: Judge)
     result = {
         "d_loss": statistics.fmean(line["d_loss_mean"] for line in last),
         "g_loss": statistics.fmean(line["g_loss_mean"] for line in last),
-        "frechet": judge.distance(trainer),
+        "frechet": distance.of(trainer),
         "steps": summary["steps"],
         "ms_per_step": summary["ms_per_step"],
         "how": trainer.explanation,
@@ -249,13 +105,15 @@ def train(contender: Contender, seed: int, data: str, epochs: int, judge: Judge)
     return result
 
 
-def finish(options: argparse.Namespace, folder: Path, judge: Judge) -> dict[str, list[dict]]:
+def finish(
+    options: argparse.Namespace, folder: Path, distance: FrechetDistance
+) -> dict[str, list[dict]]:
     """Do the runs that are missing, for as long as allowed; those of each contender, by seed."""
     began = time.monotonic()
     settings = {
         "data": options.data,
         "epochs": options.epochs,
-        "classifier": judge.about["crc"],
+        "classifier": distance.about["crc"],
         "threads": torch.get_num_threads(),
         "library": _library(),
     }
@@ -267,7 +125,7 @@ def finish(options: argparse.Namespace, folder: Path, judge: Judge) -> dict[str,
             if not path.is_file():
                 if time.monotonic() - began >= options.limit:
                     continue
-                result = train(contender, seed, options.data, options.epochs, judge)
+                result = train(contender, seed, options.data, options.epochs, distance)
                 path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
                 shown = ", ".join(f"{what} {result[key]:.4f}" for key, what in QUANTITIES.items())
                 print(f"{name}, seed {seed}: {shown}", file=sys.stderr, flush=True)
@@ -392,8 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(options.work)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        judge = Judge(options.data, folder)
-        runs = finish(options, folder, judge)
+        distance = FrechetDistance(options.data, folder)
+        runs = finish(options, folder, distance)
     except ValueError as error:
         print(f"agreement: {error}", file=sys.stderr)
         return 2
@@ -407,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": options.data,
         "epochs": options.epochs,
         "seeds": list(_seeds(options)),
-        "classifier": judge.about,
+        "classifier": distance.about,
         "runs": runs,
         "verdicts": compare(runs),
     }

@@ -1,6 +1,8 @@
 """Settings shared by all tests."""
 
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import settings
 
 import fastgan
+import fastgan.ops
 
 # No deadline: the first call of anything loads libraries, and other work shares the machine.
 # Derandomised: the same commit gives the same verdict.
@@ -17,6 +20,46 @@ settings.load_profile("fastgan")
 # A child process gets the fastgan under test, wherever it starts.
 _paths = [str(Path(fastgan.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _paths))
+
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+if not (_CHECKOUT / "benchmarks" / "bench.py").exists():
+    collect_ignore = [
+        f"test_{name}.py"
+        for name in ("agreement", "bench", "bench_peers", "device", "same_bits", "structure")
+    ]
+
+
+def pytest_collection_modifyitems(items):
+    """The marker gpu is the one way in which a test says that it needs a GPU, so that `-m gpu`
+    takes all of them: gpu() or, with what else it needs there, gpu(library=True), gpu(nvcc=True).
+    """
+    for item in items:
+        for mark in item.iter_markers("gpu"):
+            if reason := _why_not_on_gpu(**mark.kwargs):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_not_on_gpu(library=False, nvcc=False):
+    if not torch.cuda.is_available():
+        return "needs a GPU"
+    if library and not fastgan.ops.has_kernels(torch.device("cuda")):
+        return f"needs the CUDA library, which is {fastgan.ops.library_status()['cuda']}"
+    if nvcc and shutil.which("nvcc") is None:
+        return "needs nvcc to compile kernels for the GPU"
+    return None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heard():
+    """nohup and some CI start what they run with SIGINT ignored, and children inherit it: tests
+    that send the signal are about a program that hears it."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True, scope="session")

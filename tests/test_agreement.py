@@ -2,22 +2,16 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
+import agreement
+import frechet
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-if not (BENCHMARKS / "agreement.py").exists():
-    pytest.skip("benchmarks are part of a checkout only", allow_module_level=True)
-sys.path.insert(0, str(BENCHMARKS))
-
-import agreement  # noqa: E402
-
-from fastgan import ops  # noqa: E402
+import fastgan
+from fastgan import ops
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -39,9 +33,9 @@ def test_frechet_of_two_gaussians_worked_out_by_hand():
         torch.tensor([3.0, 4.0], **DOUBLE), torch.diag(torch.tensor([9.0, 1.0], **DOUBLE))
     )
     # 9 + 16 for the means, (1 - 3)^2 and (2 - 1)^2 for the deviations.
-    assert agreement.frechet(a, b) == pytest.approx(30, rel=1e-9)
-    assert agreement.frechet(b, a) == pytest.approx(30, rel=1e-9)
-    assert agreement.frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet.frechet(a, b) == pytest.approx(30, rel=1e-9)
+    assert frechet.frechet(b, a) == pytest.approx(30, rel=1e-9)
+    assert frechet.frechet(a, a) == pytest.approx(0, abs=1e-9)
 
 
 @given(st.integers(1, 6), st.integers(0, 1000))
@@ -53,7 +47,7 @@ def test_frechet_of_any_gaussians(features, seed):
     # The eigenvalues of A B are those of A^1/2 B A^1/2: another way to the same trace.
     trace = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
     expected = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * trace
-    found = agreement.frechet(sample_of(mean_a, cov_a, seed=1), sample_of(mean_b, cov_b, seed=2))
+    found = frechet.frechet(sample_of(mean_a, cov_a, seed=1), sample_of(mean_b, cov_b, seed=2))
     assert found == pytest.approx(float(expected), rel=1e-6, abs=1e-8)
 
 
@@ -61,7 +55,7 @@ def test_frechet_with_features_that_are_always_zero():
     # As of a ReLU that never fires: the covariance is singular.
     a, b = torch.zeros(10, 3), torch.zeros(10, 3)
     a[:, 0], b[:, 0] = torch.arange(10.0), torch.arange(10.0) + 2
-    assert agreement.frechet(a, b) == pytest.approx(4, rel=1e-9)
+    assert frechet.frechet(a, b) == pytest.approx(4, rel=1e-9)
 
 
 def runs(**values):
@@ -117,14 +111,14 @@ def test_all_must_agree_and_the_control_must_not():
 
 
 def test_digits_have_their_classes():
-    train, test = agreement.labelled("digits")
+    train, test = frechet.labelled("digits")
     assert len(train.labels) == len(train.images) == 4500 and len(test.labels) == 500
     for part in (train, test):
         assert part.images.min() == -1 and part.images.max() == 1
         assert torch.bincount(part.labels).tolist() == [len(part.labels) // 10] * 10
-    classifier = agreement.train_classifier(train, epochs=1)
-    assert agreement.accuracy(classifier, test) > 0.7, "labels that fit the images can be learned"
-    assert agreement.features_of(classifier, test.images[:7]).shape == (7, 64)
+    classifier = frechet.train_classifier(train, epochs=1)
+    assert frechet.accuracy(classifier, test) > 0.7, "labels that fit the images can be learned"
+    assert frechet.features_of(classifier, test.images[:7]).shape == (7, 64)
 
 
 needs_fused = pytest.mark.skipif(
@@ -132,8 +126,18 @@ needs_fused = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def bf16():
+    """An engine `fused` that takes bf16 here."""
+    arguments = {"engine": "fused", "precision": "bf16", "device": "cpu"}
+    try:
+        fastgan.Trainer(None, None, "digits", **arguments).close()
+    except ValueError as reason:
+        pytest.skip(str(reason))
+
+
 @needs_fused
-def test_a_short_comparison_in_two_pieces(tmp_path, capsys, monkeypatch):
+def test_a_short_comparison_in_two_pieces(bf16, tmp_path, capsys, monkeypatch):
     arguments = ["--data", "digits", "--epochs", "1", "--seeds", "2", "--threads", "1"]
     arguments += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "records")]
     threads = torch.get_num_threads()

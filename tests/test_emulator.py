@@ -1,7 +1,5 @@
 """The CUDA emulator itself: right kernels come out right, wrong ones are caught."""
 
-import shutil
-
 import pytest
 import torch
 from native import emulator
@@ -93,18 +91,7 @@ def bits(t):
     return t.view(torch.int32) if t.dtype == torch.float32 else t.view(torch.int16).int() & 0xFFFF
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=pytest.mark.skipif(
-                not torch.cuda.is_available() or shutil.which("nvcc") is None,
-                reason="no CUDA device, or no nvcc to compile the kernels for it",
-            ),
-        ),
-    ]
-)
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu(nvcc=True))])
 def device(request):
     return request.param
 
@@ -154,3 +141,22 @@ def test_a_barrier_over_the_grid(either, device, blocks):
         values = torch.zeros(2, blocks, dtype=torch.int32, device=device)
         either.ring(flag, values, rounds, blocks, True)
         assert torch.equal(values.cpu(), expected)
+
+
+@pytest.mark.parametrize("how", ["emulated", "nvcc"])
+def test_a_library_has_its_name_when_it_is_whole(monkeypatch, tmp_path, how):
+    """Several workers build the same one: none may load what another has half written."""
+    wrote = []
+
+    def half(command):
+        wrote.append(command[command.index("-o") + 1])
+        raise RuntimeError("stopped in the middle of it")
+
+    monkeypatch.setattr(emulator, "ROOT", tmp_path)
+    monkeypatch.setattr(emulator, "_fingerprint", lambda source: "0123")
+    monkeypatch.setattr(emulator, "_compile", lambda source, target: None)
+    monkeypatch.setattr(emulator, "_run", half)
+    build = emulator.load.__wrapped__ if how == "emulated" else emulator.on_gpu
+    with pytest.raises(RuntimeError, match="in the middle"):
+        build("selftest", "tests/native/cuda_selftest.cpp")
+    assert len(wrote) == 1 and not wrote[0].endswith(".so")

@@ -18,10 +18,7 @@ needs_emulator = pytest.mark.skipif(
     emulator.why_not() is not None or not ops.has_kernels(torch.device("cpu")),
     reason=f"no emulator: {emulator.why_not() or 'the CPU library is not built'}",
 )
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or not ops.has_kernels(torch.device("cuda")),
-    reason=f"no CUDA device, or CUDA library {ops.library_status()['cuda']}",
-)
+needs_gpu = pytest.mark.gpu(library=True)
 PLAIN = [name for name in PLANS if name not in ("deep", "norms")]
 """The plans without BatchNorm1d, which the persistent kernel takes."""
 

@@ -15,7 +15,7 @@ from fastgan.engines.base import CannotRun
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.graph import GraphEngine
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+on_cuda = pytest.mark.gpu
 
 
 @pytest.fixture

@@ -17,16 +17,7 @@ from fastgan.nn import LinearLeakyReLU
 needs_library = pytest.mark.skipif(
     ops.library_status()["cpu"] != "loaded", reason=f"CPU library {ops.library_status()['cpu']}"
 )
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=pytest.mark.skipif(
-            not torch.cuda.is_available() or "cuda" not in ops._kernels,
-            reason=f"no CUDA device, or CUDA library {ops.library_status()['cuda']}",
-        ),
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu(library=True))]
 devices = pytest.mark.parametrize("device", DEVICES)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -358,10 +349,7 @@ def test_fx_records_one_call():
     assert torch.equal(traced(x), net(x))
 
 
-needs_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() or "cuda" not in ops._kernels,
-    reason=f"no CUDA device, or CUDA library {ops.library_status()['cuda']}",
-)
+needs_cuda = pytest.mark.gpu(library=True)
 
 
 @needs_cuda

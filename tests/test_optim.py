@@ -14,12 +14,7 @@ from fastgan import ops, optim
 
 PAIRS = [(optim.Adam, torch.optim.Adam), (optim.AdamW, torch.optim.AdamW)]
 pairs = pytest.mark.parametrize(("ours", "theirs"), PAIRS)
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def parameters(shapes, dtype=torch.float32, device="cpu"):

@@ -12,12 +12,7 @@ from hypothesis import strategies as st
 from fastgan import ops, random, reference
 from fastgan.random import Stream
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 seeds = st.integers(0, 2**64 - 1)
 streams = st.integers(0, 2**32 - 1)

@@ -296,7 +296,7 @@ def test_a_penalty_of_ones_own_must_be_given_again(tmp_path):
     assert Trainer.resume(tmp_path / "a", penalty=own).fit(steps=4)["steps"] == 4
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids="to ".join)
 def test_a_run_resumes_on_another_device(tmp_path, devices):
     options = {"batch_size": 8, "latent_dim": 5, "ema": 0.9, "log_every": 10, "seed": 5}

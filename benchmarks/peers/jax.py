@@ -89,7 +89,7 @@ def make_step(plan, precision: str):
         x, stats = mlp(params, stats, z, slope=plan.slope, dropout=0, key=None, dtype=dtype)
         return jnp.tanh(x), stats
 
-    def judge(params, stats, x, key):
+    def scores_of(params, stats, x, key):
         x, stats = mlp(
             params, stats, x, slope=plan.slope, dropout=plan.dropout, key=key, dtype=dtype
         )
@@ -102,8 +102,8 @@ def make_step(plan, precision: str):
         fake, g_stats = generate(g, g_stats, k1)
 
         def d_loss_of(d):
-            on_real, stats = judge(d, d_stats, real, k2)
-            on_fake, stats = judge(d, stats, fake, k3)
+            on_real, stats = scores_of(d, d_stats, real, k2)
+            on_fake, stats = scores_of(d, stats, fake, k3)
             return softplus(-on_real).mean() + softplus(on_fake).mean(), stats
 
         (d_loss, d_stats), grads = jax.value_and_grad(d_loss_of, has_aux=True)(d)
@@ -112,7 +112,7 @@ def make_step(plan, precision: str):
 
         def g_loss_of(g):
             fake, g_new = generate(g, g_stats, k4)
-            on_fake, d_new = judge(d, d_stats, fake, k5)
+            on_fake, d_new = scores_of(d, d_stats, fake, k5)
             return softplus(-on_fake).mean(), (g_new, d_new)
 
         (g_loss, (g_stats, d_stats)), grads = jax.value_and_grad(g_loss_of, has_aux=True)(g)

@@ -39,7 +39,7 @@ def test_default_budget_is_a_share_of_free_memory():
     assert data_room.default_budget(torch.device("meta")) == 2 << 30
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("budget", [None, 0])
 def test_cuda_batches_are_those_of_the_cpu(folder, budget):
     several = {"x": torch.randn(20, 6), "y": torch.arange(20), "z": torch.rand(20, 2)}

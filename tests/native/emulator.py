@@ -57,7 +57,7 @@ def load(name, *sources):
     joined = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
     library = folder / f"{name}-{joined}.so"
     if not library.exists():
-        _run(["g++", "-shared", "-o", str(library), *map(str, objects)])
+        _made(library, ["g++", "-shared", *map(str, objects)])
     return Kernels(ctypes.CDLL(str(library)))
 
 
@@ -67,7 +67,7 @@ def on_gpu(name, source):
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         flags = ("-std=c++20", "-arch=native", "-Xcompiler", "-fPIC", "-shared", "-x", "cu")
-        _run(["nvcc", *flags, f"-I{ROOT / 'csrc'}", str(ROOT / source), "-o", str(library)])
+        _made(library, ["nvcc", *flags, f"-I{ROOT / 'csrc'}", str(ROOT / source)])
     return Kernels(ctypes.CDLL(str(library)), emulated=False)
 
 
@@ -82,8 +82,13 @@ def _fingerprint(source):
 
 def _compile(source, target):
     includes = [f"-I{ROOT / folder}" for folder in INCLUDES]
+    _made(target, ["g++", *FLAGS, *includes, "-x", "c++", "-c", str(ROOT / source)])
+
+
+def _made(target, command):
+    """Run a compiler; its file gets its name when it is whole, since others may wait for it."""
     partial = target.with_suffix(f".{os.getpid()}")
-    _run(["g++", *FLAGS, *includes, "-x", "c++", "-c", str(ROOT / source), "-o", str(partial)])
+    _run([*command, "-o", str(partial)])
     partial.rename(target)
 
 

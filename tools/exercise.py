@@ -1,7 +1,7 @@
 """Every CUDA kernel of fastgan a few times on small, odd shapes: what compute-sanitizer looks at.
 
-    compute-sanitizer --tool racecheck python benchmarks/exercise.py chain
-    python benchmarks/exercise.py operators --device cpu     # the same without a GPU
+    compute-sanitizer --tool racecheck python tools/exercise.py chain
+    python tools/exercise.py operators --device cpu     # the same without a GPU
 
 The values are not looked at, beyond being finite: the tests do that.
 """
@@ -12,16 +12,18 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE.parent), str(HERE.parent / "benchmarks")]
 
-import torch
-from peers import CATALOGUE, Unavailable
-from plans import Plan
+import torch  # noqa: E402
+from peers import CATALOGUE, Unavailable  # noqa: E402
+from plans import Plan  # noqa: E402
 
-from fastgan import ops, random
+from fastgan import ops, random  # noqa: E402
 
 SHAPES = ((1, 1, 1), (3, 17, 5), (10, 35, 37), (33, 70, 130))  # batch, in, out
 STEPS = 5  # an epoch and a bit
+PAIR_CALLS = 8
 PLAN = {"hidden": 37, "image": (1, 5, 7), "latent": 13, "batch": 10, "images": 40}
 PLANS = (
     Plan(**PLAN),
@@ -112,6 +114,16 @@ def optimisers(device: str) -> None:
     finite(*weights, *first)
 
 
+def pair(name: str, device: str, steps: int) -> None:
+    """The reference pair, batch 64, fp32, in calls of so many steps: what a profiler looks at."""
+    peer = CATALOGUE[ENGINES[name][0]].load(device)
+    peer.setup(Plan(), torch.get_num_threads())
+    for _ in range(PAIR_CALLS):
+        peer.run(steps)
+    print(f"{peer.describe()}; losses {peer.check()}")
+    peer.close()
+
+
 def engine(name: str, device: str) -> None:
     """A few steps of a few plans in every precision."""
     for peer_name in ENGINES[name]:
@@ -141,7 +153,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("operators", *ENGINES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument(
+        "--pair", action="store_true", help="the reference pair instead of small plans"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=50, help="of a call of the pair (default %(default)s)"
+    )
     options = parser.parse_args(argv)
+    if options.pair and options.what == "operators":
+        parser.error("--pair is run by an engine: " + ", ".join(ENGINES))
     if options.device == "cuda" and not torch.cuda.is_available():
         print("SKIPPED: no GPU")
         return 3
@@ -151,6 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(0)
     if options.what == "operators":
         operators(options.device)
+    elif options.pair:
+        pair(options.what, options.device, options.steps)
     else:
         engine(options.what, options.device)
     if options.device == "cuda":
