@@ -658,7 +658,7 @@ def test_errors_of_adam():
     [
         (torch.zeros(4), "each of grads has shape"),
         (torch.zeros(3).double(), "different dtypes"),
-        (torch.zeros(6)[::2], "not contiguous"),
+        (torch.zeros(6)[::2], "have different strides"),
     ],
 )
 def test_errors_of_the_adam_operator(grad, message):
@@ -752,7 +752,7 @@ def test_errors_of_adam_on_the_device(change, message):
         ([torch.zeros(3)], [], 0.9, "averages and values have 1 and 0 tensors"),
         ([torch.zeros(3)], [torch.zeros(4)], 0.9, "each of values has shape"),
         ([torch.zeros(3)], [torch.zeros(3).double()], 0.9, "different dtypes"),
-        ([torch.zeros(6)[::2]], [torch.zeros(3)], 0.9, r"averages\[0\] or values\[0\] is not cont"),
+        ([torch.zeros(6)[::2]], [torch.zeros(3)], 0.9, r"averages\[0\] has gaps"),
         ([torch.zeros(3)], [torch.zeros(3)], 1.5, "decay is 1.5"),
         ([torch.zeros(3).int()], [torch.zeros(3).int()], 0.5, "averages must be"),
     ],
