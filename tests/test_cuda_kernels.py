@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import ROOT, emulator
 
-from fastgan import ops, reference
+from fastgan import ops
+from fastgan.ops import reference
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

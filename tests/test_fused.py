@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 ROOT = Path(__file__).parents[1]
 # For child processes: the fastgan under test, which need not be the checkout's, and this file.
-PATHS = [str(Path(ops.__file__).resolve().parents[1]), str(Path(__file__).parent)]
+PATHS = [str(Path(ops.__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
 
 @pytest.fixture(autouse=True)
