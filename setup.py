@@ -139,6 +139,7 @@ def extensions() -> tuple[list, dict]:
                 [
                     *("csrc/module.cpp", "csrc/schema.cpp", "csrc/watch.cpp"),
                     *sorted(glob("csrc/cpu/*.cpp")),
+                    *sorted(glob("csrc/ops/*/cpu.cpp")),
                 ],
                 include_dirs=[str(Path("csrc").resolve())],
                 extra_compile_args={"cxx": [*cxx, *stable, *module]},
@@ -157,6 +158,8 @@ def extensions() -> tuple[list, dict]:
                     "csrc/module.cpp",
                     *sorted(glob("csrc/cuda/*.cpp")),
                     *sorted(glob("csrc/cuda/*.cu")),
+                    *sorted(glob("csrc/ops/*/cuda.cpp")),
+                    *sorted(glob("csrc/ops/*/*.cu")),
                 ],
                 include_dirs=[str(Path("csrc").resolve())],
                 extra_compile_args={"cxx": [*cxx, *stable_cuda], "nvcc": [*strict, *stable_cuda]},

@@ -4,7 +4,7 @@
 // or, once they have been checked and the plan is bound to them, by their addresses.
 #pragma once
 
-#include "checks.h"
+#include "ops/checks.h"
 #include "common/plan.h"
 
 namespace fastgan {

@@ -1,6 +1,6 @@
-// Every operator's schema, once. Kernels: csrc/cpu and csrc/cuda; fakes and derivatives:
-// fastgan/ops.py. Operators without a tensor to create write into one that Python allocates, so
-// that they dispatch on its device.
+// Every operator's schema, once. Kernels: csrc/ops, csrc/cpu and csrc/cuda; fakes and derivatives:
+// fastgan/ops. Operators without a tensor to create write into one that Python allocates, so that
+// they dispatch on its device.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fastgan, m) {

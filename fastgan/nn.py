@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .torch_private import buffers, children, has_hooks, parameters
 
 __all__ = ["AbsorbedLeakyReLU", "LinearLeakyReLU", "fuse", "unfuse"]
 
@@ -96,19 +97,19 @@ def fuse(module: nn.Module) -> nn.Module:
     """
     uses = _uses(module)
     for parent, before, after in _neighbours(module):
-        linear, act = parent._modules[before], parent._modules[after]
+        linear, act = children(parent)[before], children(parent)[after]
         if not (type(linear) is nn.Linear and type(act) is nn.LeakyReLU):
             continue
         if not all(_plain(m) and uses[id(m)] == 1 for m in (linear, act)):
             continue
-        if set(linear._parameters) != {"weight", "bias"} or not math.isfinite(act.negative_slope):
+        if set(parameters(linear)) != {"weight", "bias"} or not math.isfinite(act.negative_slope):
             continue
         fused = LinearLeakyReLU.__new__(LinearLeakyReLU)
         nn.Module.__init__(fused)
         fused._adopt(linear, act.negative_slope)
         placeholder = AbsorbedLeakyReLU(act.negative_slope, act.inplace)
         fused.training, placeholder.training = linear.training, act.training
-        parent._modules[before], parent._modules[after] = fused, placeholder
+        children(parent).update({before: fused, after: placeholder})
     return module
 
 
@@ -118,7 +119,7 @@ def unfuse(module: nn.Module) -> nn.Module:
     A LinearLeakyReLU that fuse did not put there stays.
     """
     for parent, before, after in _neighbours(module):
-        fused, placeholder = parent._modules[before], parent._modules[after]
+        fused, placeholder = children(parent)[before], children(parent)[after]
         if not (type(fused) is LinearLeakyReLU and type(placeholder) is AbsorbedLeakyReLU):
             continue
         # On the meta device nothing is allocated or drawn from the generator before the parameters
@@ -128,7 +129,7 @@ def unfuse(module: nn.Module) -> nn.Module:
         linear.bias = fused.bias
         act = nn.LeakyReLU(placeholder.negative_slope, placeholder.inplace)
         linear.training, act.training = fused.training, placeholder.training
-        parent._modules[before], parent._modules[after] = linear, act
+        children(parent).update({before: linear, after: act})
     return module
 
 
@@ -163,20 +164,17 @@ def sequences(root: nn.Module) -> list[nn.Sequential]:
 def _neighbours(root: nn.Module):
     """(container, name, next name) of all modules that are certainly called one after the other."""
     for parent in sequences(root):
-        names = list(parent._modules)
+        names = list(children(parent))
         yield from ((parent, a, b) for a, b in zip(names, names[1:], strict=False))
 
 
 def _uses(root: nn.Module) -> Counter:
     """In how many places of the tree each module stands, by id."""
-    return Counter(id(child) for parent in root.modules() for child in parent._modules.values())
+    return Counter(id(child) for parent in root.modules() for child in children(parent).values())
 
 
 def _plain(module: nn.Module) -> bool:
     """Whether a module has nothing that a replacement would lose."""
-    hooks = any(
-        value
-        for name, value in vars(module).items()
-        if name.endswith(("_hooks", "_hooks_always_called"))
+    return not (
+        has_hooks(module) or buffers(module) or children(module) or "forward" in module.__dict__
     )
-    return not (hooks or module._buffers or module._modules or "forward" in module.__dict__)

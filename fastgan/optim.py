@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from . import ops
+from .ops.adam import adam_operator, why_not_fused
+from .torch_private import add_to_all, uncompiled, unhooked
 
 __all__ = ["OPTIMIZERS", "Adam", "AdamW"]
 
@@ -23,7 +24,7 @@ _told: set[str] = set()
 def _tell_once(reason: str) -> None:
     if reason not in _told:
         _told.add(reason)
-        warnings.warn(f"fastgan.optim: {reason}; torch.optim's own step is used", stacklevel=4)
+        warnings.warn(f"fastgan.optim: {reason}; torch.optim's own step is used", stacklevel=6)
 
 
 def _without_compiler(name: str):
@@ -33,7 +34,7 @@ def _without_compiler(name: str):
     compiles anything.
     """
     hidden = getattr(torch.optim.Optimizer, name)
-    plain = getattr(hidden, "__wrapped__", hidden)
+    plain = uncompiled(hidden)
 
     @functools.wraps(hidden)
     def method(self, *args, **kwargs):
@@ -68,19 +69,18 @@ class _FusedStep:
         """One update. Returns the closure's loss if a closure is given.
 
         Groups with amsgrad, maximize, capturable, differentiable, a forced foreach or fused, or a
-        tensor as learning rate take torch's own step; so do parameters the kernel does not serve
-        (other dtypes, other devices, sparse gradients). The values are the same.
+        tensor as learning rate take torch's own step; so do parameters that the kernel does not
+        serve: other dtypes, other devices, sparse gradients, and memory with gaps or in another
+        order than that of the gradient or the moments (channels_last is fine, where all are). The
+        values are the same. A warning says why, once for each reason.
         """
-        reason = self._not_fused()
-        if reason is not None:
-            if reason:
-                _tell_once(reason)
+        if self._falls_to_torch():
             return self._torch_step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if self._not_fused() is not None:  # the gradients are new
+            if self._falls_to_torch():  # the gradients are new
                 self._torch_step()
                 return loss
         for group in self.param_groups:
@@ -88,17 +88,19 @@ class _FusedStep:
         return loss
 
     def _torch_step(self, closure=None):
-        step = self._torch_class.step
-        if getattr(step, "hooked", False):
-            # torch wraps the step of every class it has constructed to run the hooks; ours has run
-            # them already.
-            step = step.__wrapped__
+        step = unhooked(self._torch_class.step)  # ours has run the hooks already
         return step(self, closure) if closure is not None else step(self)
 
-    def _not_fused(self) -> str | None:
-        """None: fuse. "": torch's step, as expected. Otherwise the reason the user is told."""
+    def _falls_to_torch(self) -> bool:
+        """Whether torch's own step is to be taken; the user is told why, once."""
         if torch.compiler.is_compiling():
-            return ""
+            return True
+        reason = self._why_not_fused()
+        if reason is not None:
+            _tell_once(reason)
+        return reason is not None
+
+    def _why_not_fused(self) -> str | None:
         for group in self.param_groups:
             for option in (
                 "amsgrad",
@@ -114,8 +116,16 @@ class _FusedStep:
                 isinstance(b, Tensor) for b in group["betas"]
             ):
                 return "a tensor as lr or betas has no fused form"
-            if not all(map(_served, group["params"])):
-                return ""
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            for p in with_gradient:
+                state = self.state.get(p)
+                moments = (state["exp_avg"], state["exp_avg_sq"]) if state else ()
+                reason = why_not_fused(p, p.grad, *moments)
+                if reason is not None:
+                    return reason
+            places = [p.data_ptr() for p in with_gradient if p.numel()]
+            if len(set(places)) < len(places):
+                return "a list of parameters that share memory has no fused form"
         return None
 
     def _step_group(self, group: dict) -> None:
@@ -127,14 +137,14 @@ class _FusedStep:
                 continue
             state = self.state[p]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             steps.append(state["step"])
             found.append((p, state))
         if not found:
             return
-        torch._foreach_add_(steps, 1.0)
+        add_to_all(steps, 1.0)
         for p, state in found:
             params, grads, exp_avgs, exp_avg_sqs = buckets.setdefault(
                 (p.device, p.dtype, state["step"].item()), ([], [], [], [])
@@ -145,7 +155,7 @@ class _FusedStep:
             exp_avg_sqs.append(state["exp_avg_sq"])
         beta1, beta2 = group["betas"]
         for (_, _, step), lists in buckets.items():
-            ops._adam_operator(
+            adam_operator(
                 *lists,
                 int(step),
                 group["lr"],
@@ -155,20 +165,6 @@ class _FusedStep:
                 group["weight_decay"],
                 self._decoupled,
             )
-
-
-def _served(p: Tensor) -> bool:
-    """Whether the operator takes this parameter; torch's step judges the others, and may refuse."""
-    grad = p.grad
-    return grad is None or (
-        type(p) in ops._PLAIN
-        and p.dtype in ops._ADAM_DTYPES
-        and grad.dtype == p.dtype
-        and grad.layout == torch.strided
-        and p.is_contiguous()
-        and grad.is_contiguous()
-        and ops.has_kernels(p.device)
-    )
 
 
 class Adam(_FusedStep, torch.optim.Adam):

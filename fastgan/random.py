@@ -22,7 +22,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from .ops import reference
+from .ops.draws import check_seed_and_stream, keep_threshold, signed
+from .ops.library import has_kernels
 
 __all__ = ["Stream", "keep_mask", "keep_scale", "normal", "permutation", "uniform", "words"]
 
@@ -41,10 +43,7 @@ class Stream(IntEnum):
 
 
 def _check(seed: int, stream: int, step: int, n: int, start: int = 0) -> None:
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed is {seed}; it must be an integer in [0, 2**64)")
-    if not 0 <= stream < 1 << 32:
-        raise ValueError(f"stream is {stream}; it must be an integer in [0, 2**32)")
+    check_seed_and_stream(seed, stream)
     if not 0 <= step < 1 << 64:
         raise ValueError(f"step is {step}; it must be an integer in [0, 2**64)")
     if n < 0 or start < 0 or start + n > reference.MAX_ELEMENTS:
@@ -74,8 +73,8 @@ def words(
     """
     _check(seed, stream, step, n, start)
     out = torch.empty(n, dtype=torch.int64, device=device)
-    if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_words(out, ops.signed(seed), stream, ops.signed(step), start)
+    if has_kernels(out.device):
+        torch.ops.fastgan.philox_words(out, signed(seed), stream, signed(step), start)
         return out
     return reference.philox_words(seed, stream, step, start, n, device)
 
@@ -92,8 +91,8 @@ def uniform(
     shape, n = _numel(shape)
     _check(seed, stream, step, n)
     out = torch.empty(shape, dtype=torch.float32, device=device)
-    if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_uniform(out, ops.signed(seed), stream, ops.signed(step))
+    if has_kernels(out.device):
+        torch.ops.fastgan.philox_uniform(out, signed(seed), stream, signed(step))
         return out
     return reference.philox_uniform(seed, stream, step, n, device).view(shape)
 
@@ -121,8 +120,8 @@ def normal(
             f"out has shape {tuple(out.shape)}, dtype {out.dtype} and strides {out.stride()}; "
             f"it must be a contiguous float32 tensor of shape {shape}"
         )
-    if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_normal(out, ops.signed(seed), stream, ops.signed(step))
+    if has_kernels(out.device):
+        torch.ops.fastgan.philox_normal(out, signed(seed), stream, signed(step))
         torch.autograd.graph.increment_version(out)
         return out
     return out.copy_(reference.philox_normal(seed, stream, step, n, out.device).view(shape))
@@ -143,19 +142,17 @@ def keep_mask(
     """
     shape, n = _numel(shape)
     _check(seed, stream, step, (n + 1) >> 1)
-    threshold = ops.keep_threshold(p)
+    threshold = keep_threshold(p)
     out = torch.empty(shape, dtype=torch.bool, device=device)
-    if ops.has_kernels(out.device):
-        torch.ops.fastgan.philox_keep_mask(
-            out, ops.signed(seed), stream, ops.signed(step), threshold
-        )
+    if has_kernels(out.device):
+        torch.ops.fastgan.philox_keep_mask(out, signed(seed), stream, signed(step), threshold)
         return out
     return reference.philox_keep_mask(seed, stream, step, n, threshold, device).view(shape)
 
 
 def keep_scale(p: float) -> float:
     """What makes a kept element unbiased: 65536 / round((1 - p) * 65536); 0 if none is kept."""
-    ops.keep_threshold(p)
+    keep_threshold(p)
     return reference.keep_scale(p)
 
 

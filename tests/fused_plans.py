@@ -10,7 +10,7 @@ from fastgan import data, ops, optim
 from fastgan.models import Discriminator, Generator
 from fastgan.problem import make_problem
 
-PATHS = [str(Path(ops.__file__).resolve().parents[1]), str(Path(__file__).parent)]
+PATHS = [str(Path(ops.__file__).resolve().parents[2]), str(Path(__file__).parent)]
 """For child processes: the fastgan under test, which need not be the checkout's, and this file."""
 
 

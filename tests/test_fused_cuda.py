@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from fastgan.engines.fused_cuda import FusedCudaEngine
 from native import emulator, fused_cuda
 from test_fused import PLANS, Seen, biases_before_norm, mlp, problem, same, tensors
 from torch import nn
@@ -12,7 +13,6 @@ from fastgan import data, ops
 from fastgan.engines import choose
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine
-from fastgan.engines.fused_cuda import FusedCudaEngine
 
 needs_emulator = pytest.mark.skipif(
     emulator.why_not() is not None or not ops.has_kernels(torch.device("cpu")),

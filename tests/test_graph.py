@@ -51,8 +51,8 @@ def test_a_layer_and_its_dropout_are_one_operator_where_there_is_one(monkeypatch
 
     def operator(x, weight, bias, slope, p, seed, stream, counter, *when, start):
         calls.append((stream, start))
-        where = ops.keep_threshold(p), seed, stream, *when, start
-        return ops._LinearLeakyReLUDropoutAt.apply(x, weight, bias, slope, counter, where)
+        where = ops.draws.keep_threshold(p), seed, stream, *when, start
+        return ops.linear._LinearLeakyReLUDropoutAt.apply(x, weight, bias, slope, counter, where)
 
     monkeypatch.setattr(ops, "linear_leaky_relu_dropout_at", operator)
     p, q = twins(with_fused_layers)

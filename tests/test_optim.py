@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgan import ops, optim
+from fastgan.ops import library
 
 PAIRS = [(optim.Adam, torch.optim.Adam), (optim.AdamW, torch.optim.AdamW)]
 pairs = pytest.mark.parametrize(("ours", "theirs"), PAIRS)
@@ -223,7 +224,7 @@ def test_step_without_the_library(monkeypatch):
     first, second = optim.Adam(a), optim.Adam(b)
     give_gradients(a, b)
     first.step()
-    monkeypatch.setattr(ops, "_kernels", frozenset())
+    monkeypatch.setattr(library, "KERNELS", frozenset())
     second.step()
     compare(a, b)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastgan import reference
+from fastgan.ops import reference
 
 labels = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

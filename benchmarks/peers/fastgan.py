@@ -21,8 +21,9 @@ class Engine(TorchPeer):
         return None
 
     def setup(self, plan, threads):
-        from fastgan import data, engines
         from fastgan.engines.fused_cuda import FusedCudaEngine
+
+        from fastgan import data, engines
         from fastgan.problem import make_problem
 
         self.begin(threads)

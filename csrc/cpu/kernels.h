@@ -10,6 +10,7 @@
 #include "common/bf16.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
+#include "ops/linear/shape.h"
 
 namespace fastgan::cpu {
 
@@ -18,11 +19,6 @@ constexpr int64_t kPanelWidth = 32;
 
 // Scratch memory of one thread for the products, aligned to a cache line.
 constexpr int64_t kScratchBytes = 1 << 20;
-
-// One layer: y [batch, out] from x [batch, in].
-struct LinearShape {
-  int64_t batch, in, out;
-};
 
 // The products, in float or double. bfloat16 tensors are widened by the caller.
 template <class T>

@@ -2,7 +2,7 @@
 // working memory in, steps done.
 #include <cstring>
 
-#include "checks.h"
+#include "ops/checks.h"
 #include "cpu/step.h"
 #include "plan_reader.h"
 

@@ -8,15 +8,10 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/util/shim_utils.h>
 
-#include "checks.h"
+#include "ops/checks.h"
 
 // The dispatch key of this library's operators.
 #define FASTGAN_DEVICE CUDA
-
-// Torch 2.11 has the check without the reason of a failure.
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK
-#  define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
-#endif
 
 namespace fastgan::cuda {
 

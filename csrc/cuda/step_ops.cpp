@@ -1,6 +1,6 @@
 // The operators of the fused engine on CUDA: the plan, the networks' own tensors, the tables of a
 // run and one block of working memory in, steps launched.
-#include "checks.h"
+#include "ops/checks.h"
 #include "cuda/on_device.h"
 #include "cuda/step.h"
 #include "plan_reader.h"

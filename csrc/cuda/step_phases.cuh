@@ -6,7 +6,7 @@
 #include "common/dropout.h"
 #include "common/losses.h"
 #include "common/philox.h"
-#include "cuda/mask.cuh"
+#include "ops/random/mask.cuh"
 #include "cuda/step_product.cuh"
 
 // A large parameter that a kernel reads where the launch has put it.

@@ -109,7 +109,9 @@ class Snapshot:
             hook
             for table in torch_private.hooks_of(m)
             for hook in table.values()
-            if not (getattr(hook, "__module__", "") or "").startswith("fastgan.")  # for a while only
+            if not (getattr(hook, "__module__", "") or "").startswith(
+                "fastgan."
+            )  # for a while only
         ]
         attributes = [
             (name, _plain(value, kept))

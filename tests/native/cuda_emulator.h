@@ -1,7 +1,7 @@
 // Runs CUDA kernels on the CPU, for tests on machines without a GPU: a C++ compiler takes the
-// torch-free .cu files of csrc/cuda through this header.
+// torch-free .cu files of csrc through this header.
 //
-//   g++ -std=c++20 -Icsrc -Itests/native -Itests/native/emulated -x c++ csrc/cuda/adam.cu ...
+//   g++ -std=c++20 -Icsrc -Itests/native -Itests/native/emulated -x c++ csrc/ops/adam/adam.cu ...
 //
 // A kernel may use: threadIdx and its kin, FASTGAN_SHARED, FASTGAN_DYNAMIC_SHARED, everything in
 // cuda/device.cuh and cuda/mma.cuh, __syncthreads, warp shuffles, votes and reductions, atomics,

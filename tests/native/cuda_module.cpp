@@ -3,7 +3,11 @@
 // uint8.
 #include <type_traits>
 
-#include "cuda/launch.h"
+#include "ops/adam/launch.h"
+#include "ops/gather/launch.h"
+#include "ops/linear/launch.h"
+#include "ops/losses/launch.h"
+#include "ops/random/launch.h"
 
 using namespace fastgan;
 using namespace fastgan::cuda;
@@ -174,8 +178,8 @@ int adam_lists(int64_t type, int64_t count, void* const* weights, void* const* e
       return adam<T>(make_adam<T>(step, lr, beta1, beta2, eps, weight_decay, decoupled != 0),
                      tensors, nullptr);
     }
-    return adam_device<T>({device_step, device_lr, wide_lr, grad_scale, found_inf, beta1, beta2,
-                           eps, weight_decay, decoupled != 0},
+    return adam_device<T>({{device_step, nullptr}, {device_lr, wide_lr}, grad_scale, found_inf,
+                           beta1, beta2, eps, weight_decay, decoupled != 0},
                           tensors, nullptr);
   };
   return type == 1 ? run(double{}) : run(float{});

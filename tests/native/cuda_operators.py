@@ -7,7 +7,11 @@ import warnings
 
 from . import fused_cuda
 
-SOURCES = ("philox", "gather", "linear", "tiles", "losses", "adam", "ema")
+OPERATORS = ("adam", "gather", "linear", "losses", "random")
+KERNELS = (
+    *("adam/adam", "adam/ema", "gather/gather", "linear/linear", "linear/tiles"),
+    *("losses/losses", "random/philox"),
+)
 
 import fastgan.ops  # noqa: E402, F401  registers the CPU's operators, before they are replaced
 
@@ -15,8 +19,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the replacement, which is the purpose
     kernels = fused_cuda.load_operators(
         "operators",
-        "csrc/cuda/ops.cpp",
-        *(f"csrc/cuda/{name}.cu" for name in SOURCES),
+        *(f"csrc/ops/{name}/cuda.cpp" for name in OPERATORS),
+        *(f"csrc/ops/{name}.cu" for name in KERNELS),
         "tests/native/emulated/exports.cpp",
     )
 

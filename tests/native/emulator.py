@@ -1,7 +1,7 @@
 """Builds CUDA kernels for the CPU through cuda_emulator.h and calls them on torch tensors.
 
 from native import emulator
-kernels = emulator.load("operators", "tests/native/cuda_module.cpp", "csrc/cuda/adam.cu", ...)
+kernels = emulator.load("operators", "tests/native/cuda_module.cpp", "csrc/ops/adam/adam.cu", ...)
 kernels.seed(3)                          # how threads are interleaved; 0: in order
 kernels.adam(tensor, 4, 0.5, None)       # an extern "C" function of the sources
 kernels.launches()                       # how many launches there were so far

@@ -49,7 +49,7 @@ def load_operators(library_name, *sources):
 
 def _compile(source, target):
     includes = [f"-I{ROOT / folder}" for folder in INCLUDES]
-    if source.endswith("ops.cpp"):
+    if source.endswith(("ops.cpp", "cuda.cpp")):
         includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
         includes.append("-fvisibility=hidden")  # as torch's own types
     emulator._run(

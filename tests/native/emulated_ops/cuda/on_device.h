@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "checks.h"
+#include "ops/checks.h"
 #include "cuda_emulator.h"
 
 #define FASTGAN_DEVICE CPU

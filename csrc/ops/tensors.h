@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "checks.h"
 #include "common/fp16.h"
+#include "ops/checks.h"
 
 namespace fastgan {
 
@@ -36,20 +36,6 @@ void dispatch(ScalarType dtype, const char* name, const F& f) {
     default:
       STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
   }
-}
-
-// Calls run(pixel, element) with values of the types of a gather; see check_gather.
-template <class Run>
-void dispatch_gather(const Tensor& pixels, const Tensor& out, const Run& run) {
-  dispatch(out.scalar_type(), "out", [&](auto element) {
-    if (pixels.scalar_type() == ScalarType::Byte) {
-      run(uint8_t{}, element);
-    } else if (pixels.scalar_type() == ScalarType::Float) {
-      run(float{}, element);
-    } else {
-      run(double{}, double{});
-    }
-  });
 }
 
 }  // namespace fastgan

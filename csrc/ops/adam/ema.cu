@@ -1,7 +1,6 @@
 // Averages of all weights of a network in one launch.
-#include "common/fp16.h"
-#include "cuda/launch.h"
 #include "cuda/tensors.cuh"
+#include "ops/adam/launch.h"
 
 namespace fastgan::cuda {
 
@@ -34,10 +33,7 @@ cudaError_t ema(T* const* averages, T* const* values, const int64_t* sizes, int6
 
 #define FASTGAN_INSTANTIATE(T) \
   template cudaError_t ema<T>(T* const*, T* const*, const int64_t*, int64_t, double, cudaStream_t);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bf16)
-FASTGAN_INSTANTIATE(fp16)
+FASTGAN_FOR_ELEMENTS(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

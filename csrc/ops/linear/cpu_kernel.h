@@ -1,5 +1,5 @@
 // The matrix products of a linear layer with a leaky rectifier: forward, and the gradients of its
-// input, weight and bias. Included by kernels_impl.h for each instruction set.
+// input, weight and bias. Included by cpu/kernels_impl.h for each instruction set.
 //
 // All three products are C [rows, columns] = A [rows, depth] B [depth, columns], taken in blocks
 // that fit the caches (K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix

@@ -1,6 +1,6 @@
 // Adam over all tensors of a network in one launch.
-#include "cuda/launch.h"
 #include "cuda/tensors.cuh"
+#include "ops/adam/launch.h"
 
 namespace fastgan::cuda {
 
@@ -23,16 +23,19 @@ __global__ void adam_kernel(const __grid_constant__ AdamTable<T, Capacity> table
   });
 }
 
+__device__ double read(const RealOnDevice& number) {
+  return number.wide ? *number.wide : static_cast<double>(*number.value);
+}
+
 template <class T, int Capacity>
 __global__ void adam_device_kernel(const __grid_constant__ AdamTable<T, Capacity> table,
                                    const __grid_constant__ AdamOnDevice d) {
   if (d.found_inf && *d.found_inf != 0.f) return;
   FASTGAN_SHARED(Adam<T>, shared, [1]);
   if (threadIdx.x == 0) {
-    const double lr = d.wide_lr ? *d.wide_lr : static_cast<double>(*d.lr);
-    const auto n = static_cast<int64_t>(*d.step);
-    shared[0] = make_adam_of_powers<T>(power(d.beta1, n), power(d.beta2, n), lr, d.beta1, d.beta2,
-                                       d.eps, d.weight_decay, d.decoupled);
+    const auto n = static_cast<int64_t>(read(d.step));
+    shared[0] = make_adam_of_powers<T>(power(d.beta1, n), power(d.beta2, n), read(d.lr), d.beta1,
+                                       d.beta2, d.eps, d.weight_decay, d.decoupled);
   }
   __syncthreads();
   const Adam<T> a = shared[0];

@@ -4,9 +4,9 @@
 
 #include "common/activation.h"
 #include "cuda/device.cuh"
-#include "cuda/launch.h"
-#include "cuda/mask.cuh"
 #include "cuda/mma.cuh"
+#include "ops/linear/launch.h"
+#include "ops/random/mask.cuh"
 
 namespace fastgan::cuda {
 

@@ -2,7 +2,7 @@
 // image), and one block adds them up in a fixed order without a second launch.
 #include "common/losses.h"
 #include "cuda/device.cuh"
-#include "cuda/launch.h"
+#include "ops/losses/launch.h"
 
 namespace fastgan::cuda {
 

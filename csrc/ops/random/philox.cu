@@ -1,9 +1,8 @@
 // Philox words, uniforms, normals and dropout masks: a thread takes whole blocks of four words.
 #include "common/dropout.h"
-#include "cuda/counter.cuh"
 #include "cuda/grid.cuh"
-#include "cuda/launch.h"
-#include "cuda/mask.cuh"
+#include "ops/random/launch.h"
+#include "ops/random/mask.cuh"
 
 namespace fastgan::cuda {
 
@@ -112,10 +111,7 @@ cudaError_t dropout(const Dropout& drop, int64_t n, const T* x, T* y, cudaStream
 
 #define FASTGAN_INSTANTIATE(T) \
   template cudaError_t dropout<T>(const Dropout&, int64_t, const T*, T*, cudaStream_t);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bf16)
-FASTGAN_INSTANTIATE(fp16)
+FASTGAN_FOR_ELEMENTS(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

@@ -1,8 +1,8 @@
 // What surrounds the products of a linear layer with a leaky rectifier.
 #include "common/activation.h"
-#include "cuda/launch.h"
-#include "cuda/mask.cuh"
 #include "cuda/tensors.cuh"
+#include "ops/linear/launch.h"
+#include "ops/random/mask.cuh"
 
 namespace fastgan::cuda {
 
@@ -162,10 +162,7 @@ cudaError_t leaky_relu_bias_backward(const T* grad, const T* sign, int64_t rows,
   template cudaError_t leaky_relu_bias_backward<T>(const T*, const T*, int64_t, int64_t, double,  \
                                                    const Dropout&, T*, arithmetic_t<T>*,          \
                                                    cudaStream_t);
-FASTGAN_INSTANTIATE(float)
-FASTGAN_INSTANTIATE(double)
-FASTGAN_INSTANTIATE(bf16)
-FASTGAN_INSTANTIATE(fp16)
+FASTGAN_FOR_ELEMENTS(FASTGAN_INSTANTIATE)
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

@@ -1,9 +1,8 @@
 // A batch gathered from the images and normalised, by the step number on the device.
 #include <type_traits>
 
-#include "cuda/counter.cuh"
 #include "cuda/grid.cuh"
-#include "cuda/launch.h"
+#include "ops/gather/launch.h"
 
 namespace fastgan::cuda {
 
@@ -25,9 +24,7 @@ __device__ inline arithmetic_t<T> value_of_pixel(Pixel pixel) {
 
 // The image of a row of the batch, or -1.
 __device__ inline int64_t image_of(const Gather& g, int64_t row) {
-  const uint64_t update = value_of(g.counter);
-  const uint64_t position = update % static_cast<uint64_t>(g.batches_per_epoch);
-  const int64_t at = static_cast<int64_t>(position) * g.batch + row;
+  const int64_t at = place_of(g, row);
   if (at >= g.ordered) return -1;
   const int64_t image = g.order[at];
   return image >= 0 && image < g.images ? image : -1;
@@ -64,15 +61,10 @@ cudaError_t gather_normalize(const Gather& g, const Pixel* pixels, T* out, cudaS
 
 #define FASTGAN_INSTANTIATE(Pixel, T) \
   template cudaError_t gather_normalize<Pixel, T>(const Gather&, const Pixel*, T*, cudaStream_t);
-FASTGAN_INSTANTIATE(uint8_t, float)
-FASTGAN_INSTANTIATE(uint8_t, double)
-FASTGAN_INSTANTIATE(uint8_t, bf16)
-FASTGAN_INSTANTIATE(uint8_t, fp16)
-FASTGAN_INSTANTIATE(float, float)
-FASTGAN_INSTANTIATE(float, double)
-FASTGAN_INSTANTIATE(float, bf16)
-FASTGAN_INSTANTIATE(float, fp16)
+#define FASTGAN_INSTANTIATE_ELEMENT(T) FASTGAN_INSTANTIATE(uint8_t, T) FASTGAN_INSTANTIATE(float, T)
+FASTGAN_FOR_ELEMENTS(FASTGAN_INSTANTIATE_ELEMENT)
 FASTGAN_INSTANTIATE(double, double)
+#undef FASTGAN_INSTANTIATE_ELEMENT
 #undef FASTGAN_INSTANTIATE
 
 }  // namespace fastgan::cuda

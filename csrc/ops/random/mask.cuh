@@ -2,8 +2,8 @@
 #pragma once
 
 #include "common/dropout.h"
-#include "cuda/counter.cuh"
-#include "cuda/launch.h"
+#include "cuda/device.cuh"
+#include "ops/random/draw.h"
 
 namespace fastgan::cuda {
 

@@ -1,0 +1,132 @@
+"""Which compiled libraries there are, what they serve, and what torch's compiler is told."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from ..torch_private import forward_mode_is_active, functorch_is_active
+
+
+def _load(name: str) -> str:
+    """Import one compiled library; "loaded" or the reason why not."""
+    try:
+        importlib.import_module(f"fastgan.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"fastgan.{name}":
+            return f"failed to load: {error}"
+        return "not built: fastgan was installed without it"
+    except ImportError as error:
+        return f"failed to load: {error}"
+    return "loaded"
+
+
+_status = {"cpu": _load("_C")}
+if torch.version.cuda is None:
+    _status["cuda"] = "not loaded: this torch was built without CUDA"
+elif _status["cpu"] != "loaded":
+    _status["cuda"] = "not loaded: it needs the CPU library, which defines the operators"
+else:
+    _status["cuda"] = _load("_C_cuda")
+KERNELS = frozenset(kind for kind, status in _status.items() if status == "loaded")
+"""The kinds of devices that a compiled library serves."""
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
+"""Tensors of torch's own. A subclass may mean something else by an operation."""
+
+DTYPES = {"cpu": frozenset((torch.float32, torch.float64, torch.bfloat16))}
+DTYPES["cuda"] = DTYPES["cpu"] | {torch.float16}
+"""What the layers and losses of a device take."""
+
+
+def library_status() -> dict[str, str]:
+    """{"cpu": ..., "cuda": ...}: "loaded", or the reason why that compiled library is absent."""
+    return dict(_status)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether a compiled library serves tensors on `device`."""
+    return device.type in KERNELS
+
+
+def takes(t: Tensor) -> bool:
+    """Whether layers and losses of a compiled library take a tensor of this kind."""
+    return has_kernels(t.device) and t.dtype in DTYPES[t.device.type]
+
+
+def isa() -> str | None:
+    """The instruction set of the CPU kernels; None without them.
+
+    "amx", "avx512", "avx2" or "baseline": each has what those after it have.
+
+    Raises RuntimeError if FASTGAN_ISA asks for one that this processor or this build lacks.
+    """
+    return torch.ops.fastgan.isa() if "cpu" in KERNELS else None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the CPU has instructions for products in bfloat16 that the fused engine takes."""
+    if device.type != "cpu" or not has_kernels(device):
+        return False
+    return torch.ops.fastgan.fused_products(True) in ("avx512_bf16", "amx")
+
+
+def differentiable_here() -> bool:
+    """Whether autograd.Functions apply: torch.func and forward mode take the plain operations."""
+    return torch.compiler.is_compiling() or not (functorch_is_active() or forward_mode_is_active())
+
+
+if "cpu" in KERNELS:
+
+    @torch.library.register_fake("fastgan::linear_leaky_relu")
+    def _(x, weight, bias, negative_slope):
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    @torch.library.register_fake("fastgan::linear_leaky_relu_dropout_at")
+    def _(x, weight, bias, negative_slope, *mask):
+        return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+    @torch.library.register_fake("fastgan::linear_leaky_relu_dropout_backward_at")
+    @torch.library.register_fake("fastgan::linear_leaky_relu_backward")
+    def _(grad, x, weight, sign, negative_slope, need_x, need_weight, need_bias, *mask):
+        return (
+            x.new_empty(x.shape if need_x else (0,)),
+            weight.new_empty(weight.shape if need_weight else (0,)),
+            weight.new_empty(weight.shape[0] if need_bias else (0,)),
+        )
+
+    def _loss_like(logits):
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return logits.new_empty((), dtype=wide)
+
+    @torch.library.register_fake("fastgan::discriminator_loss")
+    def _(real_logits, fake_logits, real_label, fake_label):
+        return (
+            _loss_like(real_logits),
+            real_logits.new_empty(real_logits.shape),
+            fake_logits.new_empty(fake_logits.shape),
+        )
+
+    @torch.library.register_fake("fastgan::generator_loss")
+    def _(fake_logits, saturating):
+        return _loss_like(fake_logits), fake_logits.new_empty(fake_logits.shape)
+
+    @torch.library.register_fake("fastgan::dropout_at")
+    def _(x, threshold, seed, stream, counter, multiplier, offset, start):
+        return x.new_empty(x.shape)
+
+    for _name in (
+        "adam_",
+        "adam_device_",
+        "ema_",
+        "gather_normalize",
+        "philox_words",
+        "philox_uniform",
+        "philox_normal",
+        "philox_normal_at",
+        "philox_keep_mask",
+        "philox_keep_mask_at",
+    ):
+        torch.library.register_fake(f"fastgan::{_name}", lambda *args: None)
