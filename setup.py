@@ -131,18 +131,19 @@ def extensions() -> tuple[list, dict]:
     cxx += ["-Wno-psabi"]
     stable = [f"-DTORCH_TARGET_VERSION={ABI}"]
     found = []
-    module = ["-DFASTGAN_MODULE_NAME=_C", "-DFASTGAN_MODULE_FUNCTIONS=fastgan_watch_functions"]
     if "cpu" not in skipped:
         found.append(
             cpp_extension.CppExtension(
                 "fastgan._C",
                 [
-                    *("csrc/module.cpp", "csrc/schema.cpp", "csrc/watch.cpp"),
+                    *("csrc/module.cpp", "csrc/schema.cpp"),
+                    *sorted(glob("csrc/step/*.cpp")),
                     *sorted(glob("csrc/cpu/*.cpp")),
                     *sorted(glob("csrc/ops/*/cpu.cpp")),
+                    *sorted(glob("csrc/cpu/step/*.cpp")),
                 ],
                 include_dirs=[str(Path("csrc").resolve())],
-                extra_compile_args={"cxx": [*cxx, *stable, *module]},
+                extra_compile_args={"cxx": [*cxx, *stable, "-DFASTGAN_MODULE_NAME=_C"]},
                 extra_link_args=["-pthread"],
                 py_limited_api=True,
             )
@@ -156,10 +157,13 @@ def extensions() -> tuple[list, dict]:
                 "fastgan._C_cuda",
                 [
                     "csrc/module.cpp",
+                    *sorted(glob("csrc/step/*.cpp")),
                     *sorted(glob("csrc/cuda/*.cpp")),
                     *sorted(glob("csrc/cuda/*.cu")),
                     *sorted(glob("csrc/ops/*/cuda.cpp")),
                     *sorted(glob("csrc/ops/*/*.cu")),
+                    *sorted(glob("csrc/cuda/step/*.cpp")),
+                    *sorted(glob("csrc/cuda/step/*.cu")),
                 ],
                 include_dirs=[str(Path("csrc").resolve())],
                 extra_compile_args={"cxx": [*cxx, *stable_cuda], "nvcc": [*strict, *stable_cuda]},

@@ -1,6 +1,6 @@
-// The Python module of a compiled library. Importing it loads the library, whose initialisers
-// register the operators with torch; what functions it has, if any, are FASTGAN_MODULE_FUNCTIONS.
-// Python's limited API, so that one binary serves every CPython from 3.10 on.
+// The Python module of a compiled library. It has no functions: importing it loads the library,
+// whose initialisers register the operators with torch. Python's limited API, so that one binary
+// serves every CPython from 3.10 on.
 #ifndef Py_LIMITED_API
 #  define Py_LIMITED_API 0x030a0000
 #endif
@@ -11,18 +11,12 @@
 #define FASTGAN_INIT_(x) PyInit_##x
 #define FASTGAN_INIT(x) FASTGAN_INIT_(x)
 
-#ifdef FASTGAN_MODULE_FUNCTIONS
-extern PyMethodDef FASTGAN_MODULE_FUNCTIONS[];
-#else
-#  define FASTGAN_MODULE_FUNCTIONS nullptr
-#endif
-
 extern "C" __attribute__((visibility("default"))) PyObject* FASTGAN_INIT(FASTGAN_MODULE_NAME)() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                                    FASTGAN_STRING(FASTGAN_MODULE_NAME),
                                    nullptr,
                                    -1,
-                                   FASTGAN_MODULE_FUNCTIONS,
+                                   nullptr,
                                    nullptr,
                                    nullptr,
                                    nullptr,

@@ -64,26 +64,31 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "float weight_decay, bool decoupled, Tensor? grad_scale, Tensor? found_inf) -> ()");
   m.def("ema_(Tensor(a!)[] averages, Tensor[] values, float decay) -> ()");
 
-  // The fused engine on the CPU.
+  // The fused engine. plan and settings: step/decode.cpp says what they hold; both are on the CPU.
+  // state: the networks' own tensors, which the plan names by their places: parameters, moments,
+  // step counters, averages and statistics. All that a run writes must lie apart.
+  //
+  // Of the enums that Python mirrors, a line each: its name, then name=number of each entry.
+  m.def("fused_enums() -> str");
+
+  // On the CPU.
   // The bytes of working memory that fused_run needs.
   m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
-  // Checks state against the plan (parameters, moments, step counters, averages and statistics, as
-  // numbered by it), and writes into bound a plan that points to their memory. It may be run while
-  // all of state lives where it was and is shaped as it was.
-  m.def("fused_bind(Tensor plan, Tensor settings, Tensor[] state, Tensor(a!) bound) -> ()");
-  // Does losses.size(0) steps from first_step on, on the tensors that bound points to. images
-  // [count, ...] with order, the permutations of the epochs from that of the first step on; or,
-  // without order, the batches themselves one after another. rates: of D and G, [2] or [steps, 2].
-  // profile [phases, 2] is added to.
+  // Does statistics.size(0) steps from first_step on. memory: uint8, zeros before the first run.
+  // images [count, ...] with order, the permutations of the epochs from that of the first step on;
+  // or, without order, float32, the batches themselves one after another. rates float64: of D and
+  // G, [2] or [steps, 2]. statistics float32 [steps, 4]: see Statistic in step/enums.h. profile
+  // float64 [phases, 2] is added to.
   m.def(
-      "fused_run(Tensor bound, Tensor settings, Tensor(a!) memory, Tensor images, Tensor? order, "
-      "Tensor rates, Tensor(b!) losses, Tensor(c!)? profile, int first_step, int threads) -> ()");
-  // The instructions that take products in float32 or in bfloat16; "none" where there are none.
-  m.def("fused_products(bool bf16) -> str");
+      "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
+      "Tensor images, Tensor? order, Tensor rates, Tensor(c!) statistics, Tensor(d!)? profile, "
+      "int first_step, int threads) -> ()");
+  // The instructions that take products in a precision, 'fp32' or 'bf16'.
+  m.def("fused_products(str precision) -> str");
   // The phases of a step, a line each: floating-point operations of its products, name.
   m.def("fused_phases(Tensor plan, Tensor settings) -> str");
 
-  // The fused engine on CUDA.
+  // On CUDA.
   // The bytes of working memory that fused_cuda_run needs: with 2 copies of the inputs for the
   // persistent kernel, with 1 for the chain.
   m.def("fused_cuda_memory(Tensor plan, Tensor settings, int copies) -> int");
@@ -96,13 +101,14 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "bool tf32) -> str");
   // Launches `steps` steps from the clock on, on the current stream. plan and settings are on the
   // CPU, everything else on the device of memory. clock int64 [5]: the next step, the step of row
-  // 0 of rates and losses, the epoch of the first permutation of order, and the updates that D's
-  // and G's optimisers had done by the step of row 0. images [count, ...] with order, the
+  // 0 of rates and statistics, the epoch of the first permutation of order, and the updates that
+  // D's and G's optimisers had done by the step of row 0. images [count, ...] with order, the
   // permutations of the epochs; or, without, float32 [d_steps, batch, ...], the batches of one
-  // step. rates float64 [rows, 2], losses float32 [rows, 2]: of D and G. The caller sees to it that
-  // the tables reach as far as the steps do. Safe in graph capture.
+  // step. rates float64 [rows, 2], statistics float32 [rows, 4]. What the clock and the order say
+  // is known on the device only: an image that they name and is not there is NaN, and so is the
+  // learning rate of a step outside the tables. Safe in graph capture.
   m.def(
       "fused_cuda_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor images, Tensor? order, Tensor(c!) clock, Tensor rates, Tensor(d!) losses, int steps, "
-      "bool tf32, bool persistent) -> ()");
+      "Tensor images, Tensor? order, Tensor(c!) clock, Tensor rates, Tensor(d!) statistics, "
+      "int steps, bool tf32, bool persistent) -> ()");
 }

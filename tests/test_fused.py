@@ -94,13 +94,6 @@ def test_one_call_or_many(name):
     assert same(p, q) == []
 
 
-needs_bf16 = pytest.mark.skipif(
-    not ops.has_kernels(torch.device("cpu")) or torch.ops.fastgan.fused_products(True) == "none",
-    reason="this processor has no products in bfloat16",
-)
-
-
-@needs_bf16
 @pytest.mark.parametrize(
     "name", ["reference", "reference, ragged", "deep", "norms", "single layers"]
 )
@@ -122,7 +115,6 @@ def test_bf16_is_as_good_as_autocast(name):
     assert ours["d"] ** 0.5 < 1.5 * torchs["d"] ** 0.5
 
 
-@needs_bf16
 @pytest.mark.parametrize("name", ["reference, ragged", "deep", "norms"])
 def test_bf16_bits_do_not_depend_on_threads_or_calls(name):
     runs = []
@@ -136,7 +128,6 @@ def test_bf16_bits_do_not_depend_on_threads_or_calls(name):
         assert same(runs[0][1], p) == []
 
 
-@needs_bf16
 @pytest.mark.parametrize(
     "change",
     [

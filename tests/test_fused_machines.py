@@ -89,13 +89,13 @@ def test_every_instruction_set(isa):
     assert (got - expected.flatten()).abs().max() < 1e-4
 
 
-SOURCES = ["step*.cpp", "team.cpp", "isa.cpp", "kernels*.cpp"]
+SOURCES = ["step/phases.cpp", "cpu/step/*.cpp", "cpu/team.cpp", "cpu/isa.cpp", "cpu/kernels*.cpp"]
 
 
 def build_driver(compiler, out, *flags):
     """tests/native/step_main.cpp and the torch-free half of csrc/cpu as a program of their own."""
-    files = [f for pattern in SOURCES for f in sorted((ROOT / "csrc/cpu").glob(pattern))]
-    files = [str(f) for f in files if f.name != "step_ops.cpp"]
+    files = [f for pattern in SOURCES for f in sorted((ROOT / "csrc").glob(pattern))]
+    files = [str(f) for f in files if f.name != "operators.cpp"]
     command = [
         compiler,
         "-std=c++20",

@@ -1,5 +1,5 @@
-// Activations and their derivatives. Derivatives are written in terms of the output, which is what
-// a backward pass still has at hand.
+// Activations and their derivatives. But for ELU's, derivatives are written in terms of the output,
+// which is what a backward pass still has at hand.
 #pragma once
 
 #include "common/math.h"
@@ -34,14 +34,15 @@ FASTGAN_HD T tanh_grad(T grad, T y) {
 
 // D.-A. Clevert, T. Unterthiner, S. Hochreiter, "Fast and Accurate Deep Network Learning by
 // Exponential Linear Units", ICLR 2016.
+// The derivative comes along: close to -alpha the value no longer tells it.
 template <class T>
-FASTGAN_HD T elu(T x, T alpha) {
-  return x > T(0) ? x : alpha * (math::exp(x > T(0) ? T(0) : x) - T(1));
-}
-// Holds for alpha >= 0: the output of a negative input is then not positive.
+struct WithSlope {
+  T value, slope;
+};
 template <class T>
-FASTGAN_HD T elu_grad(T grad, T y, T alpha) {
-  return y > T(0) ? grad : grad * (y + alpha);
+FASTGAN_HD WithSlope<T> elu(T x, T alpha) {
+  const math::Exp<T> e = math::exp_and_expm1(x > T(0) ? T(0) : x);
+  return {x > T(0) ? x : alpha * e.less_one, x > T(0) ? T(1) : alpha * e.whole};
 }
 
 }  // namespace fastgan

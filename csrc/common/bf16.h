@@ -23,6 +23,13 @@ FASTGAN_HD bf16 narrow_bf16(float x) {
   return {static_cast<uint16_t>(nan ? 0x7fc0u : rounded)};
 }
 
+// The same rounding, back in float.
+FASTGAN_HD float round_to_bf16(float x) {
+  const uint32_t u = math::bits(x);
+  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+  return math::from_bits(nan ? 0x7fc00000u : (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u);
+}
+
 // The type that values of T are computed in.
 template <class T>
 struct Arithmetic {

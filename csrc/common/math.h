@@ -47,6 +47,30 @@ FASTGAN_HD float exp(float x) {
 }
 FASTGAN_HD double exp(double x) { return ::exp(x); }
 
+// e^x and e^x - 1, both within 2 units in the last place; of e^x as exp() has it, and e^x - 1 for
+// any x up to 88.37.
+template <class T>
+struct Exp {
+  T whole, less_one;
+};
+FASTGAN_HD Exp<float> exp_and_expm1(float x) {
+  const float clamped = x > 88.37f ? 88.37f : (x < -87.33f ? -87.33f : x);
+  // As in exp(), with r + p r^2 = e^r - 1 kept apart from the 1.
+  const float shifted = clamped * 1.44269504f + 12582912.f;
+  const float n = shifted - 12582912.f;
+  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const float rest = p * (r * r) + r;
+  const float power = from_bits((bits(shifted) - 0x4b400000u + 127u) << 23);
+  return {x < -87.33f ? 0.f : (rest + 1.f) * power, rest * power + (power - 1.f)};
+}
+FASTGAN_HD Exp<double> exp_and_expm1(double x) { return {::exp(x), ::expm1(x)}; }
+
 // ln x for normal x > 0, within 2 units in the last place.
 FASTGAN_HD float log(float x) {
   // Split x = m * 2^e with m in [sqrt(1/2), sqrt(2)).

@@ -70,7 +70,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the CPU has instructions for products in bfloat16 that the fused engine takes."""
     if device.type != "cpu" or not has_kernels(device):
         return False
-    return torch.ops.fastgan.fused_products(True) in ("avx512_bf16", "amx")
+    return torch.ops.fastgan.fused_products("bf16") in ("avx512_bf16", "amx")
 
 
 def differentiable_here() -> bool:

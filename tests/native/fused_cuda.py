@@ -14,11 +14,14 @@ from torch.utils import cpp_extension
 from . import ROOT, emulator
 
 SOURCES = (
-    *("csrc/cuda/step_ops.cpp", "csrc/cuda/step.cpp"),
-    *("csrc/cuda/step_chain.cu", "csrc/cuda/step_persistent.cu"),
+    *("csrc/step/phases.cpp", "csrc/step/decode.cpp", "csrc/step/arguments.cpp"),
+    *("csrc/cuda/step/operators.cpp", "csrc/cuda/step/memory.cpp"),
+    *("csrc/cuda/step/chain.cu", "csrc/cuda/step/persistent.cu"),
     "tests/native/emulated/exports.cpp",
 )
 FLAGS = ("-DTORCH_TARGET_VERSION=0x020b000000000000", "-Wno-unused-parameter", "-Wno-comment")
+TORCH = ("cuda.cpp", "operators.cpp", "decode.cpp", "arguments.cpp")
+"""Ends of the sources that include torch."""
 # The stand-in for on_device.h comes before the real one.
 INCLUDES = ("tests/native/emulated_ops", *emulator.INCLUDES)
 
@@ -49,7 +52,7 @@ def load_operators(library_name, *sources):
 
 def _compile(source, target):
     includes = [f"-I{ROOT / folder}" for folder in INCLUDES]
-    if source.endswith(("ops.cpp", "cuda.cpp")):
+    if source.endswith(TORCH):
         includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
         includes.append("-fvisibility=hidden")  # as torch's own types
     emulator._run(

@@ -74,7 +74,7 @@ class FusedEngine(Engine):
         """Shapes, precision, instruction set, threads and working memory in one line."""
         threads = get_num_threads()
         precision = self.problem.precision
-        isa = torch.ops.fastgan.fused_products(precision == "bf16")
+        isa = torch.ops.fastgan.fused_products(precision)
         return (
             f"whole steps in C++, {self._shapes()}, {precision}, {isa}, "
             f"{threads} thread{'s' * (threads > 1)}, {self.memory_bytes() / 2**20:.1f} MB of "
@@ -168,10 +168,7 @@ class FusedEngine(Engine):
         )
 
     def _lay_out(self) -> None:
-        """Make of the plan what the steps are run with."""
-        integers, reals, state, _ = self._plan
-        self._bound = torch.empty_like(integers)
-        torch.ops.fastgan.fused_bind(integers, reals, state, self._bound)
+        """Make of the plan what the steps are run with; on the CPU it is that already."""
 
     def _memory_for(self, threads: int) -> Tensor:
         if self._memory_key is None or (
@@ -197,21 +194,17 @@ class FusedEngine(Engine):
         # What autograd has saved of these before is out of date now, and must say so. Before the
         # steps, which leave little of anything else in the caches.
         increment_version(self._plan.written)
-        losses = torch.empty(n, 2, dtype=torch.float32, device="cpu")
         torch.ops.fastgan.fused_run(
-            self._bound,
-            self._plan.reals,
+            *self._plan[:3],
             memory,
             images,
             order,
             rates,
-            losses,
+            statistics,
             profile,
             self.step,
             threads,
         )
-        statistics[:, :2] = losses
-        statistics[:, 2:] = 0.0  # TRANSITION: until the library returns four columns
         self.step += n
 
     def _learning_rates(self, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from fastgan.engines.draws import images_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
+from fastgan.statistics import STATISTICS
 
 _ROWS = 4096
 """Steps that the tables of losses and learning rates have room for: what bounds a launch."""
@@ -89,7 +90,7 @@ class FusedCudaEngine(FusedEngine):
 
         self._clock = table(5, dtype=torch.int64)
         self._rate_table = table(self._rows, 2, dtype=torch.float64)
-        self._table = table(self._rows, 2, dtype=torch.float32)
+        self._table = table(self._rows, len(STATISTICS), dtype=torch.float32)
         self._order_table = table(epochs * count if p.data.resident else 0, dtype=torch.int64)
         self._why_chain = "allow_persistent is False"
         if self.allow_persistent:
@@ -152,8 +153,7 @@ class FusedCudaEngine(FusedEngine):
         self._clock.copy_(clock, non_blocking=True)
         self._rate_table[:n].copy_(rates.expand(n, 2), non_blocking=True)
         self._launch(images, ordered, n)
-        statistics[:, :2] = self._table[:n]
-        statistics[:, 2:] = 0.0  # TRANSITION: until the library returns four columns
+        statistics.copy_(self._table[:n])
         for counters, before, (_, _, more) in zip(steps, done, pairs, strict=True):
             torch._foreach_add_(counters, float(more))
             first = counters[0]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.support import LOSS_NUMBERS, averages
-from fastgan.random import Stream
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -45,7 +44,6 @@ class PlanEncoder:
         """
         p = problem
         self._integers += [
-            0,  # the plan points to tensors by their places in a list
             g.layers[0].linear.in_features,
             d.layers[0].linear.in_features,
             p.batch_size,
@@ -99,7 +97,7 @@ class PlanEncoder:
             int(norm is not None),
             int(drop is not None),
             0 if drop is None else round((1.0 - drop.p) * 65536),
-            Stream.DROPOUT + 8 * layer.dropout_index,
+            layer.dropout_index,
         ]
         momentum = -1.0 if norm is None or norm.momentum is None else norm.momentum
         self._reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]

@@ -1,0 +1,40 @@
+// Activations as constants of the loops over elements; part of stepper.h.
+
+// Calls f with the activation as a constant, so that no loop over elements
+// holds a switch.
+template <Activation Value>
+struct Constant {
+  static constexpr Activation value = Value;
+};
+template <class Use>
+FASTGAN_INLINE void with_activation(Activation activation, Use use) {
+  switch (activation) {
+    case Activation::none:
+      return use(Constant<Activation::none>{});
+    case Activation::leaky_relu:
+      return use(Constant<Activation::leaky_relu>{});
+    case Activation::tanh:
+      return use(Constant<Activation::tanh>{});
+    case Activation::sigmoid:
+      return use(Constant<Activation::sigmoid>{});
+    case Activation::elu:
+      return use(Constant<Activation::elu>{});
+  }
+}
+
+// But for ELU, whose derivative comes along with its value, and the vectorised tanh.
+template <Activation A>
+FASTGAN_INLINE float activate(float x, float slope) {
+  if constexpr (A == Activation::leaky_relu) return leaky_relu(x, slope);
+  if constexpr (A == Activation::sigmoid) return sigmoid(x);
+  return x;
+}
+
+// The derivative in terms of the output y.
+template <Activation A>
+FASTGAN_INLINE float derivative(float grad, float y, float slope) {
+  if constexpr (A == Activation::leaky_relu) return leaky_relu_grad(grad, y, slope);
+  if constexpr (A == Activation::tanh) return tanh_grad(grad, y);
+  if constexpr (A == Activation::sigmoid) return sigmoid_grad(grad, y);
+  return grad;
+}

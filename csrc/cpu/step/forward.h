@@ -1,0 +1,117 @@
+// Layers forward; part of stepper.h.
+
+void Stepper::forward(const Layer& layer, int from, int segments) {
+  const Field &below = *layer.below, &above = *layer.above;
+  // Batch statistics need all rows of a feature in one place.
+  const Grid grid = divide(panels(layer.out), layer.norm ? 1 : segments * blocks_);
+  if (grid.idle) return;
+  const Range blocks = layer.norm ? Range{0, segments * blocks_} : grid.others;
+  const Range out = features_of(grid.features, layer.out);
+  rows_product<true>(
+      {below.row_factors, below.stride, from}, {0, layer.in}, {layer.weight.value, layer.in}, out,
+      blocks, {above.rows, above.stride, from + layer.lift}, [&](Range features, Range done) {
+        if (layer.norm) return;
+        for (int64_t i = done.begin; i < done.end; ++i) {
+          const int64_t row = i % blocks_ * kBlock;
+          activate_rows(layer, features, {row, row + rows_in(i % blocks_)},
+                        from + static_cast<int>(i / blocks_), layer.bias.value);
+        }
+      });
+  if (layer.norm) normalise(layer, out, from, segments);
+}
+
+// Bias, activation and dropout on products. `segment` counts as below the layer.
+void Stepper::activate_rows(const Layer& layer, Range features, Range within, int segment,
+                            const float* shift) {
+  const Field& field = *layer.above;
+  const int64_t begin = features.begin, width = length(features);
+  const float* const scale = layer.norm ? layer.gamma.value : nullptr;
+  const float slope = layer.slope;
+  const float kept = layer.drop ? keep_scale(layer.drop_threshold) : 1.f;
+  with_activation(layer.activation, [&](auto activation) {
+    constexpr Activation kind = decltype(activation)::value;
+    for (int64_t i = within.begin; i < within.end; ++i) {
+      float* __restrict const x =
+          rows(field, field.rows, segment + layer.lift) + i * field.stride + begin;
+      if (scale)
+        for (int64_t j = 0; j < width; ++j) x[j] *= scale[begin + j];
+      if (shift)
+        for (int64_t j = 0; j < width; ++j) x[j] += shift[begin + j];
+      if constexpr (kind == Activation::tanh) {
+        // The field has room for whole vectors; what lies beyond the width stays zero.
+        for (int64_t j = 0; j < width; j += kFloats)
+          store_vector(x + j, tanh_vector(load_vector(x + j)));
+      } else if constexpr (kind == Activation::elu) {
+        float* __restrict const slopes =
+            rows(field, layer.slopes, segment) + i * field.stride + begin;
+        for (int64_t j = 0; j < width; ++j) {
+          const WithSlope<float> y = elu(x[j], slope);
+          x[j] = y.value;
+          slopes[j] = y.slope;
+        }
+      } else if constexpr (kind != Activation::none) {
+        for (int64_t j = 0; j < width; ++j) x[j] = activate<kind>(x[j], slope);
+      }
+      if (layer.drop) {
+        const uint8_t* const keep = layer.keep + (segment * job_.padded + i) * layer.out + begin;
+        for (int64_t j = 0; j < width; ++j) x[j] = keep[j] ? x[j] * kept : 0.f;
+      }
+      round_row(x, rows(field, field.row_factors, segment + layer.lift) + i * field.stride + begin,
+                width);
+    }
+  });
+}
+
+constexpr int64_t kShort = 8;
+
+// Sums over the rows of up to 32 columns, value(row, column): short sums in float, their sum in
+// double.
+template <class Value>
+FASTGAN_INLINE void sum_columns(int64_t count, int64_t width, double* total, Value value) {
+  for (int64_t first = 0; first < count; first += kShort) {
+    float part[kBlock] = {};
+    for (int64_t i = first; i < smaller(first + kShort, count); ++i)
+      for (int64_t j = 0; j < width; ++j) part[j] += value(i, j);
+    for (int64_t j = 0; j < width; ++j) total[j] += static_cast<double>(part[j]);
+  }
+}
+
+// Batch statistics per feature, then what activate_rows() does.
+void Stepper::normalise(const Layer& layer, Range features, int from, int segments) {
+  const Field& field = *layer.above;
+  const double n = static_cast<double>(batch_);
+  for (int64_t f = features.begin; f < features.end; f += kBlock) {
+    const Range panel{f, smaller(f + kBlock, features.end)};
+    const int64_t width = length(panel);
+    for (int segment = from; segment < from + segments; ++segment) {
+      float* const x = rows(field, field.rows, segment + layer.lift) + f;
+      float* const normed = rows(field, layer.normed, segment) + f;
+      for (int64_t i = 0; layer.bias.value && i < batch_; ++i)
+        for (int64_t j = 0; j < width; ++j) x[i * field.stride + j] += layer.bias.value[f + j];
+      double sums[kBlock] = {}, squares[kBlock] = {};
+      sum_columns(batch_, width, sums,
+                  [&](int64_t i, int64_t j) { return x[i * field.stride + j]; });
+      float centre[kBlock], by[kBlock];
+      for (int64_t j = 0; j < width; ++j) centre[j] = static_cast<float>(sums[j] / n);
+      sum_columns(batch_, width, squares, [&](int64_t i, int64_t j) {
+        const float d = x[i * field.stride + j] - centre[j];
+        return d * d;
+      });
+      for (int64_t j = 0; j < width; ++j) {
+        const double mean = sums[j] / n, variance = squares[j] / n;
+        by[j] = inverse_deviation(variance, layer.norm_eps);
+        layer.inv_std[segment * layer.out + f + j] = by[j];
+        if (!layer.running_mean) continue;
+        track(layer.running_mean[f + j], layer.running_var[f + j],
+              running_share(layer.norm_momentum, *layer.batches, segment - from), mean, variance,
+              n);
+      }
+      for (int64_t i = 0; i < batch_; ++i)
+        for (int64_t j = 0; j < width; ++j) {
+          const float value = (x[i * field.stride + j] - centre[j]) * by[j];
+          x[i * field.stride + j] = normed[i * field.stride + j] = value;
+        }
+      activate_rows(layer, panel, {0, batch_}, segment, layer.beta.value);
+    }
+  }
+}

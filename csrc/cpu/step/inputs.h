@@ -1,0 +1,106 @@
+// Latents, masks and images of an update; part of stepper.h.
+
+// A block of 32 rows begins at a multiple of 4 words and of 8 halves of words,
+// whatever the width, so each block draws its own part of the stream.
+void Stepper::latents(int segment, int64_t block) {
+  const Field& z = job_.latents;
+  const int64_t at = block * kBlock * z.width;
+  const Philox philox = latent_philox(job_.seed, segment, update_number_, step_number_);
+  kernels().philox_normal(philox, at, kBlock * z.width, scratch_);
+  const int64_t start = block * kBlock * z.stride;
+  float* const to = rows(z, z.rows, segment) + start;
+  float* const factors = rows(z, z.row_factors, segment) + start;
+  for (int64_t i = 0; i < kBlock; ++i) {
+    for (int64_t j = 0; j < z.width; ++j) to[i * z.stride + j] = scratch_[i * z.width + j];
+    round_row(to + i * z.stride, factors + i * z.stride, z.width);
+  }
+}
+
+constexpr int kDraws = 32;  // Philox blocks at a time
+
+void Stepper::mask(const Layer& layer, bool in_g, int segment, int64_t block) {
+  const int64_t width = layer.out;
+  uint8_t* const keep = layer.keep + (segment * job_.padded + block * kBlock) * width;
+  const Philox g =
+      mask_philox(job_.seed, layer.drop_index, in_g, segment, update_number_, step_number_);
+  const int64_t first = block * (kBlock / 8) * width,
+                count = kBlock / 8 * width;  // of eight elements
+  for (int64_t at = 0; at < count; at += kDraws) {
+    // Words stand in memory in the order of their halves (little-endian, as all
+    // supported processors).
+    uint32_t w[4][kDraws];
+    alignas(64) uint32_t words[4 * kDraws];
+    for (int i = 0; i < kDraws; ++i)
+      philox_block(g, static_cast<uint32_t>(first + at + i), w[0][i], w[1][i], w[2][i], w[3][i]);
+    for (int i = 0; i < kDraws; ++i)
+      for (int j = 0; j < 4; ++j) words[4 * i + j] = w[j][i];
+    uint16_t halves[8 * kDraws];
+    __builtin_memcpy(halves, words, sizeof halves);
+    const uint16_t threshold = static_cast<uint16_t>(layer.drop_threshold - 1);
+    const int64_t n = 8 * smaller(kDraws, count - at);
+    uint8_t* const to = keep + 8 * at;
+    if (n == 8 * kDraws) {
+      for (int64_t i = 0; i < 8 * kDraws; ++i) to[i] = halves[i] <= threshold;
+    } else {
+      for (int64_t i = 0; i < n; ++i) to[i] = halves[i] <= threshold;
+    }
+  }
+  if (layer.drop_threshold == 0) __builtin_memset(keep, 0, static_cast<size_t>(kBlock * width));
+}
+
+constexpr int64_t kFetchImages = 4;
+
+void Stepper::images() {
+  const Field& x = job_.images;
+  const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
+  const int64_t first = job_.first_step * job_.d_steps / per_epoch;
+  const int64_t* const order = job_.order ? job_.order +
+                                                (update_number_ / per_epoch - first) * job_.count +
+                                                first_row(update_number_, job_.batch, per_epoch)
+                                          : nullptr;
+  const Grid grid = divide(panels(x.width), batch_);
+  if (grid.idle) return;
+  const auto [begin, end] = features_of(grid.features, x.width);
+  const int64_t width = end - begin;
+  for (int64_t row = grid.others.begin; row < grid.others.end; ++row) {
+    const int64_t from = (order ? order[row] : fed_ + row) * x.width + begin;
+    float* const line = rows(x, x.rows, 0) + row * x.stride + begin;
+    if (job_.bytes) {
+      const uint8_t* const bytes = job_.bytes + from;
+      // Images lie anywhere in memory; a few of them are on their way at a time.
+      if (order && row + kFetchImages < grid.others.end) {
+        const uint8_t* const later = job_.bytes + order[row + kFetchImages] * x.width + begin;
+        for (int64_t j = 0; j < width; j += 64) __builtin_prefetch(later + j);
+      }
+      for (int64_t j = 0; j < width; ++j)
+        line[j] = static_cast<float>(bytes[j]) * static_cast<float>(2.0 / 255.0) - 1.f;
+    } else {
+      const float* const floats = job_.floats + from;
+      for (int64_t j = 0; j < width; ++j) line[j] = floats[j];
+    }
+    round_row(line, rows(x, x.row_factors, 0) + row * x.stride + begin, width);
+  }
+}
+
+// Everything random or read from outside that an update needs; if it is a step's last, what G's
+// update needs too.
+void Stepper::inputs() {
+  int64_t unit = 0;
+  const auto mine = [&] { return unit++ % threads_ == thread_; };
+  for (int64_t block = 0; block < blocks_; ++block) {
+    if (mine()) latents(0, block);
+    if (last_ && mine()) latents(1, block);
+    for (const Layer& layer : job_.d.layers) {
+      if (!layer.drop) continue;
+      if (mine()) mask(layer, false, kReal, block);
+      if (mine()) mask(layer, false, kFake, block);
+      if (last_ && mine()) mask(layer, false, kFakeForG, block);
+    }
+    for (const Layer& layer : job_.g.layers) {
+      if (!layer.drop) continue;
+      if (mine()) mask(layer, true, 0, block);
+      if (last_ && mine()) mask(layer, true, 1, block);
+    }
+  }
+  images();
+}

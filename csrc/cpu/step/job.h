@@ -1,0 +1,166 @@
+// A whole alternating training step of two multilayer perceptrons on the CPU. No torch here.
+// step/plan.h says what a network is, step/passes.h what the segments of its fields are, and
+// step/phases.h what a step is made of.
+//
+// Values and gradients of a field lie in rows, [segment][batch, padded to 32][stride]; weights,
+// moments and averages keep torch's own layout [out, in] and are used where they are. Each product
+// packs its operands for the processor's kernel (products_*.h) piece by piece in the thread's own
+// scratch:
+//     forward    rows above           = rows below          * weight, transposed
+//     backward   gradient rows below  = gradient rows above * weight
+//     update     weight's gradient    = gradient rows above, transposed * rows below
+// The gradient of a weight lives in one piece at a time: Adam consumes it there. Segments that need
+// nothing of each other go through a layer together.
+//
+// Division among threads. What one core has written costs another one a trip between the cores, so
+// a thread owns some outputs of each layer: those rows of the weight and of its moments, which lie
+// together in memory. Forward and update are divided by outputs; backward, where the outputs are
+// what is summed over, by two halves of the sum and by inputs within a half, and a phase of its own
+// adds the two partial sums. The halves are those of the layer and not of the threads, so the
+// number of threads does not change a bit. A barrier ends each phase.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/team.h"
+#include "step/passes.h"
+#include "step/phases.h"
+#include "step/plan.h"
+
+namespace fastgan::cpu::step {
+
+using fastgan::Activation;
+using fastgan::Loss;
+using fastgan::Parameter;
+
+constexpr int64_t kBlock = 32;
+constexpr int64_t kRowUnit = 8;  // rows of the batch are shared out in eights
+
+// What products are taken with; sums and everything else are in float32.
+//     fp32           vectors
+//     bf16_emulated  the same, on operands rounded to bfloat16
+//     bf16_avx512    AVX-512's dot products of bfloat16
+//     bf16_amx       AMX tiles of bfloat16
+//     fp32_amx       AMX tiles, each operand as a sum of bfloat16 parts
+enum class Instructions { fp32, bf16_emulated, bf16_avx512, bf16_amx, fp32_amx };
+constexpr bool on_vectors(Instructions i) {
+  return i == Instructions::fp32 || i == Instructions::bf16_emulated;
+}
+
+// What is packed at a time, and the floats it takes in a thread's scratch.
+struct Sizes {
+  int64_t batch;  // rows of the batch whose piece of A fits the second-level cache
+  int64_t depth;  // terms of the sum. A panel of B may outgrow the first-level cache: the products
+                  // leave it time to come, and fewer pieces mean fewer trips of C to memory
+  int64_t held_rows, held_columns;  // of a weight's gradient
+  int64_t left, right, held;
+};
+constexpr int64_t kHeldTiles = 8;
+constexpr Sizes sizes_of(Instructions instructions) {
+  // Between the rows of a held gradient, against conflicts in the cache.
+  constexpr int64_t gap = 16;
+  if (on_vectors(instructions)) {
+    constexpr int64_t depth = 400;
+    return {512, depth, 112, 256, kHeldTiles * depth * 16, depth * kBlock, 112 * (256 + gap)};
+  }
+  // Packed operands, of two bytes, have two places each: one in use, one being filled.
+  const bool tiles = instructions != Instructions::bf16_avx512;
+  const int64_t parts = instructions == Instructions::fp32_amx ? 3 : 1;
+  const int64_t batch = tiles ? 256 : 512, depth = !tiles ? 512 : parts == 3 ? 128 : 256;
+  return {batch, depth, 128, 512, batch * depth * parts, kBlock * depth * parts, 128 * (512 + gap)};
+}
+
+struct Field {
+  int64_t width = 0;
+  int64_t stride = 0;  // of a row; beyond the width, up to a multiple of 32, are zeros
+  float* rows = nullptr;
+  float* grads = nullptr;  // where nothing below is trained, null
+  // What products take of them: the same, or with bf16_emulated copies that are rounded.
+  float *row_factors = nullptr, *grad_factors = nullptr;
+};
+
+struct Layer : PlannedLayer {
+  // Set by plan_memory.
+  int64_t middle = 0;  // the output at which the second half of sums begins; 0: they are not cut
+  Field *below = nullptr, *above = nullptr;
+  int lift = 0;             // segment s below becomes segment s + lift above
+  float* normed = nullptr;  // normalised values, as rows of `above`, by segments below
+  float* slopes =
+      nullptr;  // ELU's derivatives, likewise: close to -alpha a value does not tell its
+  float* inv_std = nullptr;                           // [segment][out]
+  float *grad_gamma = nullptr, *grad_beta = nullptr;  // [out]
+  uint8_t* keep = nullptr;                            // dropout mask [segment][padded batch][out]
+};
+
+using Network = PlannedNetwork<Layer>;
+
+// What one call does. Pointers are the caller's.
+struct Job : PlannedStep, ImageSource {
+  Network g, d;
+  Field latents, images;
+  std::vector<Field> g_fields, d_fields;  // between layers; d_fields ends with the scores
+
+  int64_t first_step = 0, steps = 0;
+  int64_t threads = 1;
+  Instructions instructions = Instructions::fp32;
+  const double* rates = nullptr;  // learning rates of D and G, [steps][2], or [2] for all
+  bool rates_vary = false;
+
+  // The permutations in `order` begin with that of the first update.
+  float* statistics = nullptr;  // [steps][kStatistics]
+  double* profile = nullptr;    // [phases][2]: thread 0's seconds working, waiting; or null
+
+  // Set by plan_memory.
+  std::vector<Phase> d_phases, g_phases;      // of an update of D, and of G
+  int64_t blocks = 0, padded = 0, units = 0;  // of the largest batch
+  float* halves = nullptr;        // the second halves of sums, rows of whichever field is at hand
+  double* loss_parts = nullptr;   // [segment][unit of rows]
+  double* score_parts = nullptr;  // likewise
+  float* scratch = nullptr;       // per thread
+  int64_t scratch_stride = 0;
+
+  const Layer& layer(int n) const {
+    const size_t at = static_cast<size_t>(n), count = g.layers.size();
+    return at < count ? g.layers[at] : d.layers[at - count];
+  }
+};
+
+// Lays the fields and buffers out from `base`, 64-byte aligned, and returns the bytes they take.
+// With base null only the size is computed. The memory must start as zeros.
+size_t plan_memory(Job& job, void* base);
+
+// The phases of a step, as the profile counts them. plan_memory must have been called on this job.
+std::vector<PhaseReport> report(const Job& job);
+
+// Runs job.steps steps. plan_memory must have been called on this job.
+void run(Job& job);
+
+// The best instructions of this processor for a precision, within what FASTGAN_ISA allows.
+Instructions best_for(Precision precision);
+// Whether it has them.
+bool has_instructions(Instructions instructions);
+const char* instructions_name(Instructions instructions);
+
+// The variants, one per instruction set; run() calls the one that isa() names.
+#define FASTGAN_DECLARE_VARIANT(name)                       \
+  namespace name {                                          \
+  void run_thread(void* job, int thread, Barrier& barrier); \
+  }
+#if defined(__x86_64__)
+FASTGAN_DECLARE_VARIANT(avx512)
+FASTGAN_DECLARE_VARIANT(avx512_emulated)
+FASTGAN_DECLARE_VARIANT(avx512_bf16)
+FASTGAN_DECLARE_VARIANT(amx)
+FASTGAN_DECLARE_VARIANT(amx_fp32)
+FASTGAN_DECLARE_VARIANT(avx2)
+FASTGAN_DECLARE_VARIANT(avx2_emulated)
+#endif
+FASTGAN_DECLARE_VARIANT(baseline)
+FASTGAN_DECLARE_VARIANT(baseline_emulated)
+#undef FASTGAN_DECLARE_VARIANT
+
+}  // namespace fastgan::cpu::step

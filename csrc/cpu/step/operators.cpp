@@ -1,0 +1,160 @@
+// The operators of the fused engine on the CPU: a plan, the networks' own tensors and one block of
+// working memory in, steps done.
+#include <cstdio>
+
+#include "cpu/step/job.h"
+#include "step/arguments.h"
+#include "step/decode.h"
+#include "step/rows.h"
+
+namespace fastgan::cpu::step {
+
+namespace {
+
+constexpr int64_t kMostThreads = 4096;
+
+Job job_of(const DecodedPlan& plan, int64_t threads) {
+  STD_TORCH_CHECK(threads >= 1 && threads <= kMostThreads, "threads is ", threads,
+                  "; expected 1 to ", kMostThreads);
+  Job job;
+  adopt(plan, job);
+  job.instructions = best_for(plan.precision);
+  job.threads = threads;
+  return job;
+}
+
+Job sized(const Tensor& plan, const Tensor& settings, int64_t threads) {
+  return job_of(decode(plan, settings, nullptr, plan, nullptr), threads);
+}
+
+std::string products_op(std::string precision) {
+  STD_TORCH_CHECK(precision == "fp32" || precision == "bf16", "precision is '", precision,
+                  "'; expected 'fp32' or 'bf16'");
+  return instructions_name(best_for(precision == "bf16" ? Precision::bf16 : Precision::fp32));
+}
+
+// One line for each enum: its name, then name=number of each entry.
+std::string enums_op() {
+  std::string text;
+  int64_t next = 0;
+  const auto start = [&](const char* name) {
+    text += (text.empty() ? "" : "\n") + std::string(name);
+    next = 0;
+  };
+  const auto entry = [&](const char* name, int64_t number) {
+    text += " " + std::string(name) + "=" + std::to_string(number);
+    next = number + 1;
+  };
+#define FASTGAN_ENTRY(name) entry(#name, next);
+#define FASTGAN_NUMBERED(name, number) entry(#name, number);
+  start("Activation");
+  FASTGAN_ACTIVATIONS(FASTGAN_ENTRY)
+  start("Loss");
+  FASTGAN_LOSSES(FASTGAN_ENTRY)
+  start("Precision");
+  FASTGAN_PRECISIONS(FASTGAN_ENTRY)
+  start("Statistic");
+  FASTGAN_STATISTICS(FASTGAN_ENTRY)
+  start("Pass");
+  FASTGAN_PASSES(FASTGAN_ENTRY)
+  start("Stream");
+  FASTGAN_STREAMS(FASTGAN_NUMBERED)
+#undef FASTGAN_NUMBERED
+#undef FASTGAN_ENTRY
+  return text;
+}
+
+// One line for each phase: operations, a space, the name.
+std::string phases_op(const Tensor& plan, const Tensor& settings) {
+  Job job = sized(plan, settings, 1);
+  plan_memory(job, nullptr);
+  std::string lines;
+  for (const PhaseReport& phase : report(job)) {
+    char work[64];
+    std::snprintf(work, sizeof work, "%.0f ", phase.work);
+    lines += work + phase.name + "\n";
+  }
+  return lines;
+}
+
+int64_t memory_op(const Tensor& plan, const Tensor& settings, int64_t threads) {
+  Job job = sized(plan, settings, threads);
+  return static_cast<int64_t>(plan_memory(job, nullptr));
+}
+
+// Where the run's first update begins among the entries of `order`, and where its last one ends:
+// batches of an epoch follow each other, and so do the epochs.
+struct Entries {
+  int64_t first, end, permutations;
+};
+Entries entries_of(const Job& job, int64_t updates) {
+  const int64_t per_epoch = batches_per_epoch(job.count, job.batch);
+  const int64_t start = job.first_step * job.d_steps % per_epoch, end = start + updates;
+  times(end / per_epoch + 2, job.count);  // so that what follows fits
+  const int64_t whole = end / per_epoch * job.count;
+  return {start * job.batch, whole + end % per_epoch * job.batch,
+          (end + per_epoch - 1) / per_epoch};
+}
+
+void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+            const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
+            const Tensor& rates, const Tensor& statistics, const std::optional<Tensor>& profile,
+            int64_t first_step, int64_t threads) {
+  Apart apart;
+  const DecodedPlan decoded = decode(plan, settings, &state, plan, &apart);
+  Job job = job_of(decoded, threads);
+  job.steps = check_statistics(statistics, plan);
+  job.statistics = static_cast<float*>(statistics.mutable_data_ptr());
+  check_steps(first_step, job.steps, job.d_steps);
+  job.first_step = first_step;
+
+  check_table(rates, "rates", ScalarType::Double, "float64", plan, "memory");
+  job.rates_vary = rates.dim() == 2;
+  STD_TORCH_CHECK(rates.numel() == (job.rates_vary ? times(2, job.steps) : 2) &&
+                      (!job.rates_vary || rates.size(1) == 2),
+                  "rates has shape ", shape_of(rates), "; expected [2] or [steps, 2]");
+  job.rates = static_cast<const double*>(rates.const_data_ptr());
+
+  const int64_t updates = times(job.steps, job.d_steps);
+  const Entries entries = entries_of(job, updates);
+  const int64_t rows = order ? job.count : entries.end - entries.first;
+  static_cast<ImageSource&>(job) = check_images(images, rows, job.d.layers.front().in, order,
+                                                times(entries.permutations, job.count), plan);
+  if (order) check_order(job.order + entries.first, entries.end - entries.first, job.count);
+
+  STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
+  plan_memory(job, check_memory(memory, plan_memory(job, nullptr), 64));
+  if (profile) {
+    const int64_t count = static_cast<int64_t>(job.d_phases.size() + job.g_phases.size());
+    check_table(*profile, "profile", ScalarType::Double, "float64", plan, "memory");
+    STD_TORCH_CHECK(profile->numel() == 2 * count, "profile has shape ", shape_of(*profile),
+                    "; expected [", count, ", 2]");
+    job.profile = static_cast<double*>(profile->mutable_data_ptr());
+    apart.written(*profile, "profile");
+  }
+  apart.written(memory, "memory");
+  apart.written(statistics, "statistics");
+  apart.read(images, "images");
+  apart.read(rates, "rates");
+  if (order) apart.read(*order, "order");
+  apart.check();
+  if (job.steps == 0) return;
+  run(job);
+  for (float* counter : decoded.g_counters) *counter += static_cast<float>(job.steps);
+  for (float* counter : decoded.d_counters) *counter += static_cast<float>(updates);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
+  m.impl("fused_products", TORCH_BOX(&products_op));
+  m.impl("fused_enums", TORCH_BOX(&enums_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
+  m.impl("fused_memory", TORCH_BOX(&memory_op));
+  m.impl("fused_phases", TORCH_BOX(&phases_op));
+  m.impl("fused_run", TORCH_BOX(&run_op));
+}
+
+}  // namespace fastgan::cpu::step

@@ -1,0 +1,169 @@
+// The phases of a step, compiled once per way of taking products: included with FASTGAN_VARIANT (a
+// namespace), FASTGAN_VECTOR_BYTES and FASTGAN_VECTOR_REGISTERS defined, and FASTGAN_INSTRUCTIONS a
+// number of job.h's enum Instructions. job.h states the layout and the division among threads.
+//
+// As in kernels_impl.h no function of the standard library is called here, and every function is in
+// the variant's namespace. The headers included below are parts of this file.
+
+namespace fastgan::cpu::step::FASTGAN_VARIANT {
+
+namespace {
+
+constexpr Instructions kInstructions = static_cast<Instructions>(FASTGAN_INSTRUCTIONS);
+constexpr Sizes kSizes = sizes_of(kInstructions);
+
+#include "cpu/microkernel.h"
+#include "cpu/step/vector.h"
+#include "cpu/step/activation.h"
+#include "cpu/step/ranges.h"
+#if FASTGAN_INSTRUCTIONS >= 2
+#  include "cpu/step/packing.h"
+#  include "cpu/step/products_packed.h"
+#else
+#  include "cpu/step/products_vector.h"
+#endif
+
+// One thread's part of a step.
+class Stepper {
+ public:
+  Stepper(Job& job, int thread, Barrier& barrier)
+      : job_(job),
+        thread_(thread),
+        threads_(static_cast<int>(job.threads)),
+        barrier_(barrier),
+        scratch_(job.scratch + thread * job.scratch_stride) {}
+
+  void run();
+
+ private:
+  struct Grid {
+    Range features, others;
+    bool idle;
+  };
+  Grid divide(int64_t features, int64_t others) const;
+
+  void inputs();
+  void latents(int segment, int64_t block);
+  void mask(const Layer& layer, bool in_g, int segment, int64_t block);
+  void images();
+
+  struct Rows;
+  struct Weight;
+  template <bool Turned, class After>
+  void rows_product(const Rows& a, Range terms, const Weight& w, Range columns, Range blocks,
+                    const Rows& c, After after);
+
+  void forward(const Layer& layer, int from, int segments);
+  void activate_rows(const Layer& layer, Range features, Range within, int segment,
+                     const float* shift);
+  void normalise(const Layer& layer, Range features, int from, int segments);
+  void head(const Layer* lower, int from, int segments);
+  void head_rows(const Layer* lower, int segment, Range within);
+  void score(int segment, Range within, const float* scores, const float* slopes);
+
+  void backward(const Layer& layer, const Layer& lower, int from, int segments);
+  void sum_backward(const Layer& layer, const Layer& lower, int from, int segments);
+  void finish_grads(const Layer& lower, Range features, int from, int segments);
+  void norm_backward(const Layer& lower, Range features, int from, int segments);
+  void differentiate(const Layer& lower, Range features, Range within, int segment);
+  void normalise_backward(const Layer& lower, Range features, int segment, bool first);
+
+  struct Held;
+  Held held(int64_t terms) const;
+  Adam<float> adam_of(bool of_g) const;
+  void update_all(bool of_g, int from, int segments);
+  void update_part(const Layer& layer, const Adam<float>& adam, Range out, Range in, int from,
+                   int segments);
+  void weight_grads(const Layer& layer, const Held& held, Range out, Range in, int from,
+                    int segments);
+  void head_update(const Layer& layer, const Adam<float>& adam, int from, int segments);
+  void vector_updates(const Layer& layer, const Adam<float>& adam, Range out, int from,
+                      int segments);
+  void apply(const Adam<float>& adam, const Parameter& p, int64_t at, int64_t n,
+             const float* grad) const;
+
+  void carry_out(const Phase& phase);
+  double mean(const double* parts, int segment) const;
+  void write(Statistic statistic, double value);
+  void copy_statistics(const Layer& layer) const;
+  void end_phase();
+
+  float* rows(const Field& field, float* form, int segment) const {
+    return form + segment * job_.padded * field.stride;
+  }
+  // What products take of some rows is as these have it.
+  void round_row(const float* from, float* factors, int64_t width) const {
+    if constexpr (kInstructions == Instructions::bf16_emulated)
+      for (int64_t j = 0; j < width; ++j) factors[j] = round_to_bf16(from[j]);
+  }
+  int64_t rows_in(int64_t block) const { return smaller(kBlock, batch_ - block * kBlock); }
+
+  // Calls use(segment of `segments`, rows) for this thread's rows, which are shared out in eights.
+  template <class Use>
+  void each_own_rows(int segments, Use use) const {
+    const int64_t per = (batch_ + kRowUnit - 1) / kRowUnit;
+    const Range mine = share(segments * per, thread_, threads_);
+    for (int64_t u = mine.begin; u < mine.end; ++u) {
+      const int64_t first = u % per * kRowUnit;
+      use(static_cast<int>(u / per), Range{first, smaller(first + kRowUnit, batch_)});
+    }
+  }
+  Range own_features(int64_t width) const {
+    return features_of(share(panels(width), thread_, threads_), width);
+  }
+
+  Job& job_;
+  const int thread_, threads_;
+  Barrier& barrier_;
+  float* const scratch_;
+
+  // The update at hand: which of the run's steps it belongs to and which of its updates of D it is
+  // or follows, and its numbers over all steps.
+  int64_t step_ = 0, d_step_ = 0;
+  int64_t step_number_ = 0, update_number_ = 0;
+  bool last_ = false;               // whether G's update follows
+  int64_t batch_ = 0, blocks_ = 0;  // images of the update
+  int64_t fed_ = 0;                 // rows of fed images used so far
+  int64_t phase_ = 0;
+  double clock_ = 0;
+};
+
+// Cuts features x others among the threads: along the features while there are enough of them,
+// along both otherwise.
+Stepper::Grid Stepper::divide(int64_t features, int64_t others) const {
+  const int64_t across = smaller(threads_, features);
+  const int64_t along = smaller(threads_ / across, others);
+  if (thread_ >= across * along) return {{0, 0}, {0, 0}, true};
+  return {share(features, thread_ % across, across), share(others, thread_ / across, along), false};
+}
+
+void Stepper::end_phase() {
+  if (job_.profile == nullptr || thread_ != 0) {
+    barrier_.wait();
+    return;
+  }
+  const double worked = seconds();
+  barrier_.wait();
+  const double now = seconds();
+  job_.profile[2 * phase_] += worked - clock_;
+  job_.profile[2 * phase_ + 1] += now - worked;
+  clock_ = now;
+  ++phase_;
+}
+
+#include "cpu/step/inputs.h"
+#include "cpu/step/rows_product.h"
+#include "cpu/step/forward.h"
+#include "cpu/step/head.h"
+#include "cpu/step/backward.h"
+#include "cpu/step/weight_grads.h"
+#include "cpu/step/update.h"
+#include "cpu/step/walk.h"
+
+}  // namespace
+
+void run_thread(void* job, int thread, Barrier& barrier) {
+  Stepper(*static_cast<Job*>(job), thread, barrier).run();
+}
+
+}  // namespace fastgan::cpu::step::FASTGAN_VARIANT

@@ -1,0 +1,91 @@
+// The step from phase to phase; part of stepper.h.
+
+// The parts are added in the order of the rows, whoever computed them.
+double Stepper::mean(const double* parts, int segment) const {
+  double sum = 0;
+  for (int64_t i = 0; i * kRowUnit < batch_; ++i) sum += parts[segment * job_.units + i];
+  return sum / static_cast<double>(batch_);
+}
+
+void Stepper::write(Statistic statistic, double value) {
+  job_.statistics[kStatistics * step_ + static_cast<int64_t>(statistic)] =
+      static_cast<float>(value);
+}
+
+// The averaged network takes the statistics over as they are.
+void Stepper::copy_statistics(const Layer& layer) const {
+  if (layer.average_mean == nullptr) return;
+  for (int64_t f = 0; f < layer.out; ++f) {
+    layer.average_mean[f] = layer.running_mean[f];
+    layer.average_var[f] = layer.running_var[f];
+  }
+  *layer.average_batches = *layer.batches;
+}
+
+void Stepper::carry_out(const Phase& phase) {
+  const Layer& layer = job_.layer(phase.layer);
+  const Layer* const lower =
+      phase.other < 0 || phase.work == Phase::update ? nullptr : &job_.layer(phase.other);
+  const int segments = phase.segments + (phase.shared && last_ ? 1 : 0);
+  switch (phase.work) {
+    case Phase::inputs:
+      inputs();
+      fed_ += batch_;
+      break;
+    case Phase::forward:
+      forward(layer, phase.from, segments);
+      break;
+    case Phase::head:
+      head(lower, phase.from, segments);
+      break;
+    case Phase::backward:
+      backward(layer, *lower, phase.from, segments);
+      break;
+    case Phase::sums:
+      sum_backward(layer, *lower, phase.from, segments);
+      break;
+    case Phase::norm_backward:
+      norm_backward(layer, own_features(layer.out), phase.from, segments);
+      break;
+    case Phase::update: {
+      const bool of_g = phase.layer == 0;
+      update_all(of_g, phase.from, segments);
+      if (thread_ > 0) break;
+      if (of_g) {
+        write(Statistic::g_loss, static_cast<float>(mean(job_.loss_parts, kFakeForG)));
+        for (const Layer& l : job_.g.layers) copy_statistics(l);
+      } else {
+        write(Statistic::d_loss, static_cast<float>(mean(job_.loss_parts, kReal)) +
+                                     static_cast<float>(mean(job_.loss_parts, kFake)));
+        write(Statistic::d_real, mean(job_.score_parts, kReal));
+        write(Statistic::d_fake, mean(job_.score_parts, kFake));
+      }
+      break;
+    }
+    case Phase::norm:  // joined with the forward phase
+      break;
+  }
+  end_phase();
+  // Read by all threads until here.
+  if (phase.work == Phase::forward && layer.norm && layer.batches && thread_ == 0)
+    *layer.batches = more_batches(*layer.batches, segments);
+}
+
+void Stepper::run() {
+  const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
+  start_tiles();
+  if (job_.profile) clock_ = seconds();
+  for (step_ = 0; step_ < job_.steps; ++step_) {
+    step_number_ = job_.first_step + step_;
+    for (d_step_ = 0; d_step_ < job_.d_steps; ++d_step_) {
+      update_number_ = step_number_ * job_.d_steps + d_step_;
+      last_ = d_step_ + 1 == job_.d_steps;
+      phase_ = 0;
+      batch_ = rows_in_update(update_number_, job_.count, job_.batch, per_epoch);
+      blocks_ = (batch_ + kBlock - 1) / kBlock;
+      for (const Phase& phase : job_.d_phases) carry_out(phase);
+    }
+    for (const Phase& phase : job_.g_phases) carry_out(phase);
+  }
+  stop_tiles();
+}

@@ -1,0 +1,101 @@
+// Activations and dropout masks on four neighbours of a row.
+#pragma once
+
+#include "common/activation.h"
+#include "common/dropout.h"
+#include "cuda/mask.cuh"
+#include "cuda/step/moment.cuh"
+#include "step/passes.h"
+
+namespace fastgan::cuda::step {
+
+__device__ __forceinline__ WithSlope<float> activate(Activation activation, float x, float slope) {
+  switch (activation) {
+    case Activation::leaky_relu:
+      return {leaky_relu(x, slope), 0.f};
+    case Activation::tanh:
+      return {math::tanh(x), 0.f};
+    case Activation::sigmoid:
+      return {sigmoid(x), 0.f};
+    case Activation::elu:
+      return elu(x, slope);
+    default:
+      return {x, 0.f};
+  }
+}
+
+// grad times the derivative, in terms of what activate() gave: y, and for ELU its slope.
+__device__ __forceinline__ float derivative(Activation activation, float grad, float y,
+                                            float elu_slope, float slope) {
+  switch (activation) {
+    case Activation::leaky_relu:
+      return leaky_relu_grad(grad, y, slope);
+    case Activation::tanh:
+      return tanh_grad(grad, y);
+    case Activation::sigmoid:
+      return sigmoid_grad(grad, y);
+    case Activation::elu:
+      return grad * elu_slope;
+    default:
+      return grad;
+  }
+}
+
+// The mask of a layer in one segment.
+__device__ __forceinline__ Philox mask_of(const Step& s, const Layer& l, int segment,
+                                          const Moment& now) {
+  return mask_philox(s.seed, l.drop_index, l.in_g, segment, now.update, now.step);
+}
+
+// Where an ELU's slopes of a row of a segment stand, null for other activations.
+__device__ __forceinline__ float* slopes_of(const Layer& l, int segment, int64_t row,
+                                            int64_t column, const Moment& now) {
+  return l.slopes ? l.slopes + ((segment + l.lift) * now.batch + row) * l.y_stride + column
+                  : nullptr;
+}
+
+// y = dropout(activation(x)) on four neighbours of row `row` of a segment of the field above l.
+__device__ __forceinline__ void activate_four(const Step& s, const Layer& l, int segment,
+                                              int64_t row, int64_t column, const Moment& now,
+                                              Four& x) {
+  Four slope;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const WithSlope<float> y = activate(l.activation, x.v[e], l.slope);
+    x.v[e] = y.value;
+    slope.v[e] = y.slope;
+  }
+  if (float* const slopes = slopes_of(l, segment, row, column, now))
+    *reinterpret_cast<Four*>(slopes) = slope;
+  if (!l.drop) return;
+  const uint32_t kept =
+      kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
+  const float scale = keep_scale(l.drop_threshold);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) x.v[e] = kept >> e & 1u ? x.v[e] * scale : 0.f;
+}
+
+// From the gradient after l's dropout and activation to the one before them; y is what l made.
+__device__ __forceinline__ void differentiate_four(const Step& s, const Layer& l, int segment,
+                                                   int64_t row, int64_t column, const Moment& now,
+                                                   const Four& y, Four& grad) {
+  const float* const slopes = slopes_of(l, segment, row, column, now);
+  const Four slope = slopes ? *reinterpret_cast<const Four*>(slopes) : Four{};
+  if (!l.drop) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      grad.v[e] = derivative(l.activation, grad.v[e], y.v[e], slope.v[e], l.slope);
+    return;
+  }
+  const uint32_t kept =
+      kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
+  const float scale = keep_scale(l.drop_threshold), inverse = scale > 0.f ? 1.f / scale : 0.f;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    grad.v[e] = kept >> e & 1u ? derivative(l.activation, grad.v[e] * scale, y.v[e] * inverse,
+                                            slope.v[e], l.slope)
+                               : 0.f;
+  }
+}
+
+}  // namespace fastgan::cuda::step

@@ -1,0 +1,104 @@
+// Latents, images and Adam's constants of an update.
+#pragma once
+
+#include "common/adam.h"
+#include "cuda/step/moment.cuh"
+#include "step/passes.h"
+
+namespace fastgan::cuda::step {
+
+__device__ inline Adam<float> adam_of(const Optimizer& o, int64_t update, double lr) {
+  return make_adam_of_powers<float>(power(o.beta1, update), power(o.beta2, update), lr, o.beta1,
+                                    o.beta2, o.eps, o.weight_decay, o.decoupled);
+}
+
+__device__ inline void latents(const Step& s, const Moment& now, int segment, int64_t first,
+                               int64_t stride) {
+  const Philox g = latent_philox(s.seed, segment, now.update, now.step);
+  float* const to = s.latents + now.copy * s.latent_copy + segment * now.batch * s.latent_stride;
+  const int64_t n = now.batch * s.latent;
+  for (int64_t block = first; 4 * block < n; block += stride) {
+    uint32_t w[4];
+    Four z;
+    philox_block(g, static_cast<uint32_t>(block), w[0], w[1], w[2], w[3]);
+    normals_from(w[0], w[1], z.v[0], z.v[1]);
+    normals_from(w[2], w[3], z.v[2], z.v[3]);
+    int64_t row = 4 * block / s.latent, column = 4 * block % s.latent;
+    if (s.latent % 4 == 0) {
+      *reinterpret_cast<Four*>(to + row * s.latent_stride + column) = z;
+      continue;
+    }
+    for (int e = 0; e < 4 && 4 * block + e < n; ++e) {
+      to[row * s.latent_stride + column] = z.v[e];
+      if (++column == s.latent) {
+        column = 0;
+        ++row;
+      }
+    }
+  }
+}
+
+__device__ inline void images(const Step& s, const Moment& now, int64_t k, int64_t first,
+                              int64_t stride) {
+  const int64_t fours = tiles_along(s.image, 4);
+  float* const to = s.images + now.copy * s.image_copy;
+  const uint64_t epoch =
+      static_cast<uint64_t>(now.update / s.per_epoch) - static_cast<uint64_t>(s.clock->epoch);
+  const uint64_t place = epoch * static_cast<uint64_t>(s.count) +
+                         static_cast<uint64_t>(first_row(now.update, s.batch, s.per_epoch));
+  const bool whole = s.image % 4 == 0;
+  const bool vector_bytes = whole && reinterpret_cast<uintptr_t>(s.bytes) % 4 == 0;
+  for (int64_t item = first; item < now.batch * fours; item += stride) {
+    const int64_t row = item / fours, column = item % fours * 4;
+    int64_t image = k * s.batch + row;
+    if (s.order) {
+      const uint64_t at = place + static_cast<uint64_t>(row);
+      const bool ordered = epoch < s.permutations && at < static_cast<uint64_t>(s.ordered);
+      image = ordered ? s.order[at] : -1;
+    }
+    const int64_t from = image * s.image + column;
+    Four x{};
+    if (s.order && static_cast<uint64_t>(image) >= static_cast<uint64_t>(s.count)) {
+      const float nan = math::from_bits(0x7fc00000u);
+      for (int e = 0; e < 4 && column + e < s.image; ++e) x.v[e] = nan;
+    } else if (s.bytes) {
+      uchar4 b{};
+      if (vector_bytes) {
+        b = *reinterpret_cast<const uchar4*>(s.bytes + from);
+      } else {
+        b.x = s.bytes[from];
+        if (column + 1 < s.image) b.y = s.bytes[from + 1];
+        if (column + 2 < s.image) b.z = s.bytes[from + 2];
+        if (column + 3 < s.image) b.w = s.bytes[from + 3];
+      }
+      constexpr float kScale = static_cast<float>(2.0 / 255.0);
+      x = {static_cast<float>(b.x) * kScale - 1.f, static_cast<float>(b.y) * kScale - 1.f,
+           static_cast<float>(b.z) * kScale - 1.f, static_cast<float>(b.w) * kScale - 1.f};
+    } else {
+      for (int e = 0; e < 4 && column + e < s.image; ++e) x.v[e] = s.floats[from + e];
+    }
+    *reinterpret_cast<Four*>(to + row * s.image_stride + column) = x;
+  }
+}
+
+// Everything random or read from outside that D's update number k needs, and with `last` what G's
+// update needs: items first, first + stride, ...
+__device__ inline void inputs(const Step& s, const Moment& now, int64_t k, bool last, int64_t first,
+                              int64_t stride) {
+  const auto rate = [&](int column) {
+    return now.known ? s.rates[2 * now.row + column] : static_cast<double>(NAN);
+  };
+  if (first == 0) {
+    s.adam[2 * now.copy] = adam_of(
+        s.d_optimizer, wrapped_sum(s.clock->d_updates, now.row * s.d_steps + k + 1), rate(0));
+  }
+  if (last && first == 32) {  // another warp
+    s.adam[2 * now.copy + 1] =
+        adam_of(s.g_optimizer, wrapped_sum(s.clock->g_updates, now.row + 1), rate(1));
+  }
+  latents(s, now, 0, first, stride);
+  if (last) latents(s, now, 1, first, stride);
+  images(s, now, k, first, stride);
+}
+
+}  // namespace fastgan::cuda::step

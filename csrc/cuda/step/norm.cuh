@@ -1,0 +1,125 @@
+// BatchNorm for the chain: a block has a few features over all rows.
+#pragma once
+
+#include "common/adam.h"
+#include "cuda/step/activation.cuh"
+#include "step/norm.h"
+
+namespace fastgan::cuda::step {
+
+constexpr int kFeatures = 8, kLines = kThreads / kFeatures;
+
+// The sums over the block's lines, each feature's in all of its threads.
+__device__ double sum_lines(double mine, double (*parts)[kFeatures], int line, int feature) {
+  __syncthreads();
+  parts[line][feature] = mine;
+  __syncthreads();
+  for (int half = kLines / 2; half > 0; half /= 2) {
+    if (line < half) parts[line][feature] += parts[line + half][feature];
+    __syncthreads();
+  }
+  return parts[0][feature];
+}
+
+// Statistics of each segment of the field above, normalised values, and what forward_tile leaves
+// undone.
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Layer, l), int64_t i, int64_t k,
+                int from, int segments) {
+  FASTGAN_SHARED(double, parts, [kLines][kFeatures]);
+  const Moment now = moment(s, i, k);
+  const int feature = static_cast<int>(threadIdx.x) % kFeatures;
+  const int line = static_cast<int>(threadIdx.x) / kFeatures;
+  const int64_t f = static_cast<int64_t>(blockIdx.x) * kFeatures + feature;
+  const bool real = f < l.out;
+  const double n = static_cast<double>(now.batch);
+  for (int part = 0; part < segments; ++part) {
+    const int segment = from + part;
+    float* const y = field_y(l, now) + (segment + l.lift) * now.batch * l.y_stride + f;
+    float* const normed = l.normed + segment * now.batch * l.y_stride + f;
+    double sum = 0;
+    for (int64_t r = line; real && r < now.batch; r += kLines) sum += y[r * l.y_stride];
+    const double mean = sum_lines(sum, parts, line, feature) / n;
+    const float centre = static_cast<float>(mean);
+    double squares = 0;
+    for (int64_t r = line; real && r < now.batch; r += kLines) {
+      const float d = y[r * l.y_stride] - centre;
+      squares += d * d;
+    }
+    const double variance = sum_lines(squares, parts, line, feature) / n;
+    const float inv_std = inverse_deviation(variance, l.norm_eps);
+    if (!real) continue;
+    const float scale = l.gamma.value ? l.gamma.value[f] : 1.f;
+    const float shift = l.beta.value ? l.beta.value[f] : 0.f;
+    const Philox mask = mask_of(s, l, segment, now);
+    const float kept_scale = keep_scale(l.drop_threshold);
+    for (int64_t r = line; r < now.batch; r += kLines) {
+      const float x = (y[r * l.y_stride] - centre) * inv_std;
+      normed[r * l.y_stride] = x;
+      const WithSlope<float> activated = activate(l.activation, x * scale + shift, l.slope);
+      if (float* const slope = slopes_of(l, segment, r, f, now)) *slope = activated.slope;
+      float out = activated.value;
+      if (l.drop)
+        out = kept_bits<1>(mask, r * l.out + f, l.drop_threshold) ? out * kept_scale : 0.f;
+      y[r * l.y_stride] = out;
+    }
+    if (line > 0) continue;
+    l.inv_std[segment * l.out + f] = inv_std;
+    if (l.running_mean)
+      track(l.running_mean[f], l.running_var[f], running_share(l.norm_momentum, *l.batches, part),
+            mean, variance, n);
+  }
+}
+
+__device__ void update_one(const Adam<float>& adam, const Parameter& p, int64_t at, float grad,
+                           float average_share) {
+  float value = p.value[at];
+  adam_update(adam, grad, value, p.exp_avg[at], p.exp_avg_sq[at]);
+  p.value[at] = value;
+  if (p.average) p.average[at] += average_share * (value - p.average[at]);
+}
+
+// From the gradient of the normalised, scaled values to that of the products; with `trained`
+// BatchNorm's own weight and bias are updated.
+__global__ void __launch_bounds__(kThreads)
+    norm_backward_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Layer, l), int64_t i,
+                         int64_t k, int from, int segments, bool trained) {
+  FASTGAN_SHARED(double, parts, [kLines][kFeatures]);
+  const Moment now = moment(s, i, k);
+  const int feature = static_cast<int>(threadIdx.x) % kFeatures;
+  const int line = static_cast<int>(threadIdx.x) / kFeatures;
+  const int64_t f = static_cast<int64_t>(blockIdx.x) * kFeatures + feature;
+  const bool real = f < l.out;
+  const float scale = real && l.gamma.value ? l.gamma.value[f] : 1.f;
+  float grad_beta = 0, grad_gamma = 0;
+  for (int segment = from; segment < from + segments; ++segment) {
+    float* const grads = l.grad_y + (segment + l.lift) * now.batch * l.y_stride + f;
+    const float* const normed = l.normed + segment * now.batch * l.y_stride + f;
+    double sum = 0, product = 0;
+    for (int64_t r = line; real && r < now.batch; r += kLines) {
+      const double g = grads[r * l.y_stride];
+      sum += g;
+      product += g * normed[r * l.y_stride];
+    }
+    sum = sum_lines(sum, parts, line, feature);
+    product = sum_lines(product, parts, line, feature);
+    if (!real) continue;
+    grad_beta += static_cast<float>(sum);
+    grad_gamma += static_cast<float>(product);
+    const float mean = static_cast<float>(sum / static_cast<double>(now.batch));
+    const float slant = static_cast<float>(product / static_cast<double>(now.batch));
+    const float by = l.inv_std[segment * l.out + f] * scale;
+    for (int64_t r = line; r < now.batch; r += kLines) {
+      float& g = grads[r * l.y_stride];
+      g = by * (g - mean - normed[r * l.y_stride] * slant);
+    }
+  }
+  // Every thread of the feature has read `scale` before the first of the barriers above.
+  if (!trained || !real || line > 0 || l.gamma.value == nullptr) return;
+  const Adam<float> adam = s.adam[2 * now.copy + (l.in_g ? 1 : 0)];
+  const float average_share = static_cast<float>(1.0 - s.average_decay);
+  update_one(adam, l.gamma, f, grad_gamma, average_share);
+  update_one(adam, l.beta, f, grad_beta, average_share);
+}
+
+}  // namespace fastgan::cuda::step

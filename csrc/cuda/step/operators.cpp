@@ -1,0 +1,107 @@
+// The operators of the fused engine on CUDA: the plan, the networks' own tensors, the tables of a
+// run and one block of working memory in, steps launched.
+#include "cuda/on_device.h"
+#include "cuda/step/job.h"
+#include "step/arguments.h"
+#include "step/decode.h"
+
+namespace fastgan::cuda::step {
+
+namespace {
+
+Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* state,
+           const Tensor& like, bool tf32, Apart* apart) {
+  const DecodedPlan decoded = decode(plan, settings, state, like, apart);
+  Job job;
+  adopt(decoded, job);
+  job.precision =
+      decoded.precision == Precision::fp32 && tf32 ? Precision::tf32 : decoded.precision;
+  return job;
+}
+
+int64_t memory_op(const Tensor& plan, const Tensor& settings, int64_t copies) {
+  STD_TORCH_CHECK(copies == 1 || copies == 2, "copies is ", copies, "; expected 1 or 2");
+  Job job = job_of(plan, settings, nullptr, plan, false, nullptr);
+  return static_cast<int64_t>(plan_memory(job, static_cast<int>(copies), nullptr));
+}
+
+int64_t length_op(const Tensor& plan, const Tensor& settings) {
+  Job job = job_of(plan, settings, nullptr, plan, false, nullptr);
+  plan_memory(job, 1, nullptr);
+  return chain_length(job);
+}
+
+std::string why_not_persistent_op(const Tensor& plan, const Tensor& settings,
+                                  const std::vector<Tensor>& state, const Tensor& memory,
+                                  bool tf32) {
+  const OnDeviceOf on(memory);
+  const Job job = job_of(plan, settings, &state, memory, tf32, nullptr);
+  Device device;
+  STD_CUDA_CHECK(device_properties(device));
+  const char* const reason = why_not_persistent(job, device);
+  return reason ? reason : "";
+}
+
+void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+            const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
+            const Tensor& clock, const Tensor& rates, const Tensor& statistics, int64_t steps,
+            bool tf32, bool persistent) {
+  const OnDeviceOf on(memory);
+  Apart apart;
+  Job job = job_of(plan, settings, &state, memory, tf32, &apart);
+  job.rows = check_statistics(statistics, memory);
+  job.statistics = static_cast<float*>(statistics.mutable_data_ptr());
+  job.last_step = INT64_MAX / 4 / job.d_steps;
+  check_steps(0, steps, job.d_steps);
+  STD_TORCH_CHECK(steps <= job.rows, "steps is ", steps, ", and statistics has ", job.rows,
+                  " rows; expected as many or more");
+  job.steps = steps;
+  static_assert(sizeof(Clock) == 5 * sizeof(int64_t));
+  check_table(clock, "clock", ScalarType::Long, "int64", memory, "memory");
+  check_elements(clock, "clock", 5);
+  job.clock = reinterpret_cast<Clock*>(static_cast<int64_t*>(clock.mutable_data_ptr()));
+  check_table(rates, "rates", ScalarType::Double, "float64", memory, "memory");
+  check_elements(rates, "rates", times(2, job.rows));
+  job.rates = static_cast<const double*>(rates.const_data_ptr());
+  STD_TORCH_CHECK(order || steps <= 1, "without an order one step is fed at a time; steps is ",
+                  steps);
+  static_cast<ImageSource&>(job) =
+      check_images(images, order ? job.count : times(job.d_steps, job.batch),
+                   job.d.layers.front().in, order, job.count, memory);
+  if (order) job.ordered = order->numel();
+  job.permutations = static_cast<uint64_t>(job.ordered / job.count);
+
+  const int copies = persistent ? 2 : 1;
+  plan_memory(job, copies, check_memory(memory, plan_memory(job, copies, nullptr), 256));
+  apart.written(memory, "memory");
+  apart.written(statistics, "statistics");
+  apart.written(clock, "clock");
+  apart.read(images, "images");
+  apart.read(rates, "rates");
+  if (order) apart.read(*order, "order");
+  apart.check();
+  if (steps == 0) return;
+  Device device;
+  STD_CUDA_CHECK(device_properties(device));
+  if (!persistent) {
+    STD_CUDA_CHECK(run_chain(job, device, on.stream()));
+    return;
+  }
+  const char* const reason = why_not_persistent(job, device);
+  STD_TORCH_CHECK(reason == nullptr, "the persistent kernel cannot run this: ", reason);
+  STD_CUDA_CHECK(run_persistent(job, device, on.stream()));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
+  m.impl("fused_cuda_memory", TORCH_BOX(&memory_op));
+  m.impl("fused_cuda_length", TORCH_BOX(&length_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, FASTGAN_DEVICE, m) {
+  m.impl("fused_cuda_why_not_persistent", TORCH_BOX(&why_not_persistent_op));
+  m.impl("fused_cuda_run", TORCH_BOX(&run_op));
+}
+
+}  // namespace fastgan::cuda::step

@@ -1,0 +1,148 @@
+// Gradients of the weights, consumed by Adam, and a step's statistics.
+#pragma once
+
+#include "common/adam.h"
+#include "cuda/step/moment.cuh"
+#include "step/passes.h"
+
+namespace fastgan::cuda::step {
+
+// Shared memory of a tile.
+template <class T>
+constexpr int kUpdateBytes = T::template Bytes<false, false>;
+
+// With the bias as one more column.
+__host__ __device__ __forceinline__ int64_t update_columns(const Layer& l) {
+  return l.in + (l.bias.value != nullptr);
+}
+template <class T>
+__host__ __device__ __forceinline__ int64_t update_tiles(const Layer& l) {
+  return tiles_along(l.out, T::Rows) * tiles_along(update_columns(l), T::Columns);
+}
+template <class T>
+__host__ __device__ __forceinline__ void update_place(const Layer& l, int64_t tile, int64_t& row,
+                                                      int64_t& column) {
+  const int64_t down = tiles_along(l.out, T::Rows);
+  row = tile % down * T::Rows;
+  column = tile / down * T::Columns;
+}
+
+// What a tile keeps on chip from one update to the next: value, exp_avg and exp_avg_sq of its
+// elements, [3][rows][columns].
+template <class T>
+constexpr int kResidentFloats = 3 * T::Rows * T::Columns;
+
+// Calls use(element of the tile, pointers) for this thread's elements of weight and bias.
+template <class T, class Use>
+__device__ void each_resident(const Layer& l, int64_t tile, const Use& use) {
+  int64_t row, column;
+  update_place<T>(l, tile, row, column);
+  for (int n = static_cast<int>(threadIdx.x); n < T::Rows * T::Columns; n += kThreads) {
+    const int64_t r = row + n / T::Columns, c = column + n % T::Columns;
+    if (r >= l.out || c >= update_columns(l)) continue;
+    const Parameter& p = c < l.in ? l.weight : l.bias;
+    const int64_t at = c < l.in ? r * l.in + c : r;
+    use(n, p.value + at, p.exp_avg + at, p.exp_avg_sq + at);
+  }
+}
+
+// One tile of the gradient of a weight, consumed by Adam and by the average. The state is in memory
+// or, with `resident`, on chip; the weight is always written to memory, where products read it.
+template <class T, Precision precision>
+__device__ void update_tile(const Step& s, const Layer& l, const Moment& now, int from,
+                            int segments, int64_t tile, unsigned char* shared, float* resident) {
+  int64_t row, column;
+  update_place<T>(l, tile, row, column);
+  const Operand grad =
+      operand(l.grad_y + (from + l.lift) * now.batch * l.y_stride, l.y_stride, l.out);
+  const Operand x = operand(field_x(l, now) + from * now.batch * l.x_stride, l.x_stride, l.in,
+                            l.bias.value != nullptr);
+  const Adam<float> adam = s.adam[2 * now.copy + (l.in_g ? 1 : 0)];
+  const float average_share = static_cast<float>(1.0 - s.average_decay);
+  const Parameter& w = l.weight;
+  const bool vector = l.in % 4 == 0 && aligned(w.value) && aligned(w.exp_avg) &&
+                      aligned(w.exp_avg_sq) && aligned(w.average);
+  product<T, precision, false, false>(
+      grad, x, row, column, segments * now.batch, shared, [&](int i, int j, const Four& four) {
+        const int64_t r = row + i, c = column + j;
+        if (r >= l.out) return;
+        float* const kept = resident ? resident + (i * T::Columns + j) : nullptr;
+        if (vector && c < l.in) {
+          const int64_t at = r * l.in + c;
+          Four value, m, v;
+          if (resident) {
+            value = *reinterpret_cast<const Four*>(kept);
+            m = *reinterpret_cast<const Four*>(kept + T::Rows * T::Columns);
+            v = *reinterpret_cast<const Four*>(kept + 2 * T::Rows * T::Columns);
+          } else {
+            value = *reinterpret_cast<const Four*>(w.value + at);
+            m = *reinterpret_cast<const Four*>(w.exp_avg + at);
+            v = *reinterpret_cast<const Four*>(w.exp_avg_sq + at);
+          }
+#pragma unroll
+          for (int e = 0; e < 4; ++e) adam_update(adam, four.v[e], value.v[e], m.v[e], v.v[e]);
+          *reinterpret_cast<Four*>(w.value + at) = value;
+          *reinterpret_cast<Four*>(resident ? kept + T::Rows * T::Columns : w.exp_avg + at) = m;
+          *reinterpret_cast<Four*>(resident ? kept + 2 * T::Rows * T::Columns : w.exp_avg_sq + at) =
+              v;
+          if (resident) *reinterpret_cast<Four*>(kept) = value;
+          if (w.average) {
+            Four average = *reinterpret_cast<const Four*>(w.average + at);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) average.v[e] += average_share * (value.v[e] - average.v[e]);
+            *reinterpret_cast<Four*>(w.average + at) = average;
+          }
+          return;
+        }
+        for (int e = 0; e < 4; ++e) {
+          const int64_t of = c + e;
+          if (of >= update_columns(l)) break;
+          const Parameter& p = of < l.in ? w : l.bias;
+          const int64_t at = of < l.in ? r * l.in + of : r;
+          float* const m = resident ? kept + e + T::Rows * T::Columns : p.exp_avg + at;
+          float* const v = resident ? kept + e + 2 * T::Rows * T::Columns : p.exp_avg_sq + at;
+          float value = resident ? kept[e] : p.value[at];
+          adam_update(adam, four.v[e], value, *m, *v);
+          p.value[at] = value;
+          if (resident) kept[e] = value;
+          if (p.average) p.average[at] += average_share * (value - p.average[at]);
+        }
+      });
+}
+
+// The mean of a segment's losses or scores, by one block, in all of its threads.
+__device__ inline double mean_of(const float* rows, const Moment& now, unsigned char* shared) {
+  double* const parts = reinterpret_cast<double*>(shared);
+  double sum = 0;
+  for (int64_t r = threadIdx.x; r < now.batch; r += kThreads) sum += static_cast<double>(rows[r]);
+  __syncthreads();
+  parts[threadIdx.x] = sum;
+  __syncthreads();
+  for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+    __syncthreads();
+  }
+  return parts[0] / static_cast<double>(now.batch);
+}
+
+// What D's update, or G's, has to say of the step, into the table, by one block.
+__device__ inline void write_statistics(const Step& s, const Moment& now, bool of_g,
+                                        unsigned char* shared) {
+  const auto write = [&](Statistic statistic, float value) {
+    if (threadIdx.x == 0 && now.known)
+      s.statistics[kStatistics * now.row + static_cast<int64_t>(statistic)] = value;
+  };
+  const auto mean = [&](const float* rows, int segment) {
+    return static_cast<float>(mean_of(rows + segment * s.batch, now, shared));
+  };
+  if (of_g) {
+    write(Statistic::g_loss, mean(s.loss_rows, kFakeForG));
+    return;
+  }
+  const float on_real = mean(s.loss_rows, kReal);
+  write(Statistic::d_loss, on_real + mean(s.loss_rows, kFake));
+  write(Statistic::d_real, mean(s.score_rows, kReal));
+  write(Statistic::d_fake, mean(s.score_rows, kFake));
+}
+
+}  // namespace fastgan::cuda::step

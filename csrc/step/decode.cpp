@@ -1,0 +1,209 @@
+#include "step/decode.h"
+
+#include <cfloat>
+
+#include "common/arena.h"
+#include "step/rows.h"
+
+namespace fastgan {
+
+namespace {
+
+class PlanDecoder {
+ public:
+  PlanDecoder(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* state,
+              const Tensor& like, Apart* apart)
+      : integers_(table<int64_t>(plan, "plan", ScalarType::Long, "int64")),
+        reals_(table<double>(settings, "settings", ScalarType::Double, "float64")),
+        integers_end_(integers_ + plan.numel()),
+        reals_end_(reals_ + settings.numel()),
+        start_(integers_),
+        state_(state),
+        like_(like),
+        apart_(apart) {}
+
+  DecodedPlan run() {
+    DecodedPlan plan;
+    const int64_t latent = integer("latent values", 1, kMostFeatures);
+    const int64_t image = integer("image values", 1, kMostFeatures);
+    plan.batch = integer("batch_size", 1, kMostFeatures);
+    plan.d_steps = integer("d_steps", 1, kMostDSteps);
+    plan.loss = static_cast<Loss>(integer("loss", 0, kLosses - 1));
+    plan.seed = static_cast<uint64_t>(integer("seed", INT64_MIN, INT64_MAX));
+    plan.count = integer("images", 1, kMostImages);
+    plan.precision =
+        static_cast<Precision>(integer("precision", 0, static_cast<int64_t>(Precision::bf16)));
+    plan.real_label = real("real label", -FLT_MAX, FLT_MAX);
+    plan.average_decay = real("ema_decay", 0, 1);
+    batch_ = plan.batch;
+    network(latent, plan.g, plan.g_counters);
+    network(image, plan.d, plan.d_counters);
+    STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
+                    "plan or settings is longer than the networks they describe; ", kMade);
+    const PlannedLayer& logits = plan.d.layers.back();
+    STD_TORCH_CHECK(
+        plan.g.layers.back().out == image && logits.out == 1 && !logits.norm && !logits.drop,
+        "plan must end G in an image, and D in one score without BatchNorm or dropout; ", kMade);
+    const int64_t short_batch = plan.count % plan.batch ? plan.count % plan.batch : plan.batch;
+    STD_TORCH_CHECK(!norms_ || (plan.batch > 1 && short_batch > 1 && plan.count > 1),
+                    "plan has a BatchNorm and a batch of 1 image, which has no variance");
+    return plan;
+  }
+
+ private:
+  static constexpr const char* kMade = "make both with fastgan's fused engine";
+
+  template <class T>
+  static const T* table(const Tensor& t, const char* name, ScalarType dtype,
+                        const char* dtype_name) {
+    STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.is_contiguous() && t.is_cpu(),
+                    name, " must be a contiguous vector of ", dtype_name, " on the CPU");
+    return static_cast<const T*>(t.const_data_ptr());
+  }
+
+  int64_t integer(const char* what, int64_t low, int64_t high) {
+    STD_TORCH_CHECK(integers_ < integers_end_, "plan is too short: it ends before ", what, "; ",
+                    kMade);
+    const int64_t value = *integers_++;
+    STD_TORCH_CHECK(low <= value && value <= high, "plan[", integers_ - start_ - 1, "], ", what,
+                    ", is ", value, "; expected ", low, " to ", high);
+    return value;
+  }
+  bool flag(const char* what) { return integer(what, 0, 1) != 0; }
+  double real(const char* what, double low, double high) {
+    STD_TORCH_CHECK(reals_ < reals_end_, "settings is too short: it ends before ", what, "; ",
+                    kMade);
+    const double value = *reals_++;
+    STD_TORCH_CHECK(low <= value && value <= high, what, " is ", value, " in settings; expected ",
+                    low, " to ", high);
+    return value;
+  }
+
+  // The tensor at a place in the list, or none for -1.
+  const Tensor* find(const char* what, int64_t& number) {
+    number = integer(what, -1, state_ ? static_cast<int64_t>(state_->size()) - 1 : INT32_MAX);
+    return number < 0 || !state_ ? nullptr : &(*state_)[static_cast<size_t>(number)];
+  }
+
+  template <class T>
+  T* take(const char* what, int64_t count, ScalarType dtype = ScalarType::Float) {
+    int64_t number;
+    const Tensor* const t = find(what, number);
+    if (!t) return nullptr;
+    STD_TORCH_CHECK(t->scalar_type() == dtype && t->numel() == count && t->is_contiguous() &&
+                        t->device() == like_.device(),
+                    "state[", number, "], a ", what, ", must be a contiguous ",
+                    dtype == ScalarType::Float ? "float32" : "int64", " tensor of ", count,
+                    " elements on the ", like_.is_cpu() ? "CPU" : "device of memory", "; it has ",
+                    t->numel());
+    if (apart_) apart_->written(*t, "state", number);
+    return static_cast<T*>(t->mutable_data_ptr());
+  }
+
+  Parameter parameter(const char* what, int64_t count) {
+    Parameter p;
+    p.value = take<float>(what, count);
+    p.exp_avg = take<float>("exp_avg", count);
+    p.exp_avg_sq = take<float>("exp_avg_sq", count);
+    p.average = take<float>("average", count);
+    STD_TORCH_CHECK(p.value ? p.exp_avg && p.exp_avg_sq : !p.exp_avg && !p.exp_avg_sq && !p.average,
+                    "plan names a ", what, " without its moments, or these without it; ", kMade);
+    return p;
+  }
+
+  // The step counters of an optimiser, one for each parameter. Those on the CPU are read here, and
+  // must agree; the others are the caller's business.
+  int64_t updates(std::vector<float*>& counters) {
+    for (int64_t left = integer("step counters", 1, 4 * kMostLayers); left > 0; --left) {
+      int64_t number;
+      const Tensor* const t = find("step counter", number);
+      STD_TORCH_CHECK(number >= 0, "plan leaves a step counter out; ", kMade);
+      if (!t || !like_.is_cpu()) continue;
+      STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float && t->numel() == 1 && t->is_cpu(),
+                      "state[", number, "] must be a float32 step counter on the CPU");
+      if (apart_) apart_->written(*t, "state", number);
+      counters.push_back(static_cast<float*>(t->mutable_data_ptr()));
+    }
+    if (counters.empty()) return 0;
+    const float first = *counters.front();
+    for (const float* counter : counters)
+      STD_TORCH_CHECK(*counter == first,
+                      "the parameters of one optimizer have taken different numbers of steps");
+    STD_TORCH_CHECK(first >= 0 && first <= 0x1p53f, "an optimizer's step counter is ", first,
+                    "; expected 0 to 2**53");
+    return static_cast<int64_t>(first);
+  }
+
+  void network(int64_t in, PlannedNetwork<PlannedLayer>& network, std::vector<float*>& counters) {
+    Optimizer& o = network.optimizer;
+    o.beta1 = real("beta1", 0, 1);
+    o.beta2 = real("beta2", 0, 1);
+    STD_TORCH_CHECK(o.beta1 < 1 && o.beta2 < 1, "a beta is 1 in settings; expected less");
+    o.eps = real("eps", 0, FLT_MAX);
+    o.weight_decay = real("weight_decay", 0, FLT_MAX);
+    o.decoupled = flag("decoupled");
+    network.updates = updates(counters);
+    check_field(in);
+    network.layers.resize(static_cast<size_t>(integer("layers", 1, kMostLayers)));
+    for (PlannedLayer& layer : network.layers) {
+      layer.in = in;
+      layer.out = in = integer("features", 1, kMostFeatures);
+      check_field(in);
+      read(layer);
+    }
+  }
+
+  void check_field(int64_t width) const {
+    STD_TORCH_CHECK(round_up(batch_, 32) <= kMostValues / width, "a batch of ", batch_, " with ",
+                    width, " values each is more than the 2**34 that one draw has");
+  }
+
+  void read(PlannedLayer& l) {
+    l.activation = static_cast<Activation>(integer("activation", 0, kActivations - 1));
+    l.norm = flag("norm");
+    l.drop = flag("dropout");
+    l.drop_threshold = static_cast<uint32_t>(integer("dropout's threshold", 0, 65536));
+    l.drop_index = static_cast<uint32_t>(integer("dropout's number", 0, kMostDropouts));
+    l.slope = static_cast<float>(real("slope", 0, FLT_MAX));
+    l.norm_eps = real("BatchNorm's eps", 0, FLT_MAX);
+    l.norm_momentum = real("BatchNorm's momentum", -FLT_MAX, FLT_MAX);
+    l.weight = parameter("weight", l.in * l.out);
+    STD_TORCH_CHECK(!state_ || l.weight.value, "plan holds a layer without a weight; ", kMade);
+    l.bias = parameter("bias", l.out);
+    l.gamma = parameter("BatchNorm weight", l.out);
+    l.beta = parameter("BatchNorm bias", l.out);
+    l.running_mean = take<float>("running_mean", l.out);
+    l.running_var = take<float>("running_var", l.out);
+    l.batches = take<int64_t>("num_batches_tracked", 1, ScalarType::Long);
+    l.average_mean = take<float>("average of running_mean", l.out);
+    l.average_var = take<float>("average of running_var", l.out);
+    l.average_batches = take<int64_t>("average of num_batches_tracked", 1, ScalarType::Long);
+    norms_ |= l.norm;
+    const bool tracked = l.running_mean, averaged = l.average_mean, affine = l.gamma.value;
+    STD_TORCH_CHECK(tracked == (l.running_var != nullptr) && tracked == (l.batches != nullptr) &&
+                        averaged == (l.average_var != nullptr) &&
+                        averaged == (l.average_batches != nullptr) && (tracked || !averaged) &&
+                        affine == (l.beta.value != nullptr) && (l.norm || (!affine && !tracked)),
+                    "plan names one part of a BatchNorm without another; ", kMade);
+  }
+
+  const int64_t* integers_;
+  const double* reals_;
+  const int64_t* const integers_end_;
+  const double* const reals_end_;
+  const int64_t* const start_;
+  const std::vector<Tensor>* const state_;
+  const Tensor& like_;
+  Apart* const apart_;
+  int64_t batch_ = 0;
+  bool norms_ = false;
+};
+
+}  // namespace
+
+DecodedPlan decode(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* state,
+                   const Tensor& like, Apart* apart) {
+  return PlanDecoder(plan, settings, state, like, apart).run();
+}
+
+}  // namespace fastgan

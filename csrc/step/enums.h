@@ -1,0 +1,44 @@
+// Every number that Python and C++ both know by name. fastgan/engines mirrors them; the operator
+// fused_enums() tells a test what stands here. No torch here.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastgan {
+
+#define FASTGAN_ACTIVATIONS(entry) \
+  entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu)
+#define FASTGAN_LOSSES(entry) \
+  entry(non_saturating) entry(minimax) entry(hinge) entry(least_squares) entry(wasserstein)
+// Of products; everything else is in float32. A plan asks for one of the first two; on a GPU, TF32
+// is another way to take fp32.
+#define FASTGAN_PRECISIONS(entry) entry(fp32) entry(bf16) entry(tf32)
+// A step's row in the table of statistics: the losses, and the means of D's scores on the real and
+// on the fake batch of D's last update.
+#define FASTGAN_STATISTICS(entry) entry(d_loss) entry(g_loss) entry(d_real) entry(d_fake)
+// The ways that a batch takes through a network, by which dropout masks differ.
+#define FASTGAN_PASSES(entry)                                                                     \
+  entry(D_ON_REAL) entry(D_ON_FAKE) entry(D_FOR_G) entry(G_FOR_D) entry(G_FOR_G) entry(D_BETWEEN) \
+      entry(D_REAL_FOR_G)
+
+#define FASTGAN_ENTRY(name) name,
+enum class Activation : int64_t { FASTGAN_ACTIVATIONS(FASTGAN_ENTRY) };
+enum class Loss : int64_t { FASTGAN_LOSSES(FASTGAN_ENTRY) };
+enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
+enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
+enum class Pass : uint32_t { FASTGAN_PASSES(FASTGAN_ENTRY) };
+#undef FASTGAN_ENTRY
+
+#define FASTGAN_COUNT(name) +1
+constexpr int64_t kActivations = FASTGAN_ACTIVATIONS(FASTGAN_COUNT);
+constexpr int64_t kLosses = FASTGAN_LOSSES(FASTGAN_COUNT);
+constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
+#undef FASTGAN_COUNT
+
+// The streams of fastgan/random.py that a step draws from.
+#define FASTGAN_STREAMS(entry) entry(LATENT_D, 0) entry(LATENT_G, 1) entry(DROPOUT, 64)
+#define FASTGAN_ENTRY(name, number) name = number,
+enum class Stream : uint32_t { FASTGAN_STREAMS(FASTGAN_ENTRY) };
+#undef FASTGAN_ENTRY
+
+}  // namespace fastgan

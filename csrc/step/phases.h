@@ -1,0 +1,69 @@
+// The phases of a step, in order, for both devices. No torch here.
+//
+// Each phase is work whose parts need nothing of each other:
+//     inputs    what an update takes from outside: images, latents, on the CPU masks
+//     forward   y = dropout(activation(x weight^T + bias)), for all segments that may share it
+//     norm      BatchNorm's statistics and what follows them, where they have a phase of their own
+//     head      D's last layer, of width 1: scores, losses, their gradients, and the gradient of
+//               the field below through the activation and dropout that made it
+//     backward  the same gradient for any other layer
+//     sums      the second half of a backward sum joins the first
+//     norm_backward  from there through BatchNorm
+//     update    gradients of the weights, consumed by Adam where they stand
+#pragma once
+
+#include <stdint.h>
+
+#include <string>
+#include <vector>
+
+#include "step/plan.h"
+
+namespace fastgan {
+
+struct Phase {
+  enum Work { inputs, forward, norm, head, backward, sums, norm_backward, update } work;
+  int layer;  // of an update: the first. Layers are counted through both networks, G's first
+  int other;  // head, backward, sums: the layer that made the field below, or -1; update: past the
+              // last
+  int from, segments;    // as the layer counts those of the field below it
+  bool shared = false;   // G's update, if this D's update is followed by it, has one segment more
+  bool trained = false;  // norm_backward: whether BatchNorm's own weights are updated
+};
+
+// What decides the phases.
+struct Skeleton {
+  struct Layer {
+    int64_t in, out;
+    bool norm;
+    bool halved;  // its backward sums are taken in two halves
+  };
+  std::vector<Layer> layers;
+  int g_layers = 0;
+  // BatchNorm takes no phase of its own where the product before it has whole features.
+  bool joined = false;
+};
+
+// The phases of an update of D, or of G.
+std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g);
+
+// A phase as the profile tells it: its name, and the floating-point operations of its products.
+struct PhaseReport {
+  std::string name;
+  double work;
+};
+PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch);
+
+template <class Layer, class Halved>
+Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>& d, bool joined,
+                     const Halved& halved) {
+  Skeleton skeleton;
+  skeleton.joined = joined;
+  skeleton.g_layers = static_cast<int>(g.layers.size());
+  for (const PlannedNetwork<Layer>* network : {&g, &d})
+    for (const Layer& l : network->layers)
+      skeleton.layers.push_back({l.in, l.out, l.norm, halved(l)});
+  return skeleton;
+}
+
+}  // namespace fastgan

@@ -1,0 +1,100 @@
+// What the whole-step programs of both devices are told of the two networks, as
+// fastgan/engines/fused writes it down and decode.cpp reads it. No torch here.
+//
+// A network is a chain of layers
+//     Linear -> [BatchNorm] -> activation -> [dropout]
+// between fields: the latents, what lies between two layers, the images, the logits. A field holds
+// up to three batches, its segments; passes.h numbers them.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "step/enums.h"
+
+namespace fastgan {
+
+// One trained tensor with its optimiser state. `average` is null where no average is kept; all
+// are null where the layer has no such parameter.
+struct Parameter {
+  float* value = nullptr;
+  float* exp_avg = nullptr;
+  float* exp_avg_sq = nullptr;
+  float* average = nullptr;
+};
+
+struct PlannedLayer {
+  int64_t in = 0, out = 0;
+  Activation activation = Activation::none;
+  float slope = 0;  // LeakyReLU's negative slope, >= 0; ELU's alpha, >= 0
+  Parameter weight, bias;
+
+  bool norm = false;
+  double norm_eps = 0;
+  double norm_momentum = 0;  // negative: cumulative average
+  Parameter gamma, beta;
+  float *running_mean = nullptr, *running_var = nullptr;  // null: not tracked
+  int64_t* batches = nullptr;
+  float *average_mean = nullptr, *average_var = nullptr;  // the averaged network's copies
+  int64_t* average_batches = nullptr;
+
+  bool drop = false;
+  uint32_t drop_threshold = 0;  // see common/dropout.h
+  uint32_t drop_index = 0;      // of the network's dropouts: decides the stream, see passes.h
+};
+
+struct Optimizer {
+  double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
+  bool decoupled = false;
+};
+
+template <class Layer>
+struct PlannedNetwork {
+  std::vector<Layer> layers;
+  Optimizer optimizer;
+  int64_t updates = 0;  // done before this run: Adam's step counter
+};
+
+// The numbers of a step.
+struct PlannedStep {
+  int64_t batch = 0;  // the largest
+  int64_t d_steps = 1;
+  int64_t count = 0;  // images in an epoch
+  Loss loss = Loss::non_saturating;
+  double real_label = 1;
+  double average_decay = 0;
+  uint64_t seed = 0;
+};
+
+// Where a step takes its images from. [count][width], bytes (mapped to [-1, 1]) or floats. With
+// `order`, permutations of the epochs one after another; without, `floats` has the batches
+// themselves.
+struct ImageSource {
+  const uint8_t* bytes = nullptr;
+  const float* floats = nullptr;
+  const int64_t* order = nullptr;
+};
+
+struct Plan : PlannedStep {
+  PlannedNetwork<PlannedLayer> g, d;
+  Precision precision = Precision::fp32;
+};
+
+// A device's layers have more than the plan says of them.
+template <class Layer>
+void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) {
+  to.optimizer = from.optimizer;
+  to.updates = from.updates;
+  to.layers.resize(from.layers.size());
+  for (size_t i = 0; i < from.layers.size(); ++i)
+    static_cast<PlannedLayer&>(to.layers[i]) = from.layers[i];
+}
+template <class Job>
+void adopt(const Plan& plan, Job& job) {
+  static_cast<PlannedStep&>(job) = plan;
+  adopt(plan.g, job.g);
+  adopt(plan.d, job.d);
+}
+
+}  // namespace fastgan
