@@ -193,7 +193,7 @@ def _plain(given: dict[str, Any], form: pictures.Form, span: Any) -> dict[str, A
 def _is_tensors(source: Any) -> bool:
     """Whether this holds all samples at once: a tensor, or a tuple or dict that has one."""
     if isinstance(source, tuple):
-        return len(source) > 1 and tensors.is_array(source[0])
+        return len(source) > 0 and tensors.is_array(source[0])
     return tensors.is_array(source) or isinstance(source, Mapping)
 
 
@@ -307,10 +307,21 @@ def _refuse(source: Any, given: dict[str, Any], takes: tuple[str, ...]) -> None:
 
 
 def _existing(source: str | os.PathLike) -> Path:
-    path = absolute(source)
-    if path.is_dir():
+    if not str(source):
+        raise DataError(
+            f"source: an empty text; pass a path ('.' is this folder) or one of {', '.join(NAMES)}"
+        )
+    try:
+        path = absolute(source)
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        # too long, a home of nobody, a zero byte: the three that each say so
+        raise DataError(
+            f"source: {str(source)[:80]!r} cannot be a path ({error}); check it"
+        ) from error
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         if path.suffix.lower() in SUFFIXES:
             raise DataError(f"{path}: a single image; pass the folder that holds the images")
         if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):

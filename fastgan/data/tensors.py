@@ -53,6 +53,8 @@ def is_array(value: Any) -> bool:
 def as_tensor(value: Any, what: str) -> Tensor:
     """A tensor or ndarray as a tensor of uint8 or a floating type, sharing memory if possible."""
     if isinstance(value, np.ndarray):
+        if np.ma.is_masked(value):
+            raise DataError(f"{what}: holds masked values; fill them first, as by x.filled(0)")
         try:
             # torch refuses negative strides and foreign byte orders, and warns of read-only memory
             plain = (
@@ -72,8 +74,11 @@ def as_tensor(value: Any, what: str) -> Tensor:
             f"{what}: got {type(value).__name__}; expected a tensor, a numpy array or a PIL image"
             f"{'; pass rows of numbers as torch.tensor(rows)' if _is_number(value) else ''}"
         )
-    if value.layout != torch.strided:
-        raise DataError(f"{what}: a sparse tensor; expected a dense one, such as x.to_dense()")
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        raise DataError(
+            f"{what}: a sparse, nested or meta tensor; expected a dense one with values, such as "
+            "x.to_dense()"
+        )
     if value.dtype != torch.uint8 and not value.is_floating_point():
         raise DataError(
             f"{what}: dtype {str(value.dtype).removeprefix('torch.')}; expected uint8 (0..255), "

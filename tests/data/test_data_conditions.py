@@ -175,6 +175,7 @@ def test_tuple_of_tensors_is_samples_and_conditions():
     several = data.open((images, labels, torch.rand(10, 3).double()))
     assert isinstance(several.condition, tuple) and several.condition[1].dtype == torch.float32
     assert data.open(Batch(images, None)).condition is None
+    assert torch.equal(data.open((images,)).samples, images)
     assert torch.equal(data.open(Batch(images, labels)).condition, labels)
 
 
