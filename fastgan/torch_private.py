@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,20 @@ def global_hooks() -> list:
     return [
         hook for name in GLOBAL_HOOKS for hook in getattr(_module, name).values()
     ] + global_step_hooks()
+
+
+@contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """No hook for all modules is called meanwhile."""
+    tables = [getattr(_module, name) for name in GLOBAL_HOOKS]
+    kept = [dict(table) for table in tables]
+    try:
+        for table in tables:
+            table.clear()
+        yield
+    finally:
+        for table, hooks in zip(tables, kept, strict=True):
+            table.update(hooks)
 
 
 def global_step_hooks() -> list:

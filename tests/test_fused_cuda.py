@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
-from fastgan.engines.fused_cuda import FusedCudaEngine
+from fused_plans import PLANS, Read, biases_before_norm, eager_run, mlp, problem, same, tensors
 from native import emulator, fused_cuda
-from test_fused import PLANS, Seen, biases_before_norm, mlp, problem, same, tensors
+from pairs import changed
 from torch import nn
 
 from fastgan import data, ops
 from fastgan.engines import choose
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine
+from fastgan.engines.fused.cuda import FusedCudaEngine
 
 needs_emulator = pytest.mark.skipif(
     emulator.why_not() is not None or not ops.has_kernels(torch.device("cpu")),
@@ -26,8 +27,8 @@ PLAIN = [name for name in PLANS if name not in ("deep", "norms")]
 class Emulated(FusedCudaEngine):
     """On CPU tensors: the operators are the emulator's, and nothing captures a graph."""
 
-    def _write(self, settings):
-        super()._write(settings)
+    def _lay_out(self):
+        super()._lay_out()
         self._memory.fill_(0xFF)  # NaN: nothing may be read before it is written
 
     def _launch(self, images, ordered, n):
@@ -115,7 +116,7 @@ def test_the_reference_pair(kernels, kind):
     p, q = problem("reference, ragged"), problem("reference, ragged")
     engine = kind(p)
     assert bool(engine._why_chain) == (kind is EmulatedChain)
-    got, expected = engine.run(5), EagerEngine(q).run(5)
+    got, expected = engine.run(5), eager_run(EagerEngine(q), 5)
     assert off_by(got, expected) < 1e-4
     close(p, q, 1e-3)
 
@@ -172,7 +173,7 @@ def long_pair():
 
 @needs_emulator
 def test_more_layers_than_one_launch_updates(kernels, monkeypatch):
-    monkeypatch.setitem(PLANS, "long", (long_pair, 6, (1, 2, 4), {"batch": 5, "count": 13}))
+    monkeypatch.setitem(PLANS, "long", (long_pair, 6, (1, 2, 4), {"batch_size": 5, "count": 13}))
     p, q = problem("long"), problem("long")
     engine = Emulated(p)
     assert "too many layers" in engine.describe()
@@ -220,8 +221,9 @@ def test_a_run_moves_between_the_devices(kernels, kind):
 @needs_emulator
 @pytest.mark.parametrize("kind", [EmulatedChain, Emulated])
 def test_images_that_are_read_as_needed_and_a_schedule(kernels, kind):
-    p, q = (problem("hinge", schedule=lambda t: 1.0 / (1 + t), d_steps=2) for _ in range(2))
-    p.data = data.open(Seen(p.data.pixels), budget_bytes=0)
+    options = {"lr_schedule": lambda t: 1.0 / (1 + t), "d_steps": 2}
+    q = problem("hinge", **options)
+    p = problem("hinge", source=data.open(Read(q.data.samples), budget_bytes=0), **options)
     assert not p.data.resident
     try:
         got, expected = kind(p).run(5), FusedEngine(q).run(5)
@@ -241,7 +243,6 @@ def test_a_change_between_runs_is_seen(kernels):
             problem_.generator[1].weight.mul_(0.5)
         problem_.optimizer_d.param_groups[0]["lr"] *= 3
         engine.run(2)
-        problem_.batch_size = 12
         engine.close()
         engine.run(3)
     close(p, q, 1e-4)
@@ -290,7 +291,7 @@ def test_why_the_chain(kernels):
     assert "one persistent kernel" in Emulated(problem()).describe()
     assert "graphs of 11 kernels a step" in EmulatedChain(problem()).describe()
     assert "BatchNorm1d" in Emulated(problem("deep")).describe()
-    assert "more than 512" in Emulated(problem(batch=513, count=600)).describe()
+    assert "more than 512" in Emulated(problem(batch_size=513, count=600)).describe()
     kernels.device(2)
     assert "do not fit" in Emulated(problem()).describe()
 
@@ -299,7 +300,7 @@ def test_why_the_chain(kernels):
 def test_bad_arguments_name_themselves(kernels):
     engine = EmulatedChain(problem("hinge"))
     for name, value, expected in (
-        ("_loss_table", torch.empty(3, 2), "losses"),
+        ("_table", torch.empty(3, 2), "losses|statistics"),
         ("_rate_table", torch.empty(4096, 2), "rates"),
         ("_clock", torch.empty(3, dtype=torch.int64), "clock"),
         ("_memory", torch.empty(3, dtype=torch.uint8), "memory"),
@@ -308,10 +309,10 @@ def test_bad_arguments_name_themselves(kernels):
         kept = getattr(engine, name)
         setattr(engine, name, value)
         with pytest.raises(RuntimeError, match=expected):
-            engine._enqueue(engine.problem.data.pixels, True, 4)
+            engine._enqueue(engine.problem.data.samples, True, 4)
         setattr(engine, name, kept)
     with pytest.raises(RuntimeError, match="images"):
-        engine._enqueue(engine.problem.data.pixels[:2], True, 4)
+        engine._enqueue(engine.problem.data.samples[:2], True, 4)
 
 
 # --- On a GPU
@@ -321,12 +322,9 @@ def moved(name, **changes):
     """A problem on the GPU, with the numbers of the one on the CPU."""
     p = problem(name, **changes)
     device = torch.device("cuda")
-    p.generator.to(device)
-    p.discriminator.to(device)
-    p.ema = copy.deepcopy(p.ema).to(device)
-    p.data = p.data.to(device)
-    p.device = device
-    return p
+    for network in (p.generator, p.discriminator, p.ema):
+        network.to(device)
+    return changed(p, data=p.data.to(device), device=device)
 
 
 @needs_gpu

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
 import fastgan
-from fastgan import plan
+from fastgan.engines.fused import plan
 from fastgan.models import Discriminator, Generator
 from fastgan.nn import LinearLeakyReLU
 
@@ -302,19 +302,66 @@ def test_a_dropout_in_eval_mode_drops_nothing():
     assert layer.dropout is None
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda net: setattr(net[1], "negative_slope", 0.3),
-        lambda net: setattr(net[2], "p", 0.1),
-        lambda net: net.eval(),
-        lambda net: setattr(net[0], "weight", nn.Parameter(torch.zeros(12, 12))),
-        lambda net: net[0].bias.requires_grad_(False),
-    ],
-)
-def test_changes_are_noticed(change):
-    net = sequence(nn.LeakyReLU(0.2), nn.Dropout(0.5))
-    c = chain(net)
-    assert c.current()
-    change(net)
-    assert not c.current()
+# --- leaving no trace, and being seen -------------------------------------------------------------
+
+
+class Assigns(nn.Module):
+    """A forward that does more than compute."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+        self.fc = nn.Linear(12, 4)
+        self.calls = 0
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x):
+        h = self.fc(x)
+        if self.what == "counter":
+            self.calls += 1
+        elif self.what == "feature":
+            self.features = h
+        elif self.what == "buffer":
+            self.seen = self.seen + h.mean(0)
+        return h
+
+
+@pytest.mark.parametrize("what", ["counter", "feature", "buffer"])
+def test_a_forward_that_changes_its_module_has_no_plan_and_is_not_run_on_it(what):
+    net = Assigns(what)
+    before, seen = dict(vars(net)), net.seen
+    with pytest.raises(plan.NoPlan, match=r"generator(: .* by its forward|: torch.fx cannot)"):
+        chain(net)
+    assert {k: v for k, v in vars(net).items() if v is not before.get(k)} == {}
+    assert net.seen is seen and (seen == 0).all() and not hasattr(net, "features")
+
+
+def test_a_forward_that_draws_has_no_plan():
+    class Draws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.fc(x).relu() if torch.rand(()) < 2 else self.fc(x)
+
+    net, state = Draws(), torch.get_rng_state()
+    with pytest.raises(plan.NoPlan, match="draws random numbers"):
+        chain(net)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_network_that_cannot_be_copied_has_no_plan():
+    net = nn.Sequential(nn.Linear(12, 4))
+    net.lock = threading.Lock()
+    with pytest.raises(plan.NoPlan, match="generator cannot be copied"):
+        chain(net)
+
+
+def test_hooks_for_all_modules_have_no_plan():
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        with pytest.raises(plan.NoPlan, match="hooks for all modules"):
+            chain(nn.Sequential(nn.Linear(12, 4)))
+    finally:
+        handle.remove()

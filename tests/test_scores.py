@@ -98,3 +98,169 @@ def test_a_users_own_loss_on_probabilities_gets_them():
     assert ((found[:, 2:] > 0) & (found[:, 2:] < 1)).all()
     with pytest.raises(ValueError, match="works on probabilities, but .* scores from"):
         engines.choose(problem(d=discriminator(), loss=mine), "eager")
+
+
+# --- probabilities that no sigmoid at the end gives away ------------------------------------------
+
+
+class Head(nn.Module):
+    """Scores in training and in evaluation, by functions of the logits."""
+
+    def __init__(self, train, evaluate=None):
+        super().__init__()
+        self.body, self.train_end = discriminator(), train
+        self.eval_end = evaluate or train
+
+    def forward(self, x):
+        return (self.train_end if self.training else self.eval_end)(self.body(x))
+
+
+PROBABILITIES = {
+    "clamped": lambda x: torch.sigmoid(x).clamp(1e-7, 1 - 1e-7),
+    "and epsilon": lambda x: torch.sigmoid(x) + 1e-8,
+    "hard": F.hardsigmoid,
+    "mean of a map": lambda x: torch.sigmoid(x.repeat(1, 4)).mean(1),
+    "of tanh": lambda x: 0.5 * (torch.tanh(x) + 1),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize("end", PROBABILITIES)
+def test_probabilities_are_not_taken_for_logits(end, engine):
+    d = Head(PROBABILITIES[end])
+    with pytest.raises(
+        ValueError, match=r"'non-saturating' works on logits.*scores lie in \[0, 1\]"
+    ):
+        engines.choose(problem(d=d), engine)
+    with pytest.raises(ValueError, match="'hinge' works on raw scores.*remove the sigmoid"):
+        engines.choose(problem(d=d, loss="hinge"), engine)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.4])
+def test_a_fresh_discriminators_small_scores_are_no_probabilities(bias):
+    d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+    with torch.no_grad():
+        d[3].weight.mul_(1e-3)
+        d[3].bias.fill_(bias)
+    for network in (d, nn.Sequential(d, nn.Softplus())):
+        assert engines.choose(problem(d=network), "eager")[0].run(1).isfinite().all()
+
+
+def test_logits_in_training_and_probabilities_in_evaluation_are_logits():
+    plain, both = (problem(d=Head(lambda x: x, end)) for end in (None, torch.sigmoid))
+    for name in ("generator", "discriminator"):
+        getattr(both, name).load_state_dict(getattr(plain, name).state_dict())
+    found = engines.choose(both, "eager")[0].run(3)
+    assert torch.equal(found, EagerEngine(plain).run(3))
+    assert engines.choose(problem(d=Head(lambda x: x, torch.sigmoid), loss="hinge"), "eager")
+
+
+class SigmoidInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(36, 1)
+
+    def forward(self, x):
+        x = self.fc(x.flatten(1))
+        return torch.sigmoid(x) if self.training else x
+
+
+def test_a_sigmoid_in_training_only_is_absorbed_by_every_engine():
+    def make():
+        g = nn.Sequential(nn.Linear(5, 36), nn.Tanh(), nn.Unflatten(1, SHAPE))
+        return problem(g, SigmoidInTraining())
+
+    p, q = make(), make()
+    q.generator.load_state_dict(p.generator.state_dict())
+    q.discriminator.load_state_dict(p.discriminator.state_dict())
+    fused, eager = engines.choose(p)[0], EagerEngine(q)
+    torch.testing.assert_close(fused.run(3)[:, :2], eager.run(3)[:, :2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_users_own_loss_that_says_nothing_is_asked_where_it_matters():
+    """A hinge under another name must not be trained through the sigmoid of D."""
+    known = losses.LOSSES["hinge"]
+    mine = losses.Loss("mine", known.d_loss, known.g_loss)
+    for d in (Discriminator(SHAPE), Head(PROBABILITIES["clamped"])):
+        with pytest.raises(
+            ValueError, match="'mine' does not say .*'probabilities'.*'logits'.*'raw'"
+        ):
+            engines.choose(problem(d=d, loss=mine))
+    p, q = problem(loss=mine), problem(loss="hinge")
+    q.generator.load_state_dict(p.generator.state_dict())
+    q.discriminator.load_state_dict(p.discriminator.state_dict())
+    assert torch.equal(engines.choose(p)[0].run(3), EagerEngine(q).run(3))
+
+
+def test_a_users_own_loss_on_logits_absorbs_a_sigmoid_whatever_its_name():
+    known = losses.LOSSES["non-saturating"]
+    mine = losses.Loss("hinge", known.d_loss, known.g_loss, scores="logits")
+    p, q = problem(d=Discriminator(SHAPE), loss=mine), problem(d=Discriminator(SHAPE))
+    q.generator.load_state_dict(p.generator.state_dict())
+    q.discriminator.load_state_dict(p.discriminator.state_dict())
+    assert torch.equal(engines.choose(p, "eager")[0].run(3), EagerEngine(q).run(3))
+
+
+@pytest.mark.parametrize("end", ["module", "module, then a view", "torch.sigmoid"])
+def test_a_hook_sees_the_probabilities_that_a_sigmoid_makes(end):
+    seen = []
+    p, q = problem(d=Ends(ENDS[end])), problem(d=Ends(ENDS[end]))
+    q.generator.load_state_dict(p.generator.state_dict())
+    q.discriminator.load_state_dict(p.discriminator.state_dict())
+    p.discriminator.act.register_forward_hook(lambda m, _, out: seen.append(out.detach()))
+    p.discriminator.register_forward_hook(lambda m, _, out: seen.append(out.detach()))
+    assert torch.equal(EagerEngine(p).run(2), EagerEngine(q).run(2))
+    assert seen and all(((s > 0) & (s < 1)).all() for s in seen)
+
+
+def test_a_sigmoid_that_comes_or_goes_between_two_runs_is_noticed():
+    p, q = problem(d=Head(lambda x: x)), problem(d=Head(lambda x: x))
+    q.generator.load_state_dict(p.generator.state_dict())
+    q.discriminator.load_state_dict(p.discriminator.state_dict())
+    engine, other = EagerEngine(p), EagerEngine(q)
+    engine.run(1), other.run(1)
+    for end in (torch.sigmoid, lambda x: x, nn.Sigmoid()):
+        p.discriminator.train_end = end
+        assert torch.equal(engine.run(2), other.run(2))
+
+
+@pytest.mark.parametrize("end", [nn.Sigmoid(), nn.Hardsigmoid()])
+def test_a_generator_of_values_above_zero_is_told_once(end, caplog):
+    g = nn.Sequential(nn.Linear(5, 36), end, nn.Unflatten(1, SHAPE))
+    engines.choose(problem(g))
+    assert caplog.text.count("the generator's outputs lie in [0, 1]") == 1
+    caplog.clear()
+    engines.choose(problem())
+    assert caplog.text == ""
+
+
+# --- losses that are none -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("d_loss", "message"),
+    [
+        (lambda real, fake: fake - real, r"'mine': d_loss returned a tensor \[8\]; .* the mean"),
+        (lambda real, fake: (fake - real).mean().item(), "d_loss returned -?[0-9.e-]+; .* tensor"),
+        (lambda real, fake: (fake - real).detach().mean(), "without a gradient"),
+        (lambda real, fake: real.nonsense, "d_loss failed on scores of shape .*nonsense"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_told_before_the_first_step(d_loss, message):
+    mine = losses.Loss("mine", d_loss, lambda fake: -fake.mean(), scores="raw")
+    with pytest.raises(ValueError, match=message):
+        engines.choose(problem(loss=mine), "eager")
+
+
+def test_a_loss_with_a_state_is_not_tried_but_told_by_the_first_step():
+    calls = []
+
+    def d_loss(real, fake):
+        calls.append(1)
+        return fake - real
+
+    mine = losses.Loss("mine", d_loss, lambda fake: -fake.mean(), scores="raw")
+    engine, _ = engines.choose(problem(loss=mine), "eager")
+    assert not calls
+    with pytest.raises(ValueError, match="'mine': d_loss returned a tensor"):
+        engine.run(1)

@@ -10,6 +10,7 @@ import copy
 import logging
 import random as python_random
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import FunctionType
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from fastgan.problem import Problem
 
 logger = logging.getLogger("fastgan")
+
+_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks that cannot be copied, which was said."""
 
 
 @contextmanager
@@ -46,12 +50,17 @@ def tried(problem: Problem, *, hooks: bool = False) -> Iterator[tuple[nn.Module,
         stack.enter_context(undisturbed(problem.device))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_uncompiled())
+        if not hooks:
+            stack.enter_context(torch_private.without_global_hooks())
         if any(_reaches_back(m) for network in networks for m in network.modules()):
             stack.enter_context(kept(networks))
         try:
             yielded = copied(networks, hooks=hooks)
         except Exception as error:
-            logger.warning(
+            told = all(network in _told for network in networks)
+            _told.update(networks)
+            logger.log(
+                logging.DEBUG if told else logging.WARNING,
                 "the networks cannot be copied (%s), so they are tried out themselves; what their "
                 "passes change besides parameters, buffers and plain attributes stays changed",
                 first_line(error),
