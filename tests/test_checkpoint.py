@@ -169,7 +169,7 @@ def test_keep_counts_the_saves_that_stay(tmp_path, monkeypatch, links):
 def test_weights_alone(tmp_path):
     network, other = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
     network(torch.randn(5, 3))
-    checkpoint.save_weights(tmp_path / "network.pth", network)
+    checkpoint.save_weights(tmp_path / "network.pth", network.state_dict())
     saved = torch.load(tmp_path / "network.pth", weights_only=True)
     assert not any(value.requires_grad for value in saved.values())
     other.load_state_dict(saved, strict=True)

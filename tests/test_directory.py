@@ -41,6 +41,15 @@ def test_a_run_is_not_written_over_unless_that_is_asked_for(tmp_path, saved):
     assert names(run) == sorted(FOREIGN)
 
 
+@pytest.mark.parametrize("own", [[], ["favourite.png"]])
+def test_the_pictures_along_a_run_go_with_it(tmp_path, own):
+    run = fill(tmp_path / "mine", WRITTEN)
+    fill(run / "samples", ["00000100.png", "00000200.png", *own])
+    directory.prepare(run, "overwrite")
+    assert names(run) == (["samples"] if own else [])
+    assert not own or names(run / "samples") == own
+
+
 def test_runs_count_up(tmp_path):
     run = tmp_path / "runs" / "mine"
     found = [directory.prepare(run, "count") for _ in range(2)]

@@ -25,6 +25,7 @@ _WRITTEN = (
     pictures.LOSSES,
 )
 _NUMBERED = re.compile(r"checkpoint-\d+\.pt")
+_PICTURE = re.compile(r"\d{8,}\.png")
 
 
 def prepare(out: str | os.PathLike, if_exists: str = "fail") -> Path:
@@ -140,6 +141,12 @@ def _clear(path: Path) -> None:
     for file in path.iterdir():
         if file.name in _WRITTEN or _NUMBERED.fullmatch(file.name):
             file.unlink(missing_ok=True)
+    if (series := path / pictures.SERIES).is_dir():
+        for file in series.iterdir():
+            if _PICTURE.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds files of the user's own
+            series.rmdir()
 
 
 def _exists(path: Path) -> FileExistsError:

@@ -21,6 +21,8 @@ _COLOURS = (
 )  # fmt: skip
 
 SAMPLES, LOSSES = "samples.png", "loss.png"
+SERIES = "samples"
+"""The folder of one picture a save, named after its step."""
 LOSS_CURVES = {"d_loss": "discriminator", "g_loss": "generator"}
 """What `loss_plot` draws: the statistics and what the legend calls them."""
 
