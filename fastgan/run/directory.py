@@ -25,6 +25,7 @@ _WRITTEN = (
     pictures.LOSSES,
 )
 _NUMBERED = re.compile(r"checkpoint-\d+\.pt")
+_PICTURES = re.compile(r"\d{8,}\.png")
 
 
 def prepare(out: str | os.PathLike, if_exists: str = "fail") -> Path:
@@ -140,6 +141,9 @@ def _clear(path: Path) -> None:
     for file in path.iterdir():
         if file.name in _WRITTEN or _NUMBERED.fullmatch(file.name):
             file.unlink(missing_ok=True)
+    for picture in (path / pictures.ALONG).glob("*.png"):
+        if _PICTURES.fullmatch(picture.name):
+            picture.unlink(missing_ok=True)
 
 
 def _exists(path: Path) -> FileExistsError:

@@ -20,7 +20,7 @@ _COLOURS = (
     (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
 )  # fmt: skip
 
-SAMPLES, LOSSES = "samples.png", "loss.png"
+SAMPLES, LOSSES, ALONG = "samples.png", "loss.png", "samples"
 LOSS_CURVES = {"d_loss": "discriminator", "g_loss": "generator"}
 """What `loss_plot` draws: the statistics and what the legend calls them."""
 
