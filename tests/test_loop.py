@@ -10,20 +10,15 @@ import torch
 from small_runs import OwnG, Seen, assert_same_bits, every_bit, own, own_pair, pixels, small
 from torch import nn
 
-from fastgan import Callback, loop, losses
+from fastgan import Callback, NonFiniteLossError, loop, losses
 from fastgan.run import checkpoint
 from fastgan.trainer import Trainer
-
-from fastgan import NonFiniteLossError  # isort: skip
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Signals are handled as in a program that a person started, however the tests were started."""
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
-    }
+    """No handler outlives a test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

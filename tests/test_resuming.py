@@ -102,7 +102,7 @@ def test_penalties_and_scalers_resume_with_the_same_bits(tmp_path, options):
     assert all(state["scale"] > 2.0**16 for state in states[0]), "not that of a new scaler"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids="to ".join)
 def test_a_run_resumes_on_another_device(tmp_path, devices):
     options = {"ema": 0.9, "seed": 5, "engine": "auto"}

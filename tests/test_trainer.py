@@ -202,88 +202,11 @@ def test_the_signature_and_the_docstring_have_every_setting():
     assert repr(parameters["device"].default) == "as saved"
 
 
-<<<<<<< HEAD
-def test_a_penalty_of_ones_own_must_be_given_again(tmp_path):
-    own = losses.Penalty("mine", lambda slope: slope.abs().mean(), weight=2.0)
-    small(tmp_path / "a", data="digits", penalty=own).fit(steps=2)
-    with pytest.raises(CheckpointError, match="a penalty of your own.*pass penalty="):
-        Trainer.resume(tmp_path / "a")
-    assert Trainer.resume(tmp_path / "a", penalty=own).fit(steps=4)["steps"] == 4
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids="to ".join)
-def test_a_run_resumes_on_another_device(tmp_path, devices):
-    options = {"batch_size": 8, "latent_dim": 5, "ema": 0.9, "log_every": 10, "seed": 5}
-    source = data.open(pixels())
-    there, here = devices
-    g, d = own_pair()
-    Trainer(g, d, source, device=there, out=tmp_path / "a", **options).fit(steps=20)
-    saved = checkpoint.load(tmp_path / "a")
-    t = Trainer.resume(tmp_path / "a", *own_pair(seed=9), source, device=here)
-    assert t.device.type == here and t.step == 20
-    for name in ("generator", "discriminator", "ema"):
-        for key, value in getattr(t, name).state_dict().items():
-            assert value.device.type == here and torch.equal(value.cpu(), saved[name][key])
-    for name in ("optimizer_g", "optimizer_d"):
-        for i, entry in getattr(t, name).state_dict()["state"].items():
-            for key, value in entry.items():
-                assert torch.equal(value.cpu(), saved[name]["state"][i][key])
-    assert t.fit(steps=40)["steps"] == 40 and t.sample(3).device.type == here
-    # And home again.
-    back = Trainer.resume(tmp_path / "a", *own_pair(), source, device=there)
-    assert back.step == 40 and back.fit(steps=50)["steps"] == 50
-
-
-def test_resume_goes_on_to_the_goal_of_the_run(tmp_path):
-    t = small(tmp_path / "a", data="digits")
-    t.fit(steps=30, until=lambda state: state.step == 10)
-    r = Trainer.resume(tmp_path / "a" / "checkpoint.pt")
-    assert r.data.name == "digits" and r.config == t.config
-    summary = r.fit()
-    assert summary["steps"] == 30
-    assert r.fit(steps=30)["d_loss"] == summary["d_loss"]
-    again = Trainer.resume(tmp_path / "a").fit()
-    assert again["d_loss"] == summary["d_loss"] and again["ms_per_step"] is None
-
-
-def test_the_largest_seed(tmp_path):
-    small(tmp_path / "a", data="digits", seed=2**64 - 1).fit(steps=2)
-    assert Trainer.resume(tmp_path / "a").fit(steps=3)["steps"] == 3
-
-
-def test_rates_changed_by_the_user_survive(tmp_path):
-    t = small(tmp_path / "a", data="digits")
-    t.optimizer_g.param_groups[0]["lr"] = 0.125
-    t.fit(steps=3)
-    assert Trainer.resume(tmp_path / "a").optimizer_g.param_groups[0]["lr"] == 0.125
-
-
-def test_a_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
-    from PIL import Image
-
-    (tmp_path / "pictures").mkdir()
-    for i, picture in enumerate(pixels(9)):
-        Image.fromarray(picture[0].numpy()).save(tmp_path / "pictures" / f"{i}.png")
-    monkeypatch.chdir(tmp_path)
-    small("run", data={"source": "pictures", "image_size": 4}).fit(steps=2)
-    monkeypatch.chdir("/")
-    assert Trainer.resume(tmp_path / "run").data.shape == (1, 4, 4)
-
-
-def test_what_resume_needs_is_asked_for(tmp_path):
-    source = data.open(pixels())
-    game = losses.Game("mine", lambda r, f: f.mean() - r.mean(), lambda f: -f.mean())
-    options = {"batch_size": 8, "latent_dim": 5, "engine": "eager", "device": "cpu"}
-    t = Trainer(
-        *own_pair(), source, loss=game, lr_schedule=lambda step: 1.0, out=tmp_path, **options
-=======
 def test_a_trainer_says_what_it_is():
     t = own(pair=plain_pair)
     assert repr(t) == (
         "<fastgan.Trainer: Sequential against Sequential on tensor, engine eager, fp32, cpu, "
         "step 0>"
->>>>>>> fa6a6ec (Tests of the trainer, the loop, resuming, callbacks and the config; what they found in the core)
     )
 
 
