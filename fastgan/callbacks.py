@@ -116,9 +116,10 @@ class Samples(Callback):
         if not trainer.data.drawable:
             return
         images = trainer.sample(self.COUNT)
-        pictures.grid(images, directory / "samples.png")
-        (directory / "samples").mkdir(exist_ok=True)
-        pictures.grid(images, directory / "samples" / f"{trainer.step:08d}.png")
+        pictures.grid(images, directory / pictures.SAMPLES)
+        along = directory / pictures.SERIES
+        along.mkdir(exist_ok=True)
+        pictures.grid(images, along / f"{trainer.step:08d}.png")
 
 
 class Checkpoints(Callback):

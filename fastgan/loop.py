@@ -151,8 +151,11 @@ class Loop:
         t = self.trainer
         t.guard.look_at_losses(t)
         line = t.log.line(t.step, t.epoch)
-        if line is not None:
+        if line is None:
+            return
+        try:
             self._tell("line", line)
+        finally:  # a run that is continued after an error does not come by here again
             t.log.write(line, t.seconds, whole=whole)
 
     def _tell(self, event: str, *what: Any) -> None:

@@ -175,7 +175,8 @@ class Config:
         "an L2 penalty, but with adamw decoupled from the gradient")
     # With 0, a weight whose gradients have all been 0 would become 0 / 0.
     eps: float = _training(1e-8, number(0, above=True), "what Adam adds to its denominator")
-    lr_schedule: Callable[[int], float] | None = _training(None, objects.schedule(),
+    lr_schedule: Callable[[int], float] | None = _training(None,
+        optional(objects.schedule(), "1 at every step"),
         "factor on both learning rates at each step")
     ema: float | None = _training(None, optional(_DECAY, "no average is kept"),
         "decay of a running average of G's weights, such as 0.999, which samples then come from")
@@ -191,7 +192,8 @@ class Config:
         "stop after this much training time")
 
     engine: str = _machine("auto", _ENGINES, "how steps are run")
-    device: str | None = _machine(None, objects.device(), "where to train")
+    device: str | None = _machine(None,
+        optional(objects.device(), "CUDA if there is a GPU, else the CPU"), "where to train")
     threads: int | None = _machine(None, optional(_COUNT, "torch's choice"), "CPU threads")
     channels_last: bool = _machine(False, flag(),
         "keep convolutions' weights and images channels last, often faster for convolutions")
@@ -214,7 +216,10 @@ class Config:
         for f in fields(self):
             value = f.metadata["kind"].take(f.name, getattr(self, f.name))
             object.__setattr__(self, f.name, value)
-        losses.loss(self.loss, self.label_smoothing)
+        try:
+            losses.loss(self.loss, self.label_smoothing)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     # --- what others ask of it --------------------------------------------------------------------
 

@@ -81,14 +81,9 @@ class Kind:
 
         YAML 1.1 reads 1e-3 as a text, and a word such as none stands for what TOML cannot say.
         """
-        try:
-            return self.take(name, value)
-        except ConfigError:
-            if isinstance(value, list) and any(isinstance(part, str) for part in value):
-                value = " ".join(map(str, value))
-            if not isinstance(value, str):
-                raise
-        return self.take_text(name, value)
+        if isinstance(value, list) and any(isinstance(part, str) for part in value):
+            value = " ".join(map(str, value))
+        return (self.take_text if isinstance(value, str) else self.take)(name, value)
 
 
 def _shown(value: Any) -> str:

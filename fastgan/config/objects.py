@@ -131,15 +131,15 @@ def schedule() -> Kind:
     """A function of the step."""
 
     def read(value: Any) -> Any:
-        if value is not None and not callable(value):
+        if not callable(value) or isinstance(value, type):
             raise TypeError
         return value
 
     return Kind(
-        "a function of the step (counted from 0) that gives a factor, or None",
+        "a function of the step (counted from 0) that gives a factor",
         read,
-        plain=lambda value: None if value is None else own(value),
-        annotation="Callable[[int], float] | None",
+        plain=own,
+        annotation="Callable[[int], float]",
         metavar="",
         owns=True,
     )
@@ -148,13 +148,13 @@ def schedule() -> Kind:
 def device() -> Kind:
     """A device of torch, as its text."""
 
-    def read(value: Any) -> str | None:
-        return None if value is None else str(torch.device(value))
+    def read(value: Any) -> str:
+        return str(torch.device(value))
 
     return Kind(
-        "a device such as cpu, cuda or cuda:1, or None (CUDA if there is a GPU, else the CPU)",
+        "a device such as cpu, cuda or cuda:1",
         read,
-        annotation="torch.device | str | None",
+        annotation="torch.device | str",
         metavar="DEVICE",
         names=("cpu", "cuda"),
         hints={"gpu": "cuda"},

@@ -98,7 +98,11 @@ class EagerEngine(Engine):
         if not rows:
             return statistics.table(0, self.problem.device)
         found = torch.stack(rows).float().view(-1, len(statistics.STATISTICS))
-        self.problem.world.mean_([found])
+        p = self.problem
+        if p.world.size > 1:
+            first = self.step - len(found)
+            for step, row in enumerate(found, first):
+                p.world.mean_([row], shape_of(p, step)[-1].size)
         return found
 
 

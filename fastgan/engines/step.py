@@ -187,7 +187,7 @@ class Step:
         with self._backward():
             for penalty in penalties:
                 total = total + self._penalty(penalty, *points[penalty.at])
-            self.updates[0](total, narrow=bool(penalties))
+            self.updates[0](total, size, narrow=bool(penalties))
         return loss.detach(), real.detach(), on_real.detach(), on_fake.detach()
 
     def _penalty(self, penalty, scores: Tensor, images: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class Step:
                     scores.append(self._head(real, counter, size, Pass.D_REAL_FOR_G))
             loss = require_scalar(p.loss.g_loss(*scores), p.loss, "g_loss")
             with self._backward():
-                self.updates[1](loss)
+                self.updates[1](loss, size)
         if self._average is not None:
             self._average.update()
         return loss.detach()

@@ -28,11 +28,12 @@ class Update:
         self.scaler = scaler
         self.world = world
 
-    def __call__(self, loss: Tensor, *, narrow: bool = False) -> None:
+    def __call__(self, loss: Tensor, batch: int, *, narrow: bool = False) -> None:
         """One update.
 
         Args:
-            loss: a scalar.
+            loss: a scalar, a mean over this rank's rows of the batch.
+            batch: rows of the whole batch.
             narrow: compute no gradient but those of the optimiser's weights. Reentrant activation
                 checkpointing does not know how; without anything else to leave out it is no faster.
         """
@@ -45,7 +46,7 @@ class Update:
         else:
             loss.backward()
         if self.world.size > 1:
-            self.world.mean_([w.grad for w in weights if w.grad is not None])
+            self.world.mean_([w.grad for w in weights if w.grad is not None], batch)
         if self.scaler is None:
             self.step()
         else:
