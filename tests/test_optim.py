@@ -174,6 +174,166 @@ def test_parameters_the_kernel_does_not_serve(ours, theirs, kind):
     assert torch.equal(lists[0][0], lists[1][0])
 
 
+def convolution(memory_format, dtype=torch.float32):
+    torch.manual_seed(0)
+    weight = torch.randn(6, 3, 4, 4, dtype=dtype).to(memory_format=memory_format)
+    return [weight.requires_grad_(), torch.randn(6, dtype=dtype, requires_grad=True)]
+
+
+def backward_through(params, seed):
+    torch.manual_seed(seed)
+    for p in params:
+        p.grad = None
+    x = torch.randn(2, 3, 9, 9, dtype=params[0].dtype).to(memory_format=torch.channels_last)
+    torch.nn.functional.conv2d(x, *params).square().mean().backward()
+
+
+def no_step_of_torchs(optimizer, monkeypatch):
+    def step(self, closure=None):
+        raise AssertionError("torch's own step was taken")
+
+    monkeypatch.setattr(type(optimizer), "_torch_step", step)
+
+
+@pytest.mark.skipif(not ops.has_kernels(torch.device("cpu")), reason="no CPU library")
+@pairs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("order", ["contiguous", "channels_last", "turned"])
+def test_weights_in_any_order_of_memory_take_the_fused_step(
+    ours, theirs, dtype, order, monkeypatch
+):
+    memory_format = torch.channels_last if order == "channels_last" else torch.contiguous_format
+    lists = [convolution(memory_format, dtype) for _ in range(3)]
+    if order == "turned":  # no memory format has this name
+        for params in lists[:2]:
+            turned = params[0].detach().permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
+            assert not turned.is_contiguous(memory_format=torch.channels_last)
+            params[0] = turned.requires_grad_()
+    options = {"lr": 1e-2, "betas": (0.5, 0.99), "weight_decay": 0.05}
+    first, second, plain = ours(lists[0], **options), theirs(lists[1], **options), None
+    if order == "contiguous":
+        plain = ours(lists[2], **options)
+    no_step_of_torchs(first, monkeypatch)
+    for step in range(4):
+        for params in lists:
+            backward_through(params, step)
+        strides = lists[0][0].stride()
+        first.step()
+        second.step()
+        assert lists[0][0].stride() == first.state[lists[0][0]]["exp_avg"].stride() == strides
+        if plain is not None:
+            plain.step()
+            assert all(map(torch.equal, lists[0], lists[2]))
+    compare(lists[0], lists[1], dtype)
+    for p, q in zip(lists[0], lists[1], strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(first.state[p][key], second.state[q][key])
+
+
+@pytest.mark.skipif(not ops.has_kernels(torch.device("cpu")), reason="no CPU library")
+@pairs
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("bfloat16", "torch.bfloat16 has no fused form"),
+        ("sparse", "sparse parameter or gradient has no fused form"),
+        ("gradient in another order", "strides are not those of the others"),
+        ("gradient with gaps", "strides are not those of the others"),
+        ("moments in another order", "strides are not those of the others"),
+        ("shared memory", "share memory"),
+        ("subclass", "Own as a parameter has no fused form"),
+    ],
+)
+def test_a_step_that_falls_to_torchs_says_why_once(ours, theirs, kind, message, monkeypatch):
+    class Own(torch.Tensor):
+        pass
+
+    monkeypatch.setattr(optim, "_told", set())
+    lists, made = [], []
+    for cls in (ours, theirs):
+        p = torch.linspace(-1, 1, 24).view(2, 3, 2, 2)
+        p = p.bfloat16() if kind == "bfloat16" else p.as_subclass(Own) if kind == "subclass" else p
+        params = [p.requires_grad_()]
+        if kind == "shared memory":
+            params.append(p.detach().requires_grad_())
+        optimizer = cls(params, lr=1e-2, betas=(0.5, 0.999), weight_decay=0.0)
+        if kind == "moments in another order":
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+            state = optimizer.state[p]
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = state[key].to(memory_format=torch.channels_last)
+        lists.append(params)
+        made.append(optimizer)
+    for params in lists:
+        for p in params:
+            p.grad = torch.linspace(-2, 2, 24, dtype=p.dtype).view(p.shape).as_subclass(type(p))
+            if kind == "gradient in another order":
+                p.grad = p.grad.to(memory_format=torch.channels_last)
+            if kind == "gradient with gaps":
+                p.grad = torch.stack((p.grad, p.grad), -1)[..., 0]
+            if kind == "sparse":
+                p.grad = p.grad.to_sparse()
+    if kind == "sparse":  # which torch.optim.Adam refuses: a sentence of its own comes through
+        with pytest.warns(UserWarning, match=message), pytest.raises(RuntimeError, match="sparse"):
+            made[0].step()
+        return
+    with pytest.warns(UserWarning, match=message) as told:
+        made[0].step()
+    assert told[0].filename == __file__
+    made[1].step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made[0].step()
+    made[1].step()
+    for a, b in zip(*lists, strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=4e-6, atol=1e-7)
+
+
+@pairs
+def test_a_step_under_another_default_dtype_and_device(ours, theirs):
+    lists = parameters([(4, 3), (3,)]), parameters([(4, 3), (3,)])
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        first, second = ours(lists[0], lr=1e-2), theirs(lists[1], lr=1e-2, betas=(0.5, 0.999))
+        for group in second.param_groups:
+            group["weight_decay"] = 0.0
+        for _ in range(3):
+            for params in lists:
+                for i, p in enumerate(params):
+                    p.grad = torch.full(p.shape, 0.1 * (i + 1), dtype=p.dtype, device="cpu")
+            first.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for _ in range(3):
+        second.step()
+    compare(*lists)
+    assert all(s["step"].device.type == "cpu" for s in first.state.values())
+
+
+@pairs
+def test_a_state_saved_under_a_float64_default_continues(ours, theirs):
+    a, b = parameters([(4,)]), parameters([(4,)])
+    options = {"lr": 1e-2, "betas": (0.5, 0.999), "weight_decay": 0.0}
+    torch.set_default_dtype(torch.float64)
+    try:
+        second = theirs(b, **options)
+        for p in (*a, *b):
+            p.grad = torch.ones_like(p)
+        second.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    first = ours(a, **options)
+    first.load_state_dict(copy.deepcopy(second.state_dict()))
+    a[0].data.copy_(b[0].data)
+    assert first.state[a[0]]["step"].dtype == torch.float64
+    first.step()
+    second.step()
+    compare(a, b)
+
+
 @pairs
 def test_closure_and_hooks_run_once(ours, theirs):
     # Constructing torch's own class makes torch wrap its step too: hooks must still run once.
