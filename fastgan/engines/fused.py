@@ -19,10 +19,6 @@ from torch.autograd.graph import increment_version
 from fastgan import ops, plan, random
 from fastgan.engines.base import Engine, Problem, learning_rate_factor
 from fastgan.losses import GAMES, _MinimaxD
-from fastgan.random import Stream
-
-with suppress(ImportError):  # without the library no problem has a fused form
-    from fastgan import _C
 
 GAME_NUMBERS = {
     name: i
@@ -82,7 +78,7 @@ class FusedEngine(Engine):
         """Shapes, precision, instruction set, threads and working memory in one line."""
         threads = get_num_threads()
         precision = self.problem.precision
-        isa = torch.ops.fastgan.fused_products(precision == "bf16")
+        isa = torch.ops.fastgan.fused_products(precision)
         return (
             f"whole steps in C++, {self._shapes()}, {precision}, {isa}, "
             f"{threads} thread{'s' * (threads > 1)}, {self.memory_bytes() / 2**20:.1f} MB of "
@@ -106,7 +102,7 @@ class FusedEngine(Engine):
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         self._refresh()
         p = self.problem
-        losses = self._losses_of_one() if n == 1 else torch.empty(n, 2, device=p.device)
+        losses = self._losses_of_one() if n == 1 else torch.empty(n, 4, device=p.device)
         done = 0
         while done < n:
             if p.data.resident:
@@ -117,7 +113,8 @@ class FusedEngine(Engine):
                 self._refresh()  # a user's code has run meanwhile
             self._run(images, order, count, losses[done : done + count] if count < n else losses)
             done += count
-        return losses
+        self.statistics = losses
+        return losses[:, :2]
 
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
         """Do n steps and time them.
@@ -138,7 +135,7 @@ class FusedEngine(Engine):
         done = 0
         while done < n:
             order, count = self._order(n - done)
-            self._run(p.data.pixels, order, count, torch.empty(count, 2), times)
+            self._run(p.data.pixels, order, count, torch.empty(count, 4), times)
             done += count
         times /= n
         return [(name, work, *row) for (name, work), row in zip(names, times.tolist(), strict=True)]
@@ -154,7 +151,7 @@ class FusedEngine(Engine):
         # Making a tensor behind a step, with cold caches, takes ten times as long as making the
         # next one right after it.
         if not self._spare:
-            self._spare = [torch.empty(1, 2, device=self.problem.device) for _ in range(_SPARE)]
+            self._spare = [torch.empty(1, 4, device=self.problem.device) for _ in range(_SPARE)]
         return self._spare.pop()
 
     def _run(
@@ -172,8 +169,9 @@ class FusedEngine(Engine):
         # steps, which leave little of anything else in the caches.
         increment_version(self._written)
         self._fused_run(
-            self._bound,
+            self._plan,
             self._settings_tensor,
+            self._tensors,
             memory,
             images,
             order,
@@ -187,8 +185,6 @@ class FusedEngine(Engine):
 
     def _refresh(self) -> None:
         """Read anew what has changed since the last run."""
-        if self._watched and _C.unchanged(self._watched, self._tensors, self._looks):
-            return
         p = self.problem
         if not (self._g.current() and self._d.current() and _kinds(p) == self._kinds):
             self._prepare()
@@ -205,12 +201,11 @@ class FusedEngine(Engine):
 
     def _write(self, settings: tuple) -> None:
         p = self.problem
-        self._watched = self._settings = ()  # if it fails, the next run reads everything anew
+        self._settings = ()  # if it fails, the next run reads everything anew
         _alike(p.optimizer_g, "optimizer_g", *_NUMBERS)
         _alike(p.optimizer_d, "optimizer_d", *_NUMBERS)
         numbers = _Numbers()
         numbers.integers += [
-            0,  # the plan points to tensors by their places in a list
             self._g.layers[0].linear.in_features,
             self._d.layers[0].linear.in_features,
             p.batch_size,
@@ -235,32 +230,14 @@ class FusedEngine(Engine):
 
     def _bind(self) -> None:
         """Lay ready what tells whether anything has changed, and point the plan to the tensors."""
-        p = self.problem
-        self._watched = ()
-        self._tensors = tuple(
+        self._tensors = [
             source if key is None else source[0][source[1]][key] for source, key in self._sources
-        )
-        self._looks = _C.look(self._tensors)
-        watched = [*self._g.watched, *self._d.watched]
-        watched += [(t, "requires_grad", True) for t in (*self._g.trained, *self._d.trained)]
-        watched.append((vars(p), None, tuple(vars(p).values())))
-        for module in [] if p.ema is None else p.ema.modules():
-            for tensors in (module._parameters, module._buffers):
-                watched.append((tensors, None, tuple(tensors.values())))
-        for optimizer in (p.optimizer_g, p.optimizer_d):
-            watched += [(vars(optimizer), k, vars(optimizer)[k]) for k in ("state", "param_groups")]
-            for group in optimizer.param_groups:
-                watched += [(group, k, group[k]) for k in (*_NUMBERS, *_OPTIONS) if k in group]
-            states = tuple(optimizer.state.values())
-            watched.append((optimizer.state, None, states))
-            watched += [(state, None, tuple(state.values())) for state in states]
+        ]
+        self._looks = tuple((t.data_ptr(), t.shape, t.dtype, t.device) for t in self._tensors)
         self._point()
-        self._watched = tuple(part for entry in watched for part in entry)
 
     def _point(self) -> None:
         """Make of the plan what the steps are run with."""
-        self._bound = torch.empty_like(self._plan)
-        torch.ops.fastgan.fused_bind(self._plan, self._settings_tensor, self._tensors, self._bound)
 
     def _memory_for(self, threads: int) -> Tensor:
         key = (self._plan, threads)
@@ -362,7 +339,7 @@ class _Numbers:
                 int(norm is not None),
                 int(drop is not None),
                 threshold,
-                Stream.DROPOUT + 8 * layer.dropout_index,
+                layer.dropout_index,
             ]
             momentum = -1.0 if norm is None or norm.momentum is None else norm.momentum
             self.reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]
@@ -433,7 +410,7 @@ def _settings(problem: Problem) -> tuple:
     numbers = []
     for optimizer in (p.optimizer_g, p.optimizer_d):
         numbers += [group[number] for group in optimizer.param_groups for number in _NUMBERS]
-        numbers.append(len(optimizer.state))
+        numbers += [len(optimizer.state), id(optimizer.state)]
     averages = [] if p.ema is None else [*p.ema.parameters(), *p.ema.buffers()]
     return (p.d_steps, p.seed, p.ema_decay, *numbers, *map(id, averages))
 
@@ -460,10 +437,6 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
             f"the device is {p.device}, and the compiled {p.device.type.upper()} library is not "
             "available (see `fastgan info`)"
         )
-    try:
-        _C.look(())
-    except (RuntimeError, AttributeError) as error:
-        raise plan.NoPlan(f"it cannot see where tensors lie: {error}") from error
     if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) < (8, 0):
         raise plan.NoPlan("it needs a GPU of compute capability 8.0 or newer")
     if p.precision == "fp16":
@@ -471,12 +444,6 @@ def _read(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     if p.penalty is not None:
         raise plan.NoPlan(
             f"penalty {p.penalty.name!r} differentiates a gradient, which has no fused form"
-        )
-    on_cpu = p.device.type == "cpu"
-    if on_cpu and p.precision == "bf16" and torch.ops.fastgan.fused_products(True) == "none":
-        raise plan.NoPlan(
-            "precision 'bf16' needs a processor with AMX or AVX-512 BF16 "
-            "(and FASTGAN_ISA not below avx512)"
         )
     _check_game(p)
     g = plan.read(p.generator, "generator", p.latent_shape, p.device)

@@ -67,7 +67,7 @@ class FusedCudaEngine(FusedEngine):
         """Give the working memory back."""
         super().close()
         self._graphs.clear()
-        self._watched = self._settings = ()  # the next run lays everything out anew
+        self._settings = ()  # the next run lays everything out anew
 
     def _tf32(self) -> bool:
         # By this name: the older one raises where a program has used the newer.
@@ -90,7 +90,7 @@ class FusedCudaEngine(FusedEngine):
 
         self._clock = table(5, dtype=torch.int64)
         self._rate_table = table(self._rows, 2, dtype=torch.float64)
-        self._loss_table = table(self._rows, 2, dtype=torch.float32)
+        self._loss_table = table(self._rows, 4, dtype=torch.float32)
         self._order_table = table(epochs * count if p.data.resident else 0, dtype=torch.int64)
         self._why_chain = "allow_persistent is False"
         if self.allow_persistent:
