@@ -122,6 +122,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
                                                 times(entries.permutations, job.count), plan);
   if (order) check_order(job.order + entries.first, entries.end - entries.first, job.count);
 
+  check_given(memory, "memory");
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
   plan_memory(job, check_memory(memory, plan_memory(job, nullptr), 64));
   if (profile) {
