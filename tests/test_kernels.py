@@ -217,9 +217,21 @@ def test_activations(kernels):
     wide = x.astype(np.float64)
     assert ulps(kernels.scalar("tanh", x), np.tanh(wide)) <= 3
     assert ulps(kernels.scalar("sigmoid", x), 1 / (1 + np.exp(-wide))) <= 4
-    expected = np.where(wide > 0, wide, 1.5 * np.expm1(np.minimum(wide, 0)))
-    assert np.abs(kernels.scalar("elu", x) - expected).max() <= 2e-7
     assert np.isnan(kernels.scalar("tanh", np.array([np.nan], np.float32))).all()
+
+
+def test_elu_keeps_its_small_values_and_its_derivative(kernels):
+    x = np.concatenate([np.linspace(-87, 87, 100001), -np.logspace(-36, 1, 100001)])
+    x = x.astype(np.float32)
+    wide = np.minimum(x.astype(np.float64), 0)
+    expected = np.where(x > 0, x.astype(np.float64), 1.5 * np.expm1(wide))
+    assert ulps(kernels.scalar("elu", x), expected) <= 3
+    assert ulps(kernels.scalar("elu_slope", x), np.where(x > 0, 1.0, 1.5 * np.exp(wide))) <= 3
+    assert ulps(kernels.scalar("expm1", x), np.expm1(x.astype(np.float64))) <= 2
+    odd = np.array([-np.inf, np.nan], np.float32)
+    for name, least in (("elu", -1.5), ("elu_slope", 0)):
+        found = kernels.scalar(name, odd)
+        assert found[0] == least and np.isnan(found[1])
 
 
 def test_cosine_and_sine(kernels):
@@ -236,7 +248,8 @@ def test_bfloat16_rounding_is_torchs(kernels):
     draw = np.random.default_rng(0)
     x = draw.integers(0, 2**32, 100000, dtype=np.uint32).view(np.float32)
     expected = torch.from_numpy(x).bfloat16().float().numpy()
-    np.testing.assert_array_equal(kernels.scalar("bf16", x), expected)
+    for name in ("bf16", "round_to_bf16"):
+        np.testing.assert_array_equal(kernels.scalar(name, x), expected)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 0.999, 1.0])

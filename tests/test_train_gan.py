@@ -7,9 +7,9 @@ import signal
 
 import pytest
 import torch
+from fastgan.classic import train_gan
 
 from fastgan import data
-from fastgan.classic import train_gan
 from fastgan.models import Discriminator, Generator
 
 

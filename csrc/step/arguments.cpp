@@ -11,6 +11,10 @@ int64_t times(int64_t a, int64_t b) {
   return product;
 }
 
+void check_given(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.defined(), name, " is None; expected a tensor");
+}
+
 void Apart::add(const Tensor& t, const char* name, int64_t number, bool written) {
   const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   const auto bytes = static_cast<uintptr_t>(t.numel()) * static_cast<uintptr_t>(t.element_size());
@@ -37,6 +41,7 @@ void Apart::check() {
 
 void check_table(const Tensor& t, const char* name, ScalarType dtype, const char* dtype_name,
                  const Tensor& like, const char* like_name) {
+  check_given(t, name);
   STD_TORCH_CHECK(t.scalar_type() == dtype && t.is_contiguous(), name,
                   " must be a contiguous tensor of ", dtype_name);
   STD_TORCH_CHECK(t.device() == like.device(), name, " and ", like_name,
@@ -78,6 +83,7 @@ void check_steps(int64_t first_step, int64_t steps, int64_t d_steps) {
 ImageSource check_images(const Tensor& images, int64_t rows, int64_t width,
                          const std::optional<Tensor>& order, int64_t entries, const Tensor& like) {
   ImageSource source;
+  check_given(images, "images");
   const bool bytes = images.scalar_type() == ScalarType::Byte;
   STD_TORCH_CHECK(bytes || images.scalar_type() == ScalarType::Float,
                   "images must be uint8 or float32");

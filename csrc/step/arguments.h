@@ -36,8 +36,9 @@ class Apart {
   std::vector<Span> spans_;
 };
 
-// Contiguous, of a dtype, on the device of `like` (of any dtype, named in messages), and with the
-// columns given, if not 0, or `least` elements or more.
+// Python's None arrives as a tensor that is not there.
+void check_given(const Tensor& t, const char* name);
+// Contiguous, of a dtype, and on the device of `like`.
 void check_table(const Tensor& t, const char* name, ScalarType dtype, const char* dtype_name,
                  const Tensor& like, const char* like_name);
 void check_elements(const Tensor& t, const char* name, int64_t least);

@@ -56,6 +56,7 @@ class PlanDecoder {
   template <class T>
   static const T* table(const Tensor& t, const char* name, ScalarType dtype,
                         const char* dtype_name) {
+    check_given(t, name);
     STD_TORCH_CHECK(t.scalar_type() == dtype && t.dim() == 1 && t.is_contiguous() && t.is_cpu(),
                     name, " must be a contiguous vector of ", dtype_name, " on the CPU");
     return static_cast<const T*>(t.const_data_ptr());
@@ -82,7 +83,10 @@ class PlanDecoder {
   // The tensor at a place in the list, or none for -1.
   const Tensor* find(const char* what, int64_t& number) {
     number = integer(what, -1, state_ ? static_cast<int64_t>(state_->size()) - 1 : INT32_MAX);
-    return number < 0 || !state_ ? nullptr : &(*state_)[static_cast<size_t>(number)];
+    if (number < 0 || !state_) return nullptr;
+    const Tensor* const t = &(*state_)[static_cast<size_t>(number)];
+    check_given(*t, "a tensor of state");
+    return t;
   }
 
   template <class T>

@@ -212,8 +212,11 @@ Array<float> scalar(const std::string& name, Array<float> x) {
   if (name == "log1p") return map(x, [](float v) { return math::log1p(v); });
   if (name == "tanh") return map(x, [](float v) { return math::tanh(v); });
   if (name == "sigmoid") return map(x, [](float v) { return sigmoid(v); });
-  if (name == "elu") return map(x, [](float v) { return elu(v, 1.5f); });
+  if (name == "elu") return map(x, [](float v) { return elu(v, 1.5f).value; });
+  if (name == "elu_slope") return map(x, [](float v) { return elu(v, 1.5f).slope; });
+  if (name == "expm1") return map(x, [](float v) { return math::exp_and_expm1(v).less_one; });
   if (name == "bf16") return map(x, [](float v) { return widen(narrow_bf16(v)); });
+  if (name == "round_to_bf16") return map(x, [](float v) { return round_to_bf16(v); });
   throw std::invalid_argument("no scalar function " + name);
 }
 

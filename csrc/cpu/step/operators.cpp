@@ -120,8 +120,11 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   const int64_t rows = order ? job.count : entries.end - entries.first;
   static_cast<ImageSource&>(job) = check_images(images, rows, job.d.layers.front().in, order,
                                                 times(entries.permutations, job.count), plan);
-  if (order) check_order(job.order + entries.first, entries.end - entries.first, job.count);
+  // The images may be more than an epoch uses: a ragged last batch may have been left out.
+  if (order)
+    check_order(job.order + entries.first, entries.end - entries.first, images.numel() / width);
 
+  check_given(memory, "memory");
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
   plan_memory(job, check_memory(memory, plan_memory(job, nullptr), 64));
   if (profile) {

@@ -34,6 +34,7 @@ int64_t length_op(const Tensor& plan, const Tensor& settings) {
 std::string why_not_persistent_op(const Tensor& plan, const Tensor& settings,
                                   const std::vector<Tensor>& state, const Tensor& memory,
                                   bool tf32) {
+  check_given(memory, "memory");
   const OnDeviceOf on(memory);
   const Job job = job_of(plan, settings, &state, memory, tf32, nullptr);
   Device device;
@@ -46,6 +47,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
             const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
             const Tensor& clock, const Tensor& rates, const Tensor& statistics, int64_t steps,
             bool tf32, bool persistent) {
+  check_given(memory, "memory");
   const OnDeviceOf on(memory);
   Apart apart;
   Job job = job_of(plan, settings, &state, memory, tf32, &apart);

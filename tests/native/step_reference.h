@@ -1,0 +1,398 @@
+// The training step on plain double-precision arithmetic, for step_main.cpp to compare with.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "common/dropout.h"
+#include "cpu/kernels.h"
+#include "cpu/step/job.h"
+
+using namespace fastgan;
+using namespace fastgan::cpu;
+using namespace fastgan::cpu::step;
+
+
+struct LayerPlan {
+  int64_t out;
+  Activation activation = Activation::leaky_relu;
+  bool norm = false;
+  double drop = 0;
+};
+struct Pair {
+  const char* name;
+  int64_t latent, image;
+  std::vector<LayerPlan> g, d;
+  int64_t batch, count;
+  Loss loss = Loss::non_saturating;
+  int64_t d_steps = 1;
+  double weight_decay = 0;
+  bool decoupled = false;
+  double smoothing = 0;
+  bool last_bias = true;
+};
+
+double draw(uint64_t& state) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<double>(state >> 11) * 0x1p-53;
+}
+
+// The tensors of a network, as the engine sees them (float) and as the
+// reference does (double).
+struct Tensors {
+  std::vector<float> value, exp_avg, exp_avg_sq, average;
+  std::vector<double> exact, m, v, mean;
+
+  void fill(int64_t n, double scale, double shift, uint64_t& state) {
+    value.resize(n);
+    for (float& x : value) x = static_cast<float>(shift + scale * (2 * draw(state) - 1));
+    exp_avg.assign(n, 0);
+    exp_avg_sq.assign(n, 0);
+    average = value;
+    exact.assign(value.begin(), value.end());
+    m.assign(n, 0);
+    v.assign(n, 0);
+    mean = exact;
+  }
+  Parameter parameter() {
+    if (value.empty()) return {};
+    return {value.data(), exp_avg.data(), exp_avg_sq.data(), average.data()};
+  }
+};
+struct LayerState {
+  Tensors weight, bias, gamma, beta;
+  std::vector<float> running_mean, running_var;
+  std::vector<double> exact_mean, exact_var;
+  std::vector<float> average_mean, average_var;
+  int64_t batches = 0, average_batches = 0, width = 0;
+};
+
+using Matrix = std::vector<double>;  // [batch][width]
+
+constexpr double kSlope = 0.2, kNormEps = 1e-5, kMomentum = 0.1, kDecay = 0.9;
+constexpr double kLr = 1e-3, kBeta1 = 0.5, kBeta2 = 0.99, kEps = 1e-8;
+
+// --- The reference ---
+
+struct Trace {
+  Matrix in, normed, out;
+  std::vector<double> inv_std;
+};
+
+double activate(Activation a, double x) {
+  switch (a) {
+    case Activation::leaky_relu:
+      return x > 0 ? x : kSlope * x;
+    case Activation::tanh:
+      return std::tanh(x);
+    case Activation::sigmoid:
+      return 1 / (1 + std::exp(-x));
+    case Activation::elu:
+      return x > 0 ? x : kSlope * std::expm1(x);
+    default:
+      return x;
+  }
+}
+double slope_at(Activation a, double y) {
+  switch (a) {
+    case Activation::leaky_relu:
+      return y > 0 ? 1 : kSlope;
+    case Activation::tanh:
+      return 1 - y * y;
+    case Activation::sigmoid:
+      return y * (1 - y);
+    case Activation::elu:
+      return y > 0 ? 1 : y + kSlope;
+    default:
+      return 1;
+  }
+}
+
+struct Reference {
+  const Pair& plan;
+  uint64_t seed;
+
+  Matrix forward(const std::vector<LayerPlan>& layers, std::vector<LayerState>& state, Matrix x,
+                 int64_t n, int use, uint64_t step, std::vector<Trace>& traces,
+                 std::vector<std::vector<uint8_t>>& keeps) {
+    traces.clear();
+    keeps.clear();
+    int dropouts = 0;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      const int64_t in = static_cast<int64_t>(x.size()) / n, out = layers[l].out;
+      LayerState& s = state[l];
+      Trace t;
+      t.in = x;
+      Matrix y(n * out);
+      for (int64_t b = 0; b < n; ++b)
+        for (int64_t o = 0; o < out; ++o) {
+          double sum = s.bias.exact.empty() ? 0 : s.bias.exact[o];
+          for (int64_t i = 0; i < in; ++i) sum += s.weight.exact[o * in + i] * x[b * in + i];
+          y[b * out + o] = sum;
+        }
+      if (layers[l].norm) {
+        t.normed.resize(n * out);
+        t.inv_std.resize(out);
+        for (int64_t o = 0; o < out; ++o) {
+          double mean = 0, var = 0;
+          for (int64_t b = 0; b < n; ++b) mean += y[b * out + o] / n;
+          for (int64_t b = 0; b < n; ++b)
+            var += (y[b * out + o] - mean) * (y[b * out + o] - mean) / n;
+          t.inv_std[o] = 1 / std::sqrt(var + kNormEps);
+          s.exact_mean[o] += kMomentum * (mean - s.exact_mean[o]);
+          s.exact_var[o] += kMomentum * (var * n / (n - 1) - s.exact_var[o]);
+          for (int64_t b = 0; b < n; ++b) {
+            t.normed[b * out + o] = (y[b * out + o] - mean) * t.inv_std[o];
+            y[b * out + o] = t.normed[b * out + o] * s.gamma.exact[o] + s.beta.exact[o];
+          }
+        }
+      }
+      for (double& v : y) v = activate(layers[l].activation, v);
+      t.out = y;
+      std::vector<uint8_t> keep;
+      if (layers[l].drop > 0) {
+        const uint32_t threshold =
+            static_cast<uint32_t>(std::nearbyint((1 - layers[l].drop) * 65536));
+        const Philox generator = make_philox(seed, 64 + 8 * dropouts++ + use, step);
+        keep.resize(n * out);
+        for (int64_t e = 0; e < n * out; ++e) {
+          uint32_t w[4];
+          philox_block(generator, static_cast<uint32_t>(e >> 3), w[0], w[1], w[2], w[3]);
+          keep[e] = fastgan::keeps(w[e >> 1 & 3], e & 1, threshold);
+          y[e] = keep[e] ? y[e] * 65536.0 / threshold : 0;
+        }
+      }
+      keeps.push_back(keep);
+      traces.push_back(t);
+      x = y;
+    }
+    return x;
+  }
+
+  // grads: per layer weight, bias, gamma, beta; added to. Returns the gradient
+  // of the input.
+  Matrix backward(const std::vector<LayerPlan>& layers, const std::vector<LayerState>& state,
+                  const std::vector<Trace>& traces, const std::vector<std::vector<uint8_t>>& keeps,
+                  Matrix g, int64_t n, std::vector<std::vector<Matrix>>* grads) {
+    for (size_t l = layers.size(); l-- > 0;) {
+      const Trace& t = traces[l];
+      const LayerState& s = state[l];
+      const int64_t out = layers[l].out, in = static_cast<int64_t>(t.in.size()) / n;
+      const uint32_t threshold =
+          static_cast<uint32_t>(std::nearbyint((1 - layers[l].drop) * 65536));
+      for (int64_t e = 0; e < n * out; ++e) {
+        if (!keeps[l].empty()) g[e] = keeps[l][e] ? g[e] * 65536.0 / threshold : 0;
+        g[e] *= slope_at(layers[l].activation, t.out[e]);
+      }
+      if (layers[l].norm) {
+        for (int64_t o = 0; o < out; ++o) {
+          double sum = 0, product = 0;
+          for (int64_t b = 0; b < n; ++b) {
+            sum += g[b * out + o];
+            product += g[b * out + o] * t.normed[b * out + o];
+          }
+          if (grads) {
+            (*grads)[l][2][o] += product;
+            (*grads)[l][3][o] += sum;
+          }
+          for (int64_t b = 0; b < n; ++b)
+            g[b * out + o] = s.gamma.exact[o] * t.inv_std[o] *
+                             (g[b * out + o] - sum / n - t.normed[b * out + o] * product / n);
+        }
+      }
+      Matrix down(n * in, 0);
+      for (int64_t b = 0; b < n; ++b)
+        for (int64_t o = 0; o < out; ++o)
+          for (int64_t i = 0; i < in; ++i) {
+            down[b * in + i] += g[b * out + o] * s.weight.exact[o * in + i];
+            if (grads) (*grads)[l][0][o * in + i] += g[b * out + o] * t.in[b * in + i];
+          }
+      if (grads)
+        for (int64_t b = 0; b < n; ++b)
+          for (int64_t o = 0; o < out; ++o) (*grads)[l][1][o] += g[b * out + o];
+      g = down;
+    }
+    return g;
+  }
+
+  double loss(int segment, const Matrix& logits, Matrix& grads) const {
+    double sum = 0;
+    const double n = static_cast<double>(logits.size());
+    grads.resize(logits.size());
+    for (size_t i = 0; i < logits.size(); ++i) {
+      const double l = logits[i], p = 1 / (1 + std::exp(-l)), soft = std::log1p(std::exp(l));
+      const double sign = segment == 1 ? 1 : -1;
+      double value = 0, grad = 0;
+      switch (plan.loss) {
+        case Loss::non_saturating:
+        case Loss::minimax:
+          if (segment == 2 && plan.loss == Loss::minimax) {
+            value = -soft;
+            grad = -p;
+          } else {
+            const double label = segment == 0 ? 1 - plan.smoothing : segment == 1 ? 0 : 1;
+            value = soft - label * l;
+            grad = p - label;
+          }
+          break;
+        case Loss::hinge:
+          if (segment == 2) {
+            value = -l;
+            grad = -1;
+          } else {
+            value = std::fmax(0, 1 + sign * l);
+            grad = value > 0 ? sign : 0;
+          }
+          break;
+        case Loss::least_squares: {
+          const double d = segment == 1 ? l : l - 1;
+          value = d * d / 2;
+          grad = d;
+          break;
+        }
+        case Loss::wasserstein:
+          value = sign * l;
+          grad = sign;
+      }
+      sum += value / n;
+      grads[i] = grad / n;
+    }
+    return sum;
+  }
+
+  void adam(Tensors& t, const Matrix& grad, int64_t step) const {
+    for (size_t i = 0; i < t.exact.size(); ++i) {
+      double& w = t.exact[i];
+      double g = grad[i];
+      if (plan.decoupled)
+        w *= 1 - kLr * plan.weight_decay;
+      else
+        g += plan.weight_decay * w;
+      t.m[i] = kBeta1 * t.m[i] + (1 - kBeta1) * g;
+      t.v[i] = kBeta2 * t.v[i] + (1 - kBeta2) * g * g;
+      w -= kLr / (1 - std::pow(kBeta1, step)) * t.m[i] /
+           (std::sqrt(t.v[i]) / std::sqrt(1 - std::pow(kBeta2, step)) + kEps);
+      t.mean[i] += (1 - kDecay) * (w - t.mean[i]);
+    }
+  }
+  static std::vector<std::vector<Matrix>> zeros(const std::vector<LayerState>& state) {
+    std::vector<std::vector<Matrix>> grads;
+    for (const LayerState& s : state)
+      grads.push_back({Matrix(s.weight.exact.size()), Matrix(s.width), Matrix(s.gamma.exact.size()),
+                       Matrix(s.beta.exact.size())});
+    return grads;
+  }
+  void adam_all(std::vector<LayerState>& state, const std::vector<std::vector<Matrix>>& grads,
+                int64_t step) const {
+    for (size_t l = 0; l < state.size(); ++l) {
+      adam(state[l].weight, grads[l][0], step);
+      adam(state[l].bias, grads[l][1], step);
+      adam(state[l].gamma, grads[l][2], step);
+      adam(state[l].beta, grads[l][3], step);
+    }
+  }
+  Matrix latents(uint32_t stream, uint64_t step, int64_t n) const {
+    std::vector<float> z(n * plan.latent + 4);
+    kernels().philox_normal(make_philox(seed, stream, step), 0, n * plan.latent, z.data());
+    return Matrix(z.begin(), z.begin() + n * plan.latent);
+  }
+};
+
+// --- Runs
+
+struct Run {
+  std::vector<LayerState> g, d;
+  std::vector<float> statistics;  // [steps][kStatistics]
+};
+
+std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& layers, bool last_bias,
+                                   uint64_t& state) {
+  std::vector<LayerState> all;
+  for (const LayerPlan& l : layers) {
+    LayerState s;
+    s.width = l.out;
+    s.weight.fill(l.out * in, std::sqrt(3.0 / static_cast<double>(in)), 0, state);
+    if ((!l.norm || l.out % 2) && (last_bias || l.out > 1)) s.bias.fill(l.out, 0.1, 0, state);
+    if (l.norm) {
+      s.gamma.fill(l.out, 0.3, 1, state);
+      s.beta.fill(l.out, 0.1, 0, state);
+      s.running_mean.assign(l.out, 0);
+      s.running_var.assign(l.out, 1);
+      s.exact_mean.assign(l.out, 0);
+      s.exact_var.assign(l.out, 1);
+      s.average_mean.assign(l.out, 0);
+      s.average_var.assign(l.out, 1);
+    }
+    all.push_back(s);
+    in = l.out;
+  }
+  return all;
+}
+
+struct Images {
+  std::vector<uint8_t> bytes;
+  std::vector<int64_t> order;
+};
+Images make_images(const Pair& plan, int64_t epochs) {
+  Images images;
+  uint64_t state = 7;
+  images.bytes.resize(plan.count * plan.image);
+  for (uint8_t& b : images.bytes) b = static_cast<uint8_t>(256 * draw(state));
+  for (int64_t e = 0; e < epochs; ++e)
+    for (int64_t i = 0; i < plan.count; ++i) images.order.push_back((i * 7 + e) % plan.count);
+  return images;
+}
+
+double mean(const Matrix& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return sum / static_cast<double>(values.size());
+}
+
+Run reference(const Pair& plan, const Images& images, int64_t steps) {
+  uint64_t state = 1;
+  Run r;
+  r.g = make_state(plan.latent, plan.g, true, state);
+  r.d = make_state(plan.image, plan.d, plan.last_bias, state);
+  Reference ref{plan, 0x123456789abcdefu};
+  const int64_t per_epoch = (plan.count + plan.batch - 1) / plan.batch;
+  for (int64_t t = 0; t < steps; ++t) {
+    int64_t n = 0;
+    double d_loss = 0, d_real = 0, d_fake = 0;
+    std::vector<Trace> real, fake, made;
+    std::vector<std::vector<uint8_t>> kr, kf, km;
+    Matrix grad;
+    for (int64_t k = 0; k < plan.d_steps; ++k) {
+      const int64_t u = t * plan.d_steps + k;
+      Matrix x;
+      n = 0;
+      for (int64_t b = 0; b < plan.batch && u % per_epoch * plan.batch + b < plan.count; ++b, ++n) {
+        const int64_t row =
+            images.order[u / per_epoch * plan.count + u % per_epoch * plan.batch + b];
+        for (int64_t j = 0; j < plan.image; ++j)
+          x.push_back(images.bytes[row * plan.image + j] * (2.0 / 255.0) - 1);
+      }
+      const Matrix image = ref.forward(plan.g, r.g, ref.latents(0, u, n), n, 3, u, made, km);
+      auto grads = Reference::zeros(r.d);
+      const Matrix on_real = ref.forward(plan.d, r.d, x, n, 0, u, real, kr);
+      const Matrix on_fake = ref.forward(plan.d, r.d, image, n, 1, u, fake, kf);
+      d_real = mean(on_real);
+      d_fake = mean(on_fake);
+      d_loss = ref.loss(0, on_real, grad);
+      ref.backward(plan.d, r.d, real, kr, grad, n, &grads);
+      d_loss += ref.loss(1, on_fake, grad);
+      ref.backward(plan.d, r.d, fake, kf, grad, n, &grads);
+      ref.adam_all(r.d, grads, u + 1);
+    }
+    auto grads = Reference::zeros(r.g);
+    const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, t, n), n, 4, t, made, km);
+    const Matrix logits = ref.forward(plan.d, r.d, image, n, 2, t, fake, kf);
+    const double g_loss = ref.loss(2, logits, grad);
+    const Matrix down = ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr);
+    ref.backward(plan.g, r.g, made, km, down, n, &grads);
+    ref.adam_all(r.g, grads, t + 1);
+    for (const double value : {d_loss, g_loss, d_real, d_fake})
+      r.statistics.push_back(static_cast<float>(value));
+  }
+  return r;
+}

@@ -1,0 +1,167 @@
+"""Plans of the fused step written by hand, in the order that csrc/step/decode.cpp reads.
+
+case = plans.Case(plans.PAIR, batch=8)
+statistics = case.run(3)               # torch.ops.fastgan.fused_run on tensors of its own
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan import random
+
+ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
+
+
+@dataclass
+class Layer:
+    """A Linear with what follows it."""
+
+    out: int
+    activation: str = "leaky_relu"
+    slope: float = 0.2
+    norm: bool = False
+    drop: float = 0.0
+    bias: bool = True
+
+
+PAIR = ([Layer(6), Layer(12, "tanh")], [Layer(9, drop=0.3), Layer(1, "none")])
+NORMED = (
+    [Layer(6, "elu", norm=True), Layer(12, "tanh", norm=True, drop=0.1)],
+    [Layer(40, "sigmoid", bias=False), Layer(9, norm=True, drop=0.3), Layer(1, "none")],
+)
+
+
+@dataclass
+class Case:
+    """A plan, its tensors, and the arguments of a run."""
+
+    networks: tuple[list[Layer], list[Layer]] = PAIR
+    latent: int = 5
+    image: int = 12
+    batch: int = 8
+    count: int = 20
+    d_steps: int = 1
+    loss: int = 0
+    seed: int = 3
+    precision: int = 0
+    average: bool = True
+    bytes: bool = True
+    lr: float = 1e-3
+    threads: int = 2
+    draw: int = 0
+    integers: list[int] = field(default_factory=list)
+    reals: list[float] = field(default_factory=list)
+    state: list[Tensor] = field(default_factory=list)
+    values: list[list[list[Tensor | None]]] = field(default_factory=list)
+    """Of G and of D, for each layer: weight, bias, BatchNorm's weight and bias."""
+
+    def __post_init__(self):
+        """Write the plan and draw the tensors."""
+        self.generator = torch.Generator().manual_seed(self.draw)
+        self.integers += [self.latent, self.image, self.batch, self.d_steps, self.loss, self.seed]
+        self.integers += [self.count, self.precision]
+        self.reals += [1.0, 0.9]
+        for layers, width, averaged in zip(
+            self.networks, (self.latent, self.image), (self.average, False), strict=True
+        ):
+            self._network(layers, width, averaged)
+        self.plan = torch.tensor(self.integers)
+        self.settings = torch.tensor(self.reals, dtype=torch.float64)
+        shape = (self.count, self.image)
+        self.images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=self.generator)
+        if not self.bytes:
+            self.images = self.images / 127.5 - 1
+        self.order = torch.cat(
+            [torch.randperm(self.count, generator=self.generator) for _ in range(4)]
+        )
+        self.rates = torch.tensor([self.lr, self.lr], dtype=torch.float64)
+
+    def _place(self, tensor: Tensor) -> int:
+        self.state.append(tensor)
+        return len(self.state) - 1
+
+    def _network(self, layers: list[Layer], width: int, averaged: bool) -> None:
+        self.reals += [0.5, 0.99, 1e-8, 0.01]
+        counts = [1 + layer.bias + 2 * layer.norm for layer in layers]
+        steps = [self._place(torch.zeros(())) for _ in range(sum(counts))]
+        self.integers += [0, len(steps), *steps, len(layers)]
+        index = 0
+        self.values.append([])
+        for layer in layers:
+            threshold = round((1 - layer.drop) * 65536) if layer.drop else 0
+            self.integers += [layer.out, ACTIVATIONS.index(layer.activation), int(layer.norm)]
+            self.integers += [int(layer.drop > 0), threshold, index]
+            index += layer.drop > 0
+            self.reals += [layer.slope, 1e-5, 0.1]
+            sizes = [(layer.out, width), (layer.out,) if layer.bias else None]
+            sizes += [(layer.out,) if layer.norm else None] * 2
+            self.values[-1].append([None] * 4)
+            for i, size in enumerate(sizes):
+                if size is None:
+                    self.integers += [-1] * 4
+                    continue
+                value = self.values[-1][-1][i] = torch.randn(
+                    size, generator=self.generator
+                ) * width**-0.5 + (i == 2)
+                places = [value, torch.zeros(size), torch.zeros(size)]
+                self.integers += [self._place(t) for t in places]
+                self.integers.append(self._place(value.clone()) if averaged else -1)
+            for kept in (layer.norm, layer.norm and averaged):
+                if not kept:
+                    self.integers += [-1] * 3
+                    continue
+                running = torch.zeros(layer.out), torch.ones(layer.out), torch.tensor(0)
+                self.integers += [self._place(t) for t in running]
+            width = layer.out
+
+    def forward(self, network: int, x: Tensor, rounded: bool = False) -> Tensor:
+        """G (0) or D (1) in float64, without BatchNorm and dropout.
+
+        With `rounded` the products are of operands rounded to bfloat16, but for D's last layer.
+        """
+        for layer, (weight, bias, *_) in zip(
+            self.networks[network], self.values[network], strict=True
+        ):
+            narrow = rounded and not (network == 1 and layer is self.networks[1][-1])
+            x, weight = ((t.bfloat16() if narrow else t).double() for t in (x, weight))
+            x = x @ weight.T
+            x = x if bias is None else x + bias.double()
+            x = {
+                "none": lambda t: t,
+                "leaky_relu": lambda t, slope=layer.slope: F.leaky_relu(t, slope),
+                "tanh": torch.tanh,
+                "sigmoid": torch.sigmoid,
+                "elu": lambda t, slope=layer.slope: F.elu(t, slope),
+            }[layer.activation](x)
+        return x
+
+    def latents(self, stream: random.Stream, step: int = 0) -> Tensor:
+        """What G takes in D's update of that number, or in G's of that step."""
+        return random.normal(self.seed, stream, step, (self.batch, self.latent))
+
+    def memory(self) -> Tensor:
+        """Working memory, zeros at a multiple of 64 bytes."""
+        size = torch.ops.fastgan.fused_memory(self.plan, self.settings, self.threads)
+        return aligned(size, 64)
+
+    def arguments(self, steps: int, first_step: int = 0) -> list:
+        """Those of fused_run; the seventh is the statistics."""
+        statistics = torch.zeros(steps, 4)
+        fixed = [self.plan, self.settings, self.state, self.memory(), self.images, self.order]
+        return [*fixed, self.rates, statistics, None, first_step, self.threads]
+
+    def run(self, steps: int, first_step: int = 0) -> Tensor:
+        """Do some steps; their statistics."""
+        arguments = self.arguments(steps, first_step)
+        torch.ops.fastgan.fused_run(*arguments)
+        return arguments[7]
+
+
+def aligned(size: int, alignment: int) -> Tensor:
+    """uint8 [size], zeros, from a multiple of `alignment` bytes on."""
+    memory = torch.zeros(size + alignment, dtype=torch.uint8)
+    start = -memory.data_ptr() % alignment
+    return memory[start : start + size]
