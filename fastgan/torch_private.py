@@ -129,7 +129,7 @@ def end_allocation_to_pool(device: int, pool: tuple) -> None:
 
 
 def cpu_has(precision: str) -> bool:
-    """Whether this processor computes products in bf16 or fp16 itself; elsewhere torch emulates them.
+    """Whether this processor has products in bf16 or fp16 itself; elsewhere torch emulates them.
 
     True where it cannot be asked.
     """

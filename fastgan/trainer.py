@@ -281,8 +281,8 @@ class Trainer:
     def __reduce__(self) -> Any:
         """TypeError: a run has one engine, one directory and one place in the random streams."""
         raise TypeError(
-            "a Trainer cannot be copied or pickled; copy its networks, or make another Trainer of its "
-            "config"
+            "a Trainer cannot be copied or pickled; copy its networks, or make another Trainer of "
+            "its config"
         )
 
     @property

@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from fastgan import ops, random
 from fastgan.nn import LinearLeakyReLU
-from fastgan.ops import reference
+from fastgan.ops import library, reference
 
 needs_library = pytest.mark.skipif(
     ops.library_status()["cpu"] != "loaded", reason=f"CPU library {ops.library_status()['cpu']}"
