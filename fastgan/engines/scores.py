@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastgan import torch_private
 from fastgan.engines import probe
 from fastgan.engines.snapshot import Snapshot
 
@@ -340,4 +341,4 @@ def always_probabilities(network: nn.Module, *inputs: Tensor) -> bool:
 
 def _own(m: nn.Module) -> list[nn.Parameter | None]:
     """A module's parameters without those of modules inside."""
-    return list(m._parameters.values())
+    return list(torch_private.parameters(m).values())
