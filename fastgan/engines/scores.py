@@ -76,8 +76,6 @@ def check(problem: Problem) -> None:
 def _try(problem: Problem, *, hooks: bool) -> None:
     p = problem
     full, last = batch_sizes(p)
-    if p.batch_size > len(p.data):
-        p.data.batch_indices(p.seed, 0, p.batch_size)  # which says so, once
     with probe.tried(p, hooks=hooks) as (g, d):
         samples = probe.samples(p, full)
         fake, on_real, on_fake, sigmoid = _pass(p, g, d, samples, full)
