@@ -120,7 +120,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   const int64_t rows = order ? job.count : entries.end - entries.first;
   static_cast<ImageSource&>(job) = check_images(images, rows, job.d.layers.front().in, order,
                                                 times(entries.permutations, job.count), plan);
-  if (order) check_order(job.order + entries.first, entries.end - entries.first, job.count);
+  if (order) check_order(job.order + entries.first, entries.end - entries.first, job.stored);
 
   check_given(memory, "memory");
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
