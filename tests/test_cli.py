@@ -143,7 +143,8 @@ def test_every_setting_arrives(here):
         "batch_size": 500, "latent_dim": 7, "loss": "minimax", "d_steps": 2, "lr": [1e-3, 3e-3],
         "betas": [0.1, 0.9], "precision": "bf16", "engine": "eager", "device": "cpu", "seed": 9,
         "ema": None, "label_smoothing": 0.1, "log_every": 3, "image_size": 14,
-        "optimizer": "adamw", "weight_decay": 0.01, "eps": 1e-7, "penalties": ["r1:2.0:4", "r2:10.0:1"],
+        "optimizer": "adamw", "weight_decay": 0.01, "eps": 1e-7,
+        "penalties": ["r1:2.0:4", "r2:10.0:1"],
         "checkpoint_every": 4, "keep": 1, "data": "digits", "epochs": 1, "steps": None,
         "width": 16, "drop_last": True, "out": str(here / "runs/x"),
     }  # fmt: skip
