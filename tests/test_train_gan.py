@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from fastgan.classic import train_gan
 
 from fastgan import data
 from fastgan.models import Discriminator, Generator
