@@ -332,7 +332,7 @@ def test_ranks_have_their_rows_of_the_batch_the_noise_and_the_masks():
         def rows(self, batch):
             return range(self.rank * batch // 2, (self.rank + 1) * batch // 2)
 
-        def mean_(self, tensors):
+        def mean_(self, tensors, batch):
             """Done below."""
 
     def gradients(world):
