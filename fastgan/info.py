@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-import fastgan
 from fastgan import config as config_room
 from fastgan import engines, ops
 from fastgan.config import Config, takes_settings
 from fastgan.data import Data
 from fastgan.problem import Problem, choose_device, copy_of, make_problem
 from fastgan.run import torch_rng
+from fastgan.version import __version__
 
 COSTS = {
     "cpu": "plain PyTorch replaces the fused operators and the fused engine: same numbers, slower",
@@ -85,7 +85,7 @@ def _facts(problem: Problem) -> dict:
         break
     record = Path(__file__).with_name("_build.json")
     return {
-        "fastgan": fastgan.__version__,
+        "fastgan": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
