@@ -75,10 +75,10 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // The bytes of working memory that fused_run needs.
   m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
   // Does statistics.size(0) steps from first_step on. memory: uint8, zeros before the first run.
-  // images [count, ...] with order, the permutations of the epochs from that of the first step on;
-  // or, without order, float32, the batches themselves one after another. rates float64: of D and
-  // G, [2] or [steps, 2]. statistics float32 [steps, 4]: see Statistic in step/enums.h. profile
-  // float64 [phases, 2] is added to.
+  // images [count or more, ...] with order, count of them for each epoch from that of the first
+  // step on; or, without order, float32, the batches themselves one after another. rates float64:
+  // of D and G, [2] or [steps, 2]. statistics float32 [steps, 4]: see Statistic in step/enums.h.
+  // profile float64 [phases, 2] is added to.
   m.def(
       "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor rates, Tensor(c!) statistics, Tensor(d!)? profile, "

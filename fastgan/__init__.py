@@ -1,7 +1,5 @@
 """fastgan: the fast way to train generative adversarial networks in PyTorch."""
 
-__version__ = "0.1.0"
-
 from fastgan import data, losses, models, nn, ops, optim, random
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import Config
@@ -11,6 +9,7 @@ from fastgan.models import Discriminator, Generator
 from fastgan.nn import fuse, unfuse
 from fastgan.train_gan import train_gan
 from fastgan.trainer import Trainer
+from fastgan.version import __version__
 
 __all__ = [
     "Callback",
@@ -21,6 +20,7 @@ __all__ = [
     "NonFiniteLossError",
     "Penalty",
     "Trainer",
+    "__version__",
     "data",
     "fuse",
     "info",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-import fastgan
-from fastgan import data, engines, ops
-from fastgan.problem import choose_device, make_problem
+from fastgan import config as config_room
+from fastgan import engines, ops
+from fastgan.config import Config, takes_settings
+from fastgan.data import Data
+from fastgan.problem import Problem, choose_device, copy_of, make_problem
+from fastgan.run import torch_rng
+from fastgan.version import __version__
 
 COSTS = {
     "cpu": "plain PyTorch replaces the fused operators and the fused engine: same numbers, slower",
@@ -20,22 +26,20 @@ COSTS = {
 }
 
 
+@takes_settings("data", "epochs", "steps", "seconds", "out", "if_exists", "console")
 def info(
     generator: nn.Module | None = None,
     discriminator: nn.Module | None = None,
-    *,
-    latent_dim: int | tuple[int, ...] = 100,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
+    config: Config | None = None,
+    **overrides: Any,
 ) -> dict:
     """Facts about this installation, and the engine that a pair of networks would get.
 
     Args:
-        generator: maps ``[batch, *latent_dim]`` to images. Default: the reference generator.
-        discriminator: maps images to ``[batch]`` or ``[batch, 1]``. Default: the reference one.
-        latent_dim: length of a latent vector, or the shape of one latent. Default 100.
-        batch_size: images in a batch. Default 64.
-        device: where training would run. Default: CUDA if there is one, else the CPU.
+        generator: latents to samples. Default: that of the setting `model`, for images of 28 x 28.
+        discriminator: samples to one score each. Default: likewise.
+        config: the settings that it would be trained with, a `fastgan.Config`.
+        **overrides: settings by name, laid over `config`, as for `Trainer`.
 
     Returns:
         A dict of plain values: versions, the record of the build, whether each compiled library is
@@ -43,34 +47,32 @@ def info(
         ``"engines"`` one entry per engine, fastest first: ``None`` if it can run this pair, or the
         reason why not. ``"engine"`` names the one that ``engine="auto"`` takes, and
         ``"engine_memory_bytes"`` is the memory it works in besides the networks, their optimisers
-        and the images: ``None`` where PyTorch allocates it step by step.
+        and the samples: ``None`` where PyTorch allocates it step by step.
 
     Raises:
-        ValueError: if only one of the two networks is given.
+        ValueError: only one of the two networks is given, or a setting is none.
     """
     if (generator is None) != (discriminator is None):
         raise ValueError("info() needs both networks or none: pass generator and discriminator")
-    device = choose_device(device)
+    config = config_room.settings_of(config, overrides)
+    device = choose_device(config.device)
     shape = (1, 28, 28)
     if generator is not None:
         # Copies: asking a question must not move or touch the caller's networks.
-        generator, discriminator = (
-            copy.deepcopy(network).to(device) for network in (generator, discriminator)
-        )
-        with torch.no_grad():
-            latent = (latent_dim,) if isinstance(latent_dim, int) else latent_dim
-            shape = generator(torch.zeros(2, *latent, device=device)).shape[1:]
+        generator = copy_of(generator, "generator", "info()").to(device)
+        discriminator = copy_of(discriminator, "discriminator", "info()").to(device)
+        latents = torch.zeros(2, *config.latent_shape, device=device)
+        with torch.no_grad(), torch_rng.seeded(0, device):
+            shape = copy_of(generator, "generator", "info()")(latents).shape[1:]
     # Not data.open, which must guess from the sides of a tensor where its channels are.
-    pixels = torch.zeros(batch_size, *shape, dtype=torch.uint8, device=device)
-    images = data.Images("stand-in", "images of nothing, to ask with", pixels=pixels)
-    problem = make_problem(
-        generator,
-        discriminator,
-        images,
-        batch_size=batch_size,
-        latent_dim=latent_dim,
-        device=device,
-    )
+    samples = torch.zeros(config.batch_size, *shape, dtype=torch.uint8, device=device)
+    stand_in = Data("stand-in", "samples of nothing, to ask with", samples=samples)
+    with _threads_kept():
+        problem = make_problem(generator, discriminator, stand_in, config)
+        return _facts(problem)
+
+
+def _facts(problem: Problem) -> dict:
     reasons = {name: engines.load(name).unsupported(problem) for name in engines.ORDER}
     for chosen in [name for name, reason in reasons.items() if reason is None]:
         try:
@@ -83,7 +85,7 @@ def info(
         break
     record = Path(__file__).with_name("_build.json")
     return {
-        "fastgan": fastgan.__version__,
+        "fastgan": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -95,11 +97,21 @@ def info(
             torch.cuda.get_device_name(i)
             for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
         ],
-        "device": str(device),
+        "device": str(problem.device),
         "engine": chosen,
         "engine_memory_bytes": memory,
         "engines": reasons,
     }
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Torch's number of threads is put back afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def report(facts: dict | None = None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,30 +238,36 @@ def _check_network(name: str, network: Any) -> None:
 def _make_optimizer(
     kind: Any, name: str, network: nn.Module, lr: float, config: Config
 ) -> torch.optim.Optimizer:
-    options = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
-    changed = [k for k, v in options.items() if v != config_room.field_of(k).default]
+    """The optimiser of a network, of a word, a class, a factory, or made by the user."""
     setting = f"optimizer of the {name}"
-    if isinstance(kind, torch.optim.Optimizer):
-        made, changed = kind, [*changed, *(["lr"] if config.lr != 2e-4 else [])]
-    else:
-        maker: Callable = optim.OPTIMIZERS[kind] if isinstance(kind, str) else kind
-        if isinstance(maker, type) and issubclass(maker, torch.optim.Optimizer):
-            accepted = inspect.signature(maker).parameters
-            taken = {k: v for k, v in options.items() if k in accepted}
-            made = maker(network.parameters(), lr=lr, **taken)
-            changed = [k for k in changed if k not in taken]
-        else:
-            made, changed = maker(network.parameters()), changed
-            if config.lr != config_room.field_of("lr").default:
-                changed = ["lr", *changed]
+    given = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    maker = optim.OPTIMIZERS[kind] if isinstance(kind, str) else kind
+    taken: dict[str, Any] = {}
+    if isinstance(maker, type) and issubclass(maker, torch.optim.Optimizer):
+        accepted = inspect.signature(maker).parameters
+        taken = {"lr": lr, **{k: v for k, v in given.items() if k in accepted}}
+    for k in ("lr", *given):
+        if k not in taken and getattr(config, k) != config_room.field_of(k).default:
+            raise ConfigError(
+                f"{k} was given, but the {setting} does not take it from the settings; set it "
+                "where the optimiser is made"
+            )
+    made = maker
+    if not isinstance(maker, torch.optim.Optimizer):
+        try:
+            made = maker(network.parameters(), **taken)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{setting}: {kind!r} failed: {reason}") from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ConfigError(
             f"{setting}: {kind!r} gave a {type(made).__name__}; expected a torch.optim.Optimizer"
         )
-    if changed:
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
         raise ConfigError(
-            f"{changed[0]} was given, but the {setting} does not take it from the settings; set it "
-            "where the optimiser is made"
+            f"{setting}: {type(made).__name__} does not suit, as its step needs a closure; use one "
+            "that steps by gradients alone"
         )
     held = {id(p) for group in made.param_groups for p in group["params"]}
     if not any(id(p) in held for p in network.parameters() if p.requires_grad):

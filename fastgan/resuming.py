@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-import fastgan
 from fastgan import callbacks as callback_room
 from fastgan import config as config_room
 from fastgan import data as data_room
@@ -20,6 +19,7 @@ from fastgan.config import Config, ConfigError
 from fastgan.memory import Memory
 from fastgan.run import checkpoint, restore
 from fastgan.run.checkpoint import CheckpointError
+from fastgan.version import __version__
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -55,7 +55,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "random": trainer.random_states.state_dict(),
         "log": trainer.log.state_dict(),
         "versions": {
-            "fastgan": fastgan.__version__,
+            "fastgan": __version__,
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },

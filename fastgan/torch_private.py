@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 from torch.optim import optimizer as _optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+OperationMode = TorchDispatchMode
+"""Sees every operation while it is entered; torch documents it under its private name."""
 
 # --- modules --------------------------------------------------------------------------------------
 
@@ -77,6 +81,18 @@ def compiler_loaded() -> bool:
     return "torch._dynamo" in sys.modules
 
 
+def computed_attributes(m: nn.Module) -> list[str]:
+    """Plain attributes that a hook of torch's own computes anew in each pass: weight_norm's weight.
+
+    Under such a name the module's parameter is looked for in vain.
+    """
+    return [
+        hook.name
+        for hook in m._forward_pre_hooks.values()
+        if type(hook).__module__.startswith("torch.nn.utils") and hasattr(hook, "name")
+    ]
+
+
 # --- optimisers -----------------------------------------------------------------------------------
 
 
@@ -129,7 +145,7 @@ def end_allocation_to_pool(device: int, pool: tuple) -> None:
 
 
 def cpu_has(precision: str) -> bool:
-    """Whether this processor has products in bf16 or fp16 itself; elsewhere torch emulates them.
+    """Whether this processor computes products in bf16 or fp16 itself; else torch emulates them.
 
     True where it cannot be asked.
     """
@@ -160,6 +176,16 @@ def forward_mode_is_active() -> bool:
 def add_to_all(tensors: list[Tensor], value: float) -> None:
     """value added to each in one call, as torch's optimisers count their steps."""
     torch._foreach_add_(tensors, value)
+
+
+def mix_into_all(tensors: list[Tensor], others: list[Tensor], weight: float) -> None:
+    """Each becomes itself + weight * (the other - itself), in one call: a running average."""
+    torch._foreach_lerp_(tensors, others, weight)
+
+
+def copy_to_all(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """The others' values copied to each in one call."""
+    torch._foreach_copy_(tensors, others)
 
 
 def uncompiled(method):

@@ -176,7 +176,7 @@ class Trainer:
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write a PNG with both losses over the steps."""
-        pictures.loss_plot(self.history, path)
+        pictures.loss_plot(self.history, Path(path).expanduser())
 
     def save(self) -> Path:
         """Write `out`/checkpoint.pt and return its path.

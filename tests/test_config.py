@@ -1,6 +1,7 @@
 """One description of a run: it comes back equal from every form, and refuses in one sentence."""
 
 import dataclasses
+import inspect
 import json
 
 import numpy
@@ -255,6 +256,10 @@ def test_the_nearest_right_word_is_named(values, hint):
     with pytest.raises(ConfigError) as caught:
         Config().with_(**values)
     assert hint in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        Config(**values)
+    assert hint in str(caught.value)
+    assert inspect.signature(Config).parameters["lr"].default == 2e-4
 
 
 def test_a_limit_replaces_the_limits_before_it():

@@ -435,7 +435,8 @@ def test_half_precision_rounding_is_torchs(kernels):
 # --- The operators around the kernels ---
 
 # What of test_ops.py holds for operators that do not look at what is on the device.
-SHARED = "(opcheck or on_the_shapes or autocast or losses or adam or ema or dropout or draws)"
+SHARED = "(opcheck or on_the_shapes or autocast or losses or adam or ema or dropout or draws"
+SHARED += " or hostile or averages or columns)"
 SHARED += " and not errors_of"
 
 

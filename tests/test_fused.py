@@ -212,3 +212,22 @@ def test_autograd_notices_the_change():
     FusedEngine(p).run(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+@pytest.mark.parametrize("name", ["reference, ragged", "deep"])
+def test_dropping_the_last_batch(name):
+    p, q = (problem(name, drop_last=True) for _ in range(2))
+    assert len(p.data) % p.batch_size
+    got, expected = FusedEngine(p).run(20), eager_run(EagerEngine(q), 20)
+    assert ((got - expected).abs() / expected.abs().clamp(min=0.1)).max() < 1e-4
+    r = problem(name, drop_last=True)
+    parts = FusedEngine(r)
+    assert torch.equal(torch.cat([parts.run(n) for n in (1, 7, 12)]), got)
+    assert same(p, r) == []
+
+
+def test_a_call_of_no_step_and_a_bad_number():
+    engine = FusedEngine(problem("hinge"))
+    assert engine.run(0).shape == (0, 4) and engine.step == 0
+    with pytest.raises(ValueError, match="n is -1"):
+        engine.run(-1)

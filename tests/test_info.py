@@ -71,6 +71,37 @@ def test_the_memory_of_the_engine_is_stated_where_it_is_known():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_the_settings_decide_too():
+    if fastgan.ops.library_status()["cpu"] == "loaded":
+        assert fastgan.info(device="cpu")["engine"] == "fused"
+        reason = fastgan.info(device="cpu", loss="relativistic")["engines"]["fused"]
+        assert "relativistic" in reason
+    threads = torch.get_num_threads()
+    facts = fastgan.info(config=fastgan.Config(threads=threads + 1), device="cpu")
+    assert facts["threads"] == threads + 1 and torch.get_num_threads() == threads
+    with pytest.raises(ValueError, match="no setting 'bs'; 'bs' is 'batch_size' here"):
+        fastgan.info(bs=3)
+
+
+def test_asking_leaves_no_trace_in_the_networks():
+    class Counting(nn.Sequential):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    pair = (
+        Counting(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Unflatten(1, (1, 3, 3))),
+        Counting(nn.Flatten(), nn.Dropout(), nn.Linear(9, 1)),
+    )
+    before = [{k: v.clone() for k, v in n.state_dict().items()} for n in pair]
+    fastgan.info(*pair, latent_dim=4, device="cpu")
+    for network, state in zip(pair, before, strict=True):
+        assert network.calls == 0 and network.training
+        assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+
+
 def test_one_network_alone_is_refused():
     with pytest.raises(ValueError, match="both networks or none"):
         fastgan.info(nn.Linear(1, 1))

@@ -1,10 +1,11 @@
-"""The games against their definitions."""
+"""The losses and penalties against their definitions."""
 
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from fastgan import losses
 
@@ -12,7 +13,7 @@ from fastgan import losses
 @pytest.fixture
 def logits():
     torch.manual_seed(0)
-    return torch.randn(6, 1), torch.randn(4, 1)
+    return torch.randn(6, 1), torch.randn(6, 1)
 
 
 def bce(logits, label):
@@ -32,63 +33,97 @@ def definitions(real, fake):
             0.5 * ((fake - 1) ** 2).mean(),
         ),
         "wasserstein": (fake.mean() - real.mean(), -fake.mean()),
+        "relativistic": (-F.logsigmoid(real - fake).mean(), -F.logsigmoid(fake - real).mean()),
     }
 
 
-@pytest.mark.parametrize("name", list(losses.GAMES))
-def test_game_is_its_definition(name, logits):
+@pytest.mark.parametrize("name", list(losses.LOSSES))
+def test_a_loss_is_its_definition(name, logits):
     real, fake = logits
-    game = losses.game(name)
+    loss = losses.loss(name)
     d_loss, g_loss = definitions(real, fake)[name]
-    torch.testing.assert_close(game.d_loss(real, fake), d_loss)
-    torch.testing.assert_close(game.g_loss(fake), g_loss)
-    assert game.name == name
-    assert game.takes_sigmoid == (name in ("minimax", "non-saturating"))
+    torch.testing.assert_close(loss.d_loss(real, fake), d_loss)
+    scores = (fake, real) if loss.needs_real else (fake,)
+    torch.testing.assert_close(loss.g_loss(*scores), g_loss)
+    assert loss.name == name and loss.needs_real == (name == "relativistic")
+    assert loss.scores == ("logits" if name in ("minimax", "non-saturating") else "raw")
 
 
-@pytest.mark.parametrize("name", list(losses.GAMES))
+@pytest.mark.parametrize("name", list(losses.LOSSES))
 def test_losses_are_float32_and_differentiable_for_bfloat16_logits(name, logits):
     real, fake = (t.bfloat16().requires_grad_() for t in logits)
-    game = losses.game(name)
-    for loss, given in ((game.d_loss(real, fake), (real, fake)), (game.g_loss(fake), (fake,))):
+    chosen = losses.loss(name)
+    of_g = (fake, real) if chosen.needs_real else (fake,)
+    for loss, given in ((chosen.d_loss(real, fake), (real, fake)), (chosen.g_loss(*of_g), of_g)):
         assert loss.dtype == torch.float32 and loss.shape == ()
         for grad in torch.autograd.grad(loss, given):
             assert grad.dtype == torch.bfloat16 and grad.abs().sum() > 0
 
 
 def test_default_is_non_saturating():
-    assert losses.game().name == "non-saturating"
+    assert losses.loss().name == "non-saturating"
 
 
 def test_label_smoothing_is_one_sided(logits):
     real, fake = logits
-    game = losses.game("minimax", 0.1)
-    assert game.label_smoothing == 0.1
-    torch.testing.assert_close(game.d_loss(real, fake), bce(real, 0.9) + bce(fake, 0.0))
-    torch.testing.assert_close(game.g_loss(fake), losses.game("minimax").g_loss(fake))
+    loss = losses.loss("minimax", 0.1)
+    assert loss.label_smoothing == 0.1
+    torch.testing.assert_close(loss.d_loss(real, fake), bce(real, 0.9) + bce(fake, 0.0))
+    torch.testing.assert_close(loss.g_loss(fake), losses.loss("minimax").g_loss(fake))
 
 
-def test_own_game_passes_through(logits):
-    own = losses.Game("own", lambda r, f: f.mean() - r.mean(), lambda f: -f.mean())
-    assert losses.game(own) is own
+def test_an_own_loss_passes_through(logits):
+    own = losses.Loss("own", lambda r, f: f.mean() - r.mean(), lambda f: -f.mean())
+    assert losses.loss(own) is own
     with pytest.raises(ValueError, match="label_smoothing"):
-        losses.game(own, 0.1)
+        losses.loss(own, 0.1)
 
 
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="loss is 'nonsense'.*minimax"):
-        losses.game("nonsense")
+        losses.loss("nonsense")
     with pytest.raises(ValueError, match="label_smoothing is 0.1.*hinge"):
-        losses.game("hinge", 0.1)
+        losses.loss("hinge", 0.1)
     for wrong in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="label_smoothing"):
-            losses.game("minimax", wrong)
+            losses.loss("minimax", wrong)
 
 
-@pytest.mark.parametrize("name", list(losses.GAMES))
-def test_games_pickle_and_compare(name):
-    assert pickle.loads(pickle.dumps(losses.game(name))) == losses.game(name)
-    assert losses.game("minimax", 0.1) == losses.game("minimax", 0.1) != losses.game("minimax")
+@pytest.mark.parametrize("name", list(losses.LOSSES))
+def test_losses_pickle_and_compare(name):
+    assert pickle.loads(pickle.dumps(losses.loss(name))) == losses.loss(name)
+    assert losses.loss("minimax", 0.1) == losses.loss("minimax", 0.1) != losses.loss("minimax")
+
+
+NO_FUNCTION = [
+    ({"d_loss": lambda real: real.mean()}, r"'mine': d_loss must take .real scores, fake scores."),
+    ({"g_loss": lambda a, b, c: a.mean()}, "'mine': g_loss must take .fake scores., or .fake"),
+    ({"d_loss": nn.BCELoss}, "d_loss is <class .*make an instance of the class"),
+    ({"g_loss": 3}, "g_loss is 3; expected a function of .fake scores."),
+    ({"scores": "logit"}, "scores is 'logit'; expected 'logits', 'raw', 'probabilities', or None"),
+    ({"name": ""}, "name is ''; expected a word"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), NO_FUNCTION)
+def test_a_loss_whose_functions_cannot_be_called_is_refused_when_it_is_made(wrong, message):
+    right = {"name": "mine", "d_loss": lambda r, f: f.mean(), "g_loss": lambda f: f.mean()}
+    losses.Loss(**right)
+    with pytest.raises(ValueError, match=message):
+        losses.Loss(**{**right, **wrong})
+
+
+def test_a_generators_loss_takes_the_real_scores_only_if_it_must():
+    def d_loss(real, fake):
+        return fake.mean()
+
+    taken = {
+        True: [lambda fake, real: fake.mean(), lambda fake, real, k=1: fake.mean()],
+        False: [lambda fake: fake.mean(), lambda fake, real=None: fake.mean(), lambda *s: s[0]],
+    }
+    for needs, functions in taken.items():
+        for g_loss in functions:
+            assert losses.Loss("mine", d_loss, g_loss).needs_real is needs
 
 
 # --- penalties ------------------------------------------------------------------------------------
@@ -116,12 +151,13 @@ def test_penalties_and_their_gradients_are_those_computed_by_hand(weight, scale)
     d = Quadratic()
     expected = {
         "r1": weight / 2 * (d.slope() ** 2).sum(1).mean(),
+        "r2": weight / 2 * (d.slope() ** 2).sum(1).mean(),
         "wgan-gp": weight * ((d.slope().pow(2).sum(1).sqrt() - 1) ** 2).mean(),
     }
     assert set(expected) == set(losses.PENALTIES)
     for name, by_hand in expected.items():
         x = d.x.clone().view(5, 1, 2, 2).requires_grad_()
-        penalty = losses.penalty(name, weight)
+        (penalty,) = losses.penalties(f"{name}:{weight}")
         value = penalty.value(d.logits(x.flatten(1)), x, scale)
         assert value.dtype == torch.float64 and value.shape == ()
         torch.testing.assert_close(value, by_hand)
@@ -132,7 +168,7 @@ def test_penalties_and_their_gradients_are_those_computed_by_hand(weight, scale)
 def test_a_lazy_penalty_is_as_much_heavier_as_it_is_rarer():
     d = Quadratic()
     x = d.x.clone().requires_grad_()
-    lazy, eager = losses.penalty("r1", 2.0, 4), losses.penalty("r1", 2.0)
+    lazy, eager = losses.penalties(["r1:2:4", "r1:2"])
     assert [lazy.due(u) for u in range(9)] == [u % 4 == 0 for u in range(9)]
     assert all(eager.due(u) for u in range(3))
     torch.testing.assert_close(
@@ -144,7 +180,7 @@ def test_a_flat_discriminator_has_a_finite_penalty_with_finite_gradients():
     w = torch.zeros(3, requires_grad=True)
     for name, value in (("r1", 0.0), ("wgan-gp", 10.0)):
         x = torch.randn(2, 3, requires_grad=True)
-        found = losses.penalty(name).value((x * w).sum(1), x)
+        found = losses.PENALTIES[name].value((x * w).sum(1), x)
         assert found == value
         (grad,) = torch.autograd.grad(found, w)
         assert torch.isfinite(grad).all()
@@ -152,33 +188,52 @@ def test_a_flat_discriminator_has_a_finite_penalty_with_finite_gradients():
 
 def test_half_precision_slopes_are_squared_in_float32():
     x = torch.full((1, 4), 300.0, dtype=torch.float16, requires_grad=True)
-    value = losses.penalty("r1", 2.0).value((x * 300).sum(1), x)
+    value = losses.penalties("r1:2")[0].value((x * 300).sum(1), x)
     assert value.dtype == torch.float32 and value == 4 * 300.0**2
 
 
 def test_penalties_are_chosen_by_name_or_given():
-    assert losses.penalty() is None and losses.penalty(None) is None
-    chosen = losses.penalty("r1")
-    assert (chosen.weight, chosen.every, chosen.between) == (10.0, 1, False)
-    assert losses.penalty("wgan-gp").between
+    assert losses.penalties() == losses.penalties(None) == losses.penalties([]) == ()
+    (chosen,) = losses.penalties("r1")
+    assert (chosen.weight, chosen.every, chosen.at) == (10.0, 1, "real")
+    assert [p.at for p in losses.penalties(["r2", "wgan-gp"])] == ["fake", "between"]
     own = losses.Penalty("own", lambda slope: slope.abs().mean(), weight=3.0)
-    assert losses.penalty(own) == own
-    assert losses.penalty(own, every=2).every == 2 and losses.penalty(own, every=2).weight == 3.0
+    assert losses.penalties(own) == (own,)
+    assert losses.penalties(["r1:0.5:16", own]) == (
+        losses.Penalty("r1", losses.PENALTIES["r1"].of, "real", 0.5, 16),
+        own,
+    )
     assert pickle.loads(pickle.dumps(chosen)) == chosen
+    assert str(losses.penalties("r1:0.5:16")[0]) == "r1:0.5:16" and str(chosen) == "r1:10"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
-        (("r3",), "penalty is 'r3'; it must be one of r1, wgan-gp"),
-        (("r1", 0.0), "penalty_weight is 0.0"),
-        (("r1", float("nan")), "penalty_weight is nan"),
-        (("r1", None, 0), "penalty_every is 0"),
-        (("r1", None, 1.5), "penalty_every is 1.5"),
-        ((None, 5.0), "penalty_weight is 5.0, but there is no penalty"),
-        ((None, None, 2), "penalty_every is 2, but there is no penalty"),
+        ("r3", "penalties: 'r3' is none; expected one of r1, r2, wgan-gp, as name"),
+        ("gradient-penalty", "'gradient-penalty' is 'wgan-gp' here"),
+        ("r1:0", "penalty 'r1': weight is 0.0; expected a finite number above 0"),
+        ("r1:nan", "weight is nan"),
+        ("r1:1:0", "every is 0; expected an integer of at least 1"),
+        ("r1:1:1.5", "'r1:1:1.5' is none"),
+        ("r1:1:1:1", "'r1:1:1:1' is none"),
+        ([3], "3 is none"),
     ],
 )
-def test_a_bad_penalty_is_named(arguments, message):
+def test_a_bad_penalty_is_named(given, message):
     with pytest.raises(ValueError, match=message):
-        losses.penalty(*arguments)
+        losses.penalties(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at": "nowhere"}, "penalty 'own': at is 'nowhere'; expected real, fake or between"),
+        ({"weight": "heavy"}, "penalty 'own': weight is 'heavy'"),
+        ({"every": True}, "penalty 'own': every is True"),
+        ({"of": 3}, "penalty 'own': of is 3; expected a function of the gradients"),
+    ],
+)
+def test_a_bad_penalty_of_ones_own_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.Penalty(**{"name": "own", "of": lambda slope: slope.sum(), **options})

@@ -1,5 +1,6 @@
 """State dicts move between fastgan's pairs and the programs people know; shapes, first weights."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 import fastgan
 from fastgan import data, engines
-from fastgan.models import DCGANDiscriminator, DCGANGenerator
+from fastgan.models import MODELS, DCGANDiscriminator, DCGANGenerator, registry
 from fastgan.problem import make_problem
 
 
@@ -171,9 +172,9 @@ def test_dcgan_trains_by_the_eager_engine(size, latent_dim):
     images = data.open(torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8))
     problem = make_problem(g, d, images, batch_size=4, latent_dim=latent_dim, device="cpu")
     engine, _ = engines.choose(problem, "eager")
-    losses = engine.run(1)
+    found = engine.run(1)
     # Both begin undecided: 2 ln 2 and ln 2.
-    torch.testing.assert_close(losses, torch.tensor([[1.386, 0.693]]), rtol=0.2, atol=0)
+    torch.testing.assert_close(found[:, :2], torch.tensor([[1.386, 0.693]]), rtol=0.2, atol=0)
     after = (*g.parameters(), *d.parameters())
     assert all((p != q).any() for p, q in zip(after, before, strict=True))
 
@@ -193,3 +194,69 @@ def test_dcgan_refuses_sizes_it_cannot_have(arguments, said):
             network(**arguments)
     with pytest.raises(ValueError, match="latent_dim is 0"):
         DCGANGenerator(0)
+
+
+# The registry
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_every_model_is_made_described_and_made_again(name, sigmoid):
+    for one in registry.make(name, (3, 16, 16), 7, 4, sigmoid):
+        described = registry.describe(one)
+        again = registry.rebuild(json.loads(json.dumps(described)))
+        again.load_state_dict(one.state_dict(), strict=True)
+        x = torch.rand(3, 7) if "latent_dim" in described else torch.rand(3, 3, 16, 16)
+        assert torch.equal(again.eval()(x), one.eval()(x))
+    scores = one(torch.rand(9, 3, 16, 16))
+    assert scores.shape == (9, 1)
+    assert any(type(m) is nn.Sigmoid for m in one.modules()) == sigmoid
+
+
+def test_a_network_of_a_users_own_is_not_described():
+    class Changed(fastgan.Generator):
+        pass
+
+    assert registry.describe(nn.Linear(3, 4)) is None
+    assert registry.describe(Changed(7, (1, 6, 6))) is None, "it may well compute something else"
+
+
+def test_the_mlp_pair_is_for_samples_of_any_shape():
+    for shape in ((12,), (2, 5), (1, 6, 6), (2, 3, 4, 5)):
+        g, d = registry.make("mlp", shape, 5, None, True)
+        assert g(torch.zeros(2, 5)).shape == (2, *shape) and d(torch.zeros(2, *shape)).shape == (
+            2,
+            1,
+        )
+        assert g.fc[0].out_features == 256, "its own width"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("dcgan", (1, 16, 24), 5),
+            r"square images, and a sample is .1, 16, 24.; give image_size=",
+        ),
+        (("dcgan", (12,), 5), r"square images, and a sample is .12."),
+        (("dcgan", (1, 28, 28), 5), "image_size is 28; the DCGAN pair takes a power of two"),
+        (("mlp", (1, 6, 6), (5, 1)), "latent_dim is .5, 1.; model 'mlp' takes vectors: a length"),
+    ],
+)
+def test_data_that_a_model_is_not_for(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        registry.make(*arguments, None, True)
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"network": "Evil"}, "network is 'Evil'; expected one of Generator, Discriminator"),
+        ({"network": "Generator", "latent_dim": -1}, "Generator cannot be made of"),
+        ({"network": "Generator", "what": 1}, "Generator cannot be made of .*'what'"),
+        ({}, "network is None"),
+    ],
+)
+def test_a_description_that_is_none(described, said):
+    with pytest.raises(ValueError, match=said):
+        registry.rebuild(described)

@@ -1,22 +1,16 @@
-"""What a user says becomes a Problem, or a clear error; and a Problem can be written down."""
+"""What a user says becomes a Problem, or a clear error."""
 
 import copy
-import json
+import functools
 
 import pytest
 import torch
+from small_runs import SHAPE, pixels
 from torch import nn
 
-from fastgan import data, losses, optim, problem
+from fastgan import Config, data, losses, optim, problem
 from fastgan.models import Discriminator, Generator
-from fastgan.problem import arguments, make_problem, settings
-
-SHAPE = (1, 6, 6)
-
-
-def images(n=50):
-    generator = torch.Generator().manual_seed(0)
-    return data.open(torch.randint(0, 256, (n, *SHAPE), generator=generator, dtype=torch.uint8))
+from fastgan.problem import make_problem
 
 
 def own_pair():
@@ -26,54 +20,79 @@ def own_pair():
 
 def make(g=None, d=None, source=None, **options):
     options = {"batch_size": 8, "latent_dim": 5, "device": "cpu", **options}
-    return make_problem(g, d, source or images(), **options)
+    return make_problem(g, d, source or data.open(pixels()), **options)
 
 
-# --- arguments ------------------------------------------------------------------------------------
+# --- the networks ---------------------------------------------------------------------------------
+
+
+def frozen():
+    return nn.Linear(5, 36).requires_grad_(False)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("g", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; expected an integer of at least 1"),
-        ({"batch_size": 2.5}, "batch_size is 2.5"),
-        ({"batch_size": True}, "batch_size is True"),
-        ({"d_steps": 0}, "d_steps is 0"),
-        ({"latent_dim": 0}, "latent_dim is 0"),
-        ({"latent_dim": (5, 1)}, r"latent_dim is \(5, 1\); the reference generator takes vectors"),
-        ({"lr": -1.0}, "lr is -1.0"),
-        ({"lr": (1e-3, float("nan"))}, "lr is .*nan"),
-        ({"lr": (1.0, 1.0, 1.0)}, "generator's, discriminator's"),
-        ({"betas": (0.5, 1.0)}, "betas is .*expected two numbers"),
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; expected one of adam, adamw"),
-        ({"optimizer": torch.optim.Adam}, "optimizer is <class .*expected one of adam, adamw"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"eps": 0.0}, "eps is 0.0; expected a finite number above 0"),
-        ({"eps": float("nan")}, "eps is nan"),
-        ({"ema": 1.0}, "ema is 1.0"),
-        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16"),
-        ({"penalty": "r3"}, "penalty is 'r3'"),
-        ({"penalty_weight": 2.0}, "penalty_weight is 2.0, but there is no penalty"),
-        ({"loss": "nice"}, "nice"),
-        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**64}, "seed is 18446744073709551616"),
-        ({"device": "warp"}, "device 'warp' cannot be used"),
+        (None, "pass both generator and discriminator, or None for both"),
+        (Generator, r"generator is a type; expected an nn.Module: Generator is a class; pass Gen"),
+        (lambda z: z, "generator is a function; expected an nn.Module"),
+        (frozen(), "generator has no weight to train: requires_grad is False for all"),
+        (nn.Tanh(), "generator has no weight to train$"),
+        (nn.Sequential(nn.LazyLinear(3)), r"generator.0.weight has no shape yet .a lazy layer"),
     ],
 )
-def test_arguments_are_checked_by_name(options, message):
+def test_what_is_no_generator_is_said(g, message):
     with pytest.raises(ValueError, match=message):
-        make(**options)
+        make(g, own_pair()[1])
 
 
-def test_networks_come_in_pairs_and_a_batch_of_one_is_foreseen():
-    with pytest.raises(ValueError, match="pass both generator and discriminator"):
-        make(own_pair()[0])
-    with pytest.raises(
-        ValueError, match="17 images in batches of 8 leave a batch of one.*generator's BatchNorm1d"
-    ):
-        make(*own_pair(), images(17))
-    assert len(make(*own_pair(), images(18)).data) == 18
+def test_the_discriminator_is_looked_at_likewise():
+    with pytest.raises(ValueError, match="discriminator is a type; .*Discriminator is a class"):
+        make(own_pair()[0], Discriminator)
+
+
+def test_latents_of_a_shape_are_not_for_our_own_pair():
+    with pytest.raises(ValueError, match=r"latent_dim is \(5, 1\); model 'mlp' takes vectors"):
+        make(latent_dim=(5, 1))
+    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used"):
+        make(device="cuda:99")
+
+
+def test_without_networks_there_is_the_pair_of_the_model_from_the_seed():
+    state = torch.get_rng_state()
+    p, same, other = make(seed=3), make(seed=3), make(seed=4)
+    assert torch.equal(state, torch.get_rng_state())
+    assert type(p.generator) is Generator and type(p.discriminator) is Discriminator
+    assert torch.equal(p.generator.fc[0].weight, same.generator.fc[0].weight)
+    assert not torch.equal(p.generator.fc[0].weight, other.generator.fc[0].weight)
+    assert p.generator(torch.zeros(2, 5)).shape == (2, *SHAPE)
+    assert make(width=7).generator.fc[0].out_features == 7
+
+
+@pytest.mark.parametrize("loss", list(losses.LOSSES))
+def test_losses_on_raw_scores_get_no_sigmoid(loss):
+    d = make(loss=loss).discriminator
+    assert isinstance(d.model[-1], nn.Sigmoid) == (loss in ("minimax", "non-saturating"))
+
+
+def test_settings_come_from_a_config_and_overrides():
+    c = Config(batch_size=4, latent_dim=5, device="cpu", d_steps=3)
+    p = make_problem(None, None, data.open(pixels()), c, d_steps=2, ema=0.5)
+    assert (p.batch_size, p.d_steps, p.ema_decay, p.latent_shape) == (4, 2, 0.5, (5,))
+    assert p.batches_per_epoch == 13 and p.steps_per_epoch == 7
+    assert make(drop_last=True).batches_per_epoch == 6
+    drawn = make(seed=None)
+    assert drawn.seed == drawn.config.seed is not None
+
+
+def test_channels_last_is_for_the_convolutions():
+    g = nn.Sequential(nn.ConvTranspose2d(5, 1, 6), nn.Tanh())
+    d = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 1))
+    p = make(g, d, latent_dim=(5, 1, 1), channels_last=True)
+    assert p.discriminator[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- the optimisers -------------------------------------------------------------------------------
 
 
 def test_each_network_gets_the_optimiser_asked_for():
@@ -96,91 +115,56 @@ def test_each_network_gets_the_optimiser_asked_for():
                 torch.testing.assert_close(weight.detach(), before - step)
 
 
-# --- the reference pair ---------------------------------------------------------------------------
-
-
-def test_without_networks_there_is_the_reference_pair_from_the_seed():
-    state = torch.get_rng_state()
-    p, same, other = make(seed=3), make(seed=3), make(seed=4)
-    assert torch.equal(state, torch.get_rng_state())
-    assert type(p.generator) is Generator and type(p.discriminator) is Discriminator
-    assert torch.equal(p.generator.fc[0].weight, same.generator.fc[0].weight)
-    assert not torch.equal(p.generator.fc[0].weight, other.generator.fc[0].weight)
-    assert p.generator(torch.zeros(2, 5)).shape == (2, *SHAPE)
-
-
-@pytest.mark.parametrize("loss", list(losses.GAMES))
-def test_games_on_raw_scores_get_no_sigmoid(loss):
-    d = make(loss=loss).discriminator
-    assert isinstance(d.model[-1], nn.Sigmoid) == (loss in ("minimax", "non-saturating"))
-    again = problem.rebuild(problem.recipe(d))
-    again.load_state_dict(d.state_dict())
-    d.eval(), again.eval()
-    x = torch.rand(3, *SHAPE)
-    assert torch.equal(again(x), d(x))
-
-
-def test_a_recipe_is_for_our_own_networks_only():
-    recipe = problem.recipe(Generator(7, SHAPE))
-    again = problem.rebuild(json.loads(json.dumps(recipe)))
-    assert again(torch.zeros(2, 7)).shape == (2, *SHAPE)
-    assert problem.recipe(own_pair()[0]) is None
-
-    class Changed(Generator):
-        pass
-
-    assert problem.recipe(Changed(7, SHAPE)) is None, "it may well compute something else"
-
-
-# --- written down ---------------------------------------------------------------------------------
-
-
-def test_settings_make_the_same_problem_again():
-    options = {
-        "batch_size": 9, "loss": "minimax", "d_steps": 2, "lr": (1e-3, 2e-3), "betas": (0.1, 0.9),
-        "optimizer": "adamw", "weight_decay": 0.25, "eps": 1e-6, "label_smoothing": 0.1,
-        "ema": 0.75, "precision": "bf16", "seed": 2**64 - 1,
-    }  # fmt: skip
-    written = settings(make(**options))
-    assert {**written, "lr": tuple(written["lr"]), "betas": tuple(written["betas"])} == {
-        **options, "latent_dim": 5, "own_loss": False, "lr_schedule": False,
-        "penalty": None, "own_penalty": False,
-    }  # fmt: skip
-    read = json.loads(json.dumps(written))
-    assert settings(make(loss=read["loss"], **arguments(read))) == written
-
-
-def test_settings_mark_what_they_cannot_hold():
-    game = losses.Game("hinge", lambda r, f: f.mean() - r.mean(), lambda f: -f.mean())
-    written = settings(make(*own_pair(), loss=game, lr_schedule=lambda step: 1.0))
-    assert written["own_loss"] and written["lr_schedule"] and written["ema"] is None
-    heavy = settings(make(*own_pair(), penalty="r1", penalty_weight=3.0, penalty_every=4))
-    assert not heavy["own_penalty"]
-    assert [heavy[name] for name in ("penalty", "penalty_weight", "penalty_every")] == ["r1", 3, 4]
-    own = losses.Penalty("r1", lambda slope: slope.sum())
-    assert settings(make(*own_pair(), penalty=own))["own_penalty"]
+def test_an_optimiser_is_a_class_a_factory_a_word_or_made():
     g, d = own_pair()
-    g.insert(0, nn.Flatten())
-    written = settings(make(g, d, latent_dim=(5, 1)))
-    assert written["latent_dim"] == [5, 1] and arguments(written)["latent_dim"] == (5, 1)
+    p = make(g, d, optimizer=(torch.optim.SGD, "rmsprop"), lr=(0.1, 0.2), weight_decay=0.5)
+    assert type(p.optimizer_g) is torch.optim.SGD and type(p.optimizer_d) is torch.optim.RMSprop
+    assert [o.param_groups[0]["lr"] for o in (p.optimizer_g, p.optimizer_d)] == [0.1, 0.2]
+    assert p.optimizer_g.param_groups[0]["weight_decay"] == 0.5
+    assert make(g, d, optimizer=torch.optim.Adam, betas=(0.1, 0.2)).optimizer_g.defaults[
+        "betas"
+    ] == (0.1, 0.2)
+
+    factory = functools.partial(torch.optim.SGD, lr=0.25, momentum=0.9)
+    p = make(g, d, optimizer=factory)
+    group = p.optimizer_d.param_groups[0]
+    assert group["momentum"] == 0.9 and group["lr"] == 0.25 and group["params"][0] is d[1].weight
+
+    made = [torch.optim.SGD(n.parameters(), lr=0.5) for n in (g, d)]
+    p = make(g, d, optimizer=made)
+    assert (p.optimizer_g, p.optimizer_d) == tuple(made)
+    p = make(g, d, optimizer=(made[0], "adam"))
+    assert p.optimizer_g is made[0] and type(p.optimizer_d) is optim.Adam
 
 
-# --- data -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": torch.optim.SGD, "betas": (0.1, 0.2)}, "betas was given, but the optimizer"),
+        ({"optimizer": "sgd", "eps": 1e-3}, "eps was given, but the optimizer of the generator"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, 0.1), "lr": 0.2}, "lr was given, but the opt"),
+        ({"optimizer": lambda p: 3}, "optimizer of the generator: .* gave a int; expected a torch"),
+        ({"optimizer": lambda: 3}, "optimizer of the generator: .* failed: .*positional argument"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS.*step needs a closure"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_is_said(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(*own_pair(), **options)
 
 
-def test_images_and_how_to_open_them_again(tmp_path, monkeypatch):
-    from PIL import Image
+def test_optimisers_of_other_networks_are_refused():
+    g, d = own_pair()
+    of_g, of_d = (torch.optim.SGD(n.parameters(), lr=0.5) for n in (g, d))
+    with pytest.raises(
+        ValueError, match="optimizer of the generator holds none of the generator's"
+    ):
+        make(g, d, optimizer=(of_d, of_g))
+    with pytest.raises(ValueError, match="one optimiser serves one network: give two"):
+        make(g, d, optimizer=of_g)
 
-    assert problem.open_images("digits")[1] == {"source": "digits"}
-    opened = images()
-    assert problem.open_images(opened) == (opened, None)
-    assert problem.open_images(opened.pixels)[1] is None
-    (tmp_path / "pictures").mkdir()
-    Image.new("L", (6, 6)).save(tmp_path / "pictures" / "a.png")
-    monkeypatch.chdir(tmp_path)
-    found, source = problem.open_images({"source": "pictures", "image_size": 4})
-    assert found.shape == (1, 4, 4)
-    assert source == {"source": str(tmp_path / "pictures"), "image_size": 4}
+
+# --- the average ----------------------------------------------------------------------------------
 
 
 def test_the_average_is_a_copy_that_is_not_trained():
@@ -192,3 +176,59 @@ def test_the_average_is_a_copy_that_is_not_trained():
     with torch.no_grad():
         g[0].weight.zero_()
     assert all(torch.equal(value, before[key]) for key, value in p.ema.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_is_copied_in_whatever_state_it_is():
+    old = nn.utils.weight_norm(nn.Linear(5, 36))
+    spectral = nn.utils.spectral_norm(nn.Linear(5, 36))
+    new = nn.utils.parametrizations.weight_norm(nn.Linear(5, 36))
+    for layer in (old, spectral, new):
+        g = nn.Sequential(layer, nn.Unflatten(1, SHAPE))
+        g(torch.zeros(2, 5))  # leaves a computed weight in some of them
+        p = make(g, own_pair()[1], ema=0.5)
+        x = torch.randn(3, 5)
+        assert torch.equal(p.ema.eval()(x), g.eval()(x))
+
+
+def test_a_network_that_cannot_be_copied_is_said_with_the_reason():
+    class Held(nn.Linear):
+        def __init__(self):
+            super().__init__(5, 36)
+            self.lock = __import__("threading").Lock()
+
+        def forward(self, z):
+            return super().forward(z).view(-1, *SHAPE)
+
+    with pytest.raises(ValueError, match="generator cannot be copied, which ema needs: .*lock"):
+        make(Held(), own_pair()[1], ema=0.5)
+    assert make(Held(), own_pair()[1]).ema is None
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_data_and_how_to_open_them_again(tmp_path, monkeypatch):
+    from PIL import Image
+
+    def opened(source, **settings):
+        found, c = problem.open_data(source, Config(**settings))
+        return found, c.data, c.image_size
+
+    assert opened(None)[1] == "digits" and opened("digits")[1] == "digits"
+    own = data.open(pixels())
+    assert opened(own) == (own, None, None) and opened(own.samples)[1] is None
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (6, 6)).save(tmp_path / "pictures" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    found, source, size = opened("pictures", image_size=4)
+    assert found.shape == (1, 4, 4) and source == str(tmp_path / "pictures") and size == 4
+    # What was said where the data were opened belongs to the run as well.
+    found, source, size = opened(data.open("pictures", image_size=5))
+    assert found.shape == (1, 5, 5) and source == str(tmp_path / "pictures") and size == 5
+    with pytest.raises(ValueError, match="image_size was given, but the data are already open"):
+        opened(found, image_size=4)
+    with pytest.raises(ValueError, match="data is None; pass a name"):
+        opened(None, data=None)
+    with pytest.raises(ValueError, match="a DataLoader.*pass its data set"):
+        opened(torch.utils.data.DataLoader(pixels()))

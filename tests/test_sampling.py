@@ -10,7 +10,9 @@ from fastgan.trainer import Trainer
 
 SHAPE = (1, 6, 6)
 CPU = torch.device("cpu")
-OPTIONS = {"latent_dim": 5, "batch_size": 8, "device": "cpu", "engine": "eager"}
+OPTIONS = {
+    "latent_dim": 5, "batch_size": 8, "device": "cpu", "engine": "eager", "console": "none",
+}  # fmt: skip
 
 
 class Noisy(nn.Module):
@@ -64,3 +66,17 @@ def test_a_look_changes_nothing():
     assert all(torch.equal(value, weights[key]) for key, value in g.state_dict().items())
     with pytest.raises(ValueError, match="n is 0; expected an integer of at least 1"):
         sample(g, 0, (5,), 7, CPU)
+
+
+def test_what_is_no_image_is_not_clamped(tmp_path):
+    g = nn.Sequential(nn.Linear(5, 12))
+    with torch.no_grad():
+        g[0].bias += 10
+    d = nn.Linear(12, 1)
+    t = Trainer(g, d, torch.randn(40, 12), out=tmp_path / "a", **OPTIONS)
+    t.fit(steps=2)
+    assert t.sample(6).shape == (6, 12) and t.sample(6).amin() > 1
+    assert not (tmp_path / "a" / "samples.png").exists(), "and not drawn"
+    assert not (tmp_path / "a" / "samples").exists()
+    again = Trainer.resume(tmp_path / "a", g, d, t.data)
+    assert torch.equal(again.sample(6), t.sample(6))

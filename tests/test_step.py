@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from pairs import by_hand, changed, discriminator, generator, problem, same, weights
+from pairs import by_hand, changed, discriminator, generator, images, problem, same, weights
 from torch import nn
 
-from fastgan import data, random
+from fastgan import data, losses, random
+from fastgan.distributed import World
 from fastgan.engines.draws import PENALTY_STREAM
 from fastgan.engines.eager import EagerEngine
 from fastgan.models import Discriminator, Generator
@@ -226,3 +227,126 @@ def test_bf16_trains_with_float32_weights_and_losses():
     assert all(w.dtype == torch.float32 for w in b.generator.parameters())
     assert not torch.equal(fp32, bf16)
     torch.testing.assert_close(fp32, bf16, rtol=0.03, atol=0.01)
+
+
+# --- losses of both scores, several penalties, statistics, batches, ranks -------------------------
+
+
+def curved():
+    """A discriminator whose slope can be written by hand, layer by layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+def slope_of(d, x):
+    first, last = d[1], d[3]
+    h = torch.tanh(first(x.flatten(1)))
+    return ((1 - h**2) * last.weight) @ first.weight
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])
+def test_a_relativistic_pair_with_r1_and_r2_is_the_loop_written_by_hand(d_steps):
+    """R3GAN's objective (N. Huang et al., 2024) with lazy penalties of two rhythms."""
+
+    def make():
+        torch.manual_seed(6)
+        penalties = ["r1:3:2", "r2:5:3"]
+        return problem(
+            generator().double(), curved(), loss="relativistic", penalties=penalties,
+            d_steps=d_steps,
+        )  # fmt: skip
+
+    p, q = make(), make()
+    found = EagerEngine(p).run(6)
+    g, d = q.generator, q.discriminator
+    for u in range(6 * d_steps):
+        real = q.data.samples[q.data.batch_indices(q.seed, u, 8)].double() * (2 / 255) - 1
+        with torch.no_grad():
+            fake = g(random.normal(q.seed, Stream.LATENT_D, u, (len(real), 5)).double())
+        on_real, on_fake = d(real).flatten(), d(fake).flatten()
+        loss = total = torch.nn.functional.softplus(on_fake - on_real).mean()
+        if u % 2 == 0:
+            total = total + 2 * 3 / 2 * slope_of(d, real).square().sum(1).mean()
+        if u % 3 == 0:
+            total = total + 3 * 5 / 2 * slope_of(d, fake).square().sum(1).mean()
+        q.optimizer_d.zero_grad()
+        total.backward()
+        q.optimizer_d.step()
+        if (u + 1) % d_steps == 0:
+            t = u // d_steps
+            made = g(random.normal(q.seed, Stream.LATENT_G, t, (len(real), 5)).double())
+            g_loss = torch.nn.functional.softplus(d(real) - d(made)).mean()
+            q.optimizer_g.zero_grad()
+            g_loss.backward()
+            q.optimizer_g.step()
+            expected = torch.stack([loss, g_loss, on_real.mean(), on_fake.mean()]).float()
+            torch.testing.assert_close(found[t], expected.detach(), rtol=1e-5, atol=1e-6)
+    for mine, theirs in ((p.generator, g), (p.discriminator, d)):
+        for a, b in zip(weights(mine), weights(theirs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_penalties_at_one_place_share_its_pass():
+    calls = []
+    p = problem(d=curved(), penalties=["wgan-gp", "wgan-gp:1", "r1", "r1:3", "r2"])
+    engine = EagerEngine(p)
+    p.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    engine.run(1)
+    assert len(calls) == 4, "real, fake, between, and G's update"
+
+
+@pytest.mark.parametrize("d_steps", [1, 3])
+def test_dropping_the_last_batch(d_steps):
+    g, d = generator().double(), discriminator().double()
+    options = {"drop_last": True, "d_steps": d_steps, "ema": 0.5}
+    p, q = problem(g, d, **options), problem(copy.deepcopy(g), copy.deepcopy(d), **options)
+    sizes = []
+    d.register_forward_hook(lambda m, inputs, _: sizes.append(len(inputs[0])))
+    found = EagerEngine(p).run(5)
+    torch.testing.assert_close(found, by_hand(q, 5), rtol=1e-6, atol=1e-7)
+    assert set(sizes) == {8}
+
+
+@pytest.mark.parametrize("scores", ["logits", "probabilities"])
+def test_statistics_are_means_of_what_the_loss_works_on(scores):
+    known = losses.LOSSES["non-saturating"]
+
+    def cross_entropy(real, fake):
+        return -(real.log().mean() + (1 - fake).log().mean())
+
+    mine = known
+    if scores == "probabilities":
+        mine = losses.Loss("bce", cross_entropy, lambda fake: -fake.log().mean(), scores=scores)
+    p = problem(d=discriminator(nn.Sigmoid()), loss=mine)
+    (row,) = EagerEngine(p).run(1)
+    # At the first update, before any weight has moved.
+    q = problem(d=discriminator(nn.Sigmoid()))
+    q.generator.load_state_dict(problem().generator.state_dict())
+    assert (0 < row[2] < 1) == (scores == "probabilities")
+    assert row[2] != row[3]
+
+
+def test_ranks_have_their_rows_of_the_batch_the_noise_and_the_masks():
+    """Two ranks that are one: gradients of the halves, averaged, are those of the whole."""
+
+    class Pair(World):
+        def rows(self, batch):
+            return range(self.rank * batch // 2, (self.rank + 1) * batch // 2)
+
+        def mean_(self, tensors, batch):
+            """Done below."""
+
+    def gradients(world):
+        torch.manual_seed(3)
+        d = discriminator(middle=(nn.Dropout(0.4),)).double()
+        g = generator(nn.Dropout(0.3)).double()
+        options = {"optimizer": torch.optim.SGD, "lr": 1.0, "penalties": ["wgan-gp", "r1"]}
+        p = changed(problem(g, d, images(24), **options), world=world)
+        before = weights(d)
+        EagerEngine(p).run(1)
+        return [a - b for a, b in zip(before, weights(d), strict=True)]
+
+    whole = gradients(World())
+    halves = [gradients(Pair(rank, 1 + rank)) for rank in (0, 1)]
+    for a, b, c in zip(whole, *halves, strict=True):
+        torch.testing.assert_close(a, (b + c) / 2)
+        assert not torch.equal(b, c)

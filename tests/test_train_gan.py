@@ -7,20 +7,20 @@ import signal
 
 import pytest
 import torch
-from fastgan.classic import train_gan
 
 from fastgan import data
 from fastgan.models import Discriminator, Generator
+from fastgan.train_gan import train_gan
 
 
 def test_train_gan_is_the_reference_programs_call(tmp_path, capsys):
     g, d = train_gan(2, 64, 20, data="digits", directory=tmp_path, engine="eager", device="cpu")
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 1  # 158 steps
     number = r"\d+\.\d{4}"
-    assert re.fullmatch(
-        rf"Epoch \[2/2\], Step \[21/79\], D_loss: {number}, G_loss: {number}", printed[0]
-    )
+    for line, step in zip(printed, (21, 79), strict=True):  # of 158 steps, the 100th and the last
+        assert re.fullmatch(
+            rf"Epoch \[2/2\], Step \[{step}/79\], D_loss: {number}, G_loss: {number}", line
+        )
     saved = torch.load(tmp_path / "generator.pth", weights_only=True)
     Generator(20).load_state_dict(saved, strict=True)
     assert torch.equal(saved["fc.0.weight"], g.fc[0].weight)
@@ -52,3 +52,29 @@ def test_ctrl_c_in_train_gan_saves_the_networks(tmp_path, monkeypatch):
             50, 64, 8, data="digits", directory=tmp_path, engine="eager", device="cpu", log_every=5
         )
     assert (tmp_path / "generator.pth").exists() and (tmp_path / "discriminator.pth").exists()
+
+
+def test_a_set_of_few_steps_gets_a_line_and_a_word_why(tmp_path, capsys, caplog):
+    few = torch.zeros(20, 1, 6, 6, dtype=torch.uint8)
+    train_gan(3, data=few, directory=tmp_path, engine="eager", device="cpu")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("Epoch [3/3], Step [1/1], D_loss: ")
+    assert "all 3 steps are fewer than log_every=100, so one line comes at the end" in caplog.text
+
+
+def test_the_directory_is_home_where_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "made").mkdir()
+    few = torch.zeros(8, 1, 6, 6, dtype=torch.uint8)
+    train_gan(1, data=few, directory="~/made", engine="eager", device="cpu")
+    assert (tmp_path / "made" / "generator.pth").exists()
+
+
+def test_any_setting_and_a_misspelt_one(tmp_path):
+    few = torch.zeros(8, 1, 6, 6, dtype=torch.uint8)
+    g, d = train_gan(
+        1, 4, 5, data=few, directory=tmp_path, engine="eager", device="cpu", loss="hinge", width=3
+    )
+    assert g.fc[0].out_features == 3 and isinstance(d.model[-1], torch.nn.Identity)
+    with pytest.raises(ValueError, match="'learning_rate' is 'lr' here"):
+        train_gan(1, data=few, directory=tmp_path, learning_rate=1.0)

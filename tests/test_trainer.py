@@ -6,13 +6,28 @@ import json
 import pickle
 import time
 
+import numpy
 import pytest
 import torch
-from small_runs import SHAPE, Seen, assert_same_bits, every_bit, own, plain_pair, small
+from small_runs import (
+    QUICK,
+    SHAPE,
+    OwnG,
+    Seen,
+    assert_same_bits,
+    every_bit,
+    own,
+    pixels,
+    plain_pair,
+    small,
+)
+from torch import nn
+from torch.utils.data import DataLoader
 
 import fastgan
-from fastgan import Trainer, random
+from fastgan import Loss, Penalty, Trainer, random
 from fastgan.config import Config
+from fastgan.losses import PENALTIES
 from fastgan.models import Discriminator, Generator
 
 # --- when it stops --------------------------------------------------------------------------------
@@ -233,6 +248,46 @@ def test_a_trainer_is_not_copied(copied):
 def test_arguments_are_checked_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+NO_REDUCTION = Loss("mine", lambda real, fake: fake - real, lambda fake: -fake, "raw")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g, d, x: (d, g, x), "generator and discriminator are swapped"),
+        (lambda g, d, x: (OwnG, d, x), r"OwnG is a class; pass OwnG\(...\)"),
+        (lambda g, d, x: (g, d, DataLoader(x)), "a DataLoader.*pass its data set"),
+        (
+            lambda g, d, x: (g, nn.Sequential(*d, nn.Linear(1, 2)), x),
+            "expected one score per image",
+        ),
+        (lambda g, d, x: (g, d, x[:, :, :5]), "generator makes .1, 6, 6., but the samples"),
+    ],
+    ids=["swapped", "a class", "a DataLoader", "two scores", "other images"],
+)
+def test_a_puzzle_names_its_cause(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Trainer(*change(*plain_pair(), pixels()), **QUICK)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_without_a_mean_names_its_cause():
+    with pytest.raises(ValueError, match="'mine': d_loss returned a tensor .8.; expected one num"):
+        own(loss=NO_REDUCTION)
+
+
+def test_numbers_of_numpy_train_and_are_saved(tmp_path):
+    t = own(
+        tmp_path / "a", pair=plain_pair, lr=numpy.float64(1e-3), d_steps=numpy.int64(2),
+        penalties=Penalty("r1", PENALTIES["r1"].of, weight=numpy.float32(0.5)),
+    )  # fmt: skip
+    t.optimizer_g.param_groups[0]["lr"] = numpy.float64(0.25)
+    t.fit(steps=numpy.int64(3), seconds=numpy.float64(500))
+    again = Trainer.resume(tmp_path / "a", *plain_pair(), data=t.data)
+    assert again.step == 3 and again.optimizer_g.param_groups[0]["lr"] == 0.25
+    assert again.goal == {"epochs": None, "steps": 3, "seconds": 500.0}
 
 
 def test_what_is_no_callback_is_refused():

@@ -21,7 +21,7 @@ class Engine(TorchPeer):
         return None
 
     def setup(self, plan, threads):
-        from fastgan.engines.fused_cuda import FusedCudaEngine
+        from fastgan.engines.fused.cuda import FusedCudaEngine
 
         from fastgan import data, engines
         from fastgan.problem import make_problem

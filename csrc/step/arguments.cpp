@@ -91,6 +91,7 @@ ImageSource check_images(const Tensor& images, int64_t rows, int64_t width,
   check_table(images, "images", bytes ? ScalarType::Byte : ScalarType::Float,
               bytes ? "uint8" : "float32", like, "memory");
   check_elements(images, "images", times(rows, width));
+  source.stored = images.numel() / width;
   if (bytes) {
     source.bytes = static_cast<const uint8_t*>(images.const_data_ptr());
   } else {

@@ -67,10 +67,11 @@ struct PlannedStep {
   uint64_t seed = 0;
 };
 
-// Where a step takes its images from. [count][width], bytes (mapped to [-1, 1]) or floats. With
-// `order`, permutations of the epochs one after another; without, `floats` has the batches
-// themselves.
+// Where a step takes its images from. [stored][width], bytes (mapped to [-1, 1]) or floats. With
+// `order`, the plan's `count` of them for each epoch, one epoch after another (fewer than are
+// stored where an epoch's last ones are left out); without, `floats` has the batches themselves.
 struct ImageSource {
+  int64_t stored = 0;
   const uint8_t* bytes = nullptr;
   const float* floats = nullptr;
   const int64_t* order = nullptr;

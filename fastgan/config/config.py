@@ -8,6 +8,7 @@ what it says, and the refusal of the engines that cannot.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import secrets
@@ -109,7 +110,7 @@ _SIZE = kinds.sizes("a side, or (height, width), in pixels")
 _RANGE = pair(number(float("-inf")), "lowest and highest", single=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Every setting of a run, checked; made from keywords, a file, a preset or a checkpoint.
 
@@ -304,6 +305,19 @@ class Config:
             if not f.metadata["resume"] and mine[f.name] != theirs[f.name]
         ]
 
+
+def _refusing(init: Callable) -> Callable:
+    """A constructor that names the nearest setting where a name is none."""
+
+    @functools.wraps(init)
+    def __init__(self, **settings: Any) -> None:
+        _known(settings)
+        init(self, **settings)
+
+    return __init__
+
+
+Config.__init__ = _refusing(Config.__init__)
 
 LIMITS = tuple(f.name for f in fields(Config) if f.metadata["group"] == "length")
 """The settings that say when a run ends."""

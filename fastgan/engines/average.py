@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from fastgan import torch_private
 
 
 class Average:
@@ -23,30 +27,32 @@ class Average:
         """
         self._new = 1.0 - decay
         kept = dict(average.named_modules())
-        self._weights = _places(generator, kept, "_parameters")
-        self._buffers = _places(generator, kept, "_buffers")
+        self._weights = _places(generator, kept, torch_private.parameters)
+        self._buffers = _places(generator, kept, torch_private.buffers)
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of a step in."""
         if self._weights:
-            torch._foreach_lerp_(*_found(self._weights), self._new)
+            torch_private.mix_into_all(*_found(self._weights), self._new)
         if self._buffers:
-            torch._foreach_copy_(*_found(self._buffers))
+            torch_private.copy_to_all(*_found(self._buffers))
 
 
 _Places = list[tuple[dict[str, Tensor], dict[str, Tensor], str]]
 
 
-def _places(generator: nn.Module, kept: dict[str, nn.Module], table: str) -> _Places:
+def _places(
+    generator: nn.Module, kept: dict[str, nn.Module], table: Callable[[nn.Module], dict]
+) -> _Places:
     """(table of the average, table of the generator, name) for each tensor, once if shared."""
     found, seen = [], set()
     for path, m in generator.named_modules():
-        own = getattr(m, table)
+        own = table(m)
         for name, tensor in own.items():
             if path in kept and (tensor is None or id(tensor) not in seen):
                 seen.add(id(tensor))
-                found.append((getattr(kept[path], table), own, name))
+                found.append((table(kept[path]), own, name))
     return found
 
 

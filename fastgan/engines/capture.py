@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import torch_private
 from fastgan.engines.probe import first_line, undisturbed
@@ -133,7 +132,7 @@ class CudaRecorder:
                 generator.graphsafe_set_state(generator.clone_state())
 
 
-class Watch(TorchDispatchMode):
+class Watch(torch_private.OperationMode):
     """Remembers which operation was the last to begin, and inside which module."""
 
     def __init__(self, **networks: nn.Module):

@@ -45,7 +45,7 @@ class DeviceStep:
             self._factors = torch.ones(RING, dtype=torch.float64, device=p.device)
         self._draws = DeviceDraws(p, self.counter, CHUNK)
         self.updates = [
-            device_update(optimizer, scaler, p.world, p.device)
+            device_update(p, optimizer, scaler)
             for optimizer, scaler in zip(
                 (p.optimizer_d, p.optimizer_g), p.scalers or (None, None), strict=True
             )

@@ -18,7 +18,7 @@ from fastgan.engines.base import CannotRun
 from fastgan.engines.updates import Update
 
 if TYPE_CHECKING:
-    from fastgan.distributed import World
+    from fastgan.problem import Problem
 
 ADAMS = (torch.optim.Adam, torch.optim.AdamW, optim.Adam, optim.AdamW)
 
@@ -43,16 +43,13 @@ def unsupported(optimizer: torch.optim.Optimizer, scaled: bool) -> str | None:
 
 
 def device_update(
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
-    world: World,
-    device: torch.device,
+    problem: Problem, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
 ) -> DeviceUpdate:
     """The update that an optimiser takes; CannotRun with the reason of `unsupported`."""
     if reason := unsupported(optimizer, scaler is not None):
         raise CannotRun(reason)
     kind = _AdamUpdate if _is_plain_adam(optimizer) else _OwnUpdate
-    return kind(optimizer, scaler, world, device)
+    return kind(problem, optimizer, scaler)
 
 
 def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
@@ -73,13 +70,13 @@ class DeviceUpdate(Update):
 
     def __init__(
         self,
+        problem: Problem,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
-        world: World,
-        device: torch.device,
     ):
         """The rates are set by `begin`."""
-        super().__init__(optimizer, scaler, world)
+        super().__init__(problem, optimizer, scaler)
+        device = problem.device
         if scaler is not None:
             # makes its tensors
             scaler.scale(torch.zeros((), dtype=torch.float32, device=device))
@@ -137,9 +134,9 @@ class _AdamUpdate(DeviceUpdate):
 
     _step_supports_amp_scaling = True
 
-    def __init__(self, optimizer, scaler, world, device):
+    def __init__(self, problem, optimizer, scaler):
         """Make the state of parameters that have none, as the first step() would."""
-        super().__init__(optimizer, scaler, world, device)
+        super().__init__(problem, optimizer, scaler)
         self._buckets: list[_Bucket] = []
         self._used: set[Tensor] = set()
         self._made: set[Tensor] = set()
@@ -157,7 +154,7 @@ class _AdamUpdate(DeviceUpdate):
                 done = float(state["step"])
                 key = (i, done, w.dtype)
                 if key not in buckets:
-                    step = torch.full((), done, dtype=torch.float32, device=device)
+                    step = torch.full((), done, dtype=torch.float32, device=problem.device)
                     buckets[key] = _Bucket(i, done, step)
                 buckets[key].weights.append(w)
         self._buckets = list(buckets.values())
@@ -263,9 +260,9 @@ class _OwnUpdate(DeviceUpdate):
 
     rate_dtype = torch.float32
 
-    def __init__(self, optimizer, scaler, world, device):
+    def __init__(self, problem, optimizer, scaler):
         """Nothing is touched before `begin`."""
-        super().__init__(optimizer, scaler, world, device)
+        super().__init__(problem, optimizer, scaler)
         self._before: list[tuple] = []
         # Of the numbers that a user finds on the CPU (steps, products of rates), those that count.
         self._numbers: dict[tuple[Tensor, str], Tensor] = {}

@@ -89,8 +89,9 @@ class Masks:
         A layer that a pass calls twice goes on, or both calls would drop the same elements.
         """
         rows = self._draws.rows(self._size)
-        start = self._drawn[index] + count * rows.start // len(rows)
-        self._drawn[index] += count * self._size // len(rows)
+        own = max(1, len(rows))  # a rank without rows has no elements either
+        start = self._drawn[index] + count * rows.start // own
+        self._drawn[index] += count * self._size // own
         return start
 
     def _stream(self, index: int) -> int:

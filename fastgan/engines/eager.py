@@ -46,7 +46,7 @@ class EagerEngine(Engine):
             p,
             self._draws,
             *(
-                Update(optimizer, scaler, p.world)
+                Update(p, optimizer, scaler)
                 for optimizer, scaler in zip(
                     (p.optimizer_d, p.optimizer_g), p.scalers or (None, None), strict=True
                 )

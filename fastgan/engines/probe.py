@@ -151,18 +151,18 @@ def kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
 @contextmanager
 def attributes_kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
     """Which parameters, buffers, layers and plain attributes there are is put back afterwards."""
-    tables = ("_parameters", "_buffers", "_modules")
+    tables = (torch_private.parameters, torch_private.buffers, torch_private.children)
     modules = {m: None for network in networks for m in network.modules()}
-    before = [(m, dict(vars(m)), [dict(vars(m)[name]) for name in tables]) for m in modules]
+    before = [(m, dict(vars(m)), [dict(table(m)) for table in tables]) for m in modules]
     try:
         yield
     finally:
         for m, attributes, parts in before:
             vars(m).clear()
             vars(m).update(attributes)
-            for name, part in zip(tables, parts, strict=True):
-                vars(m)[name].clear()
-                vars(m)[name].update(part)
+            for table, part in zip(tables, parts, strict=True):
+                table(m).clear()
+                table(m).update(part)
 
 
 @contextmanager

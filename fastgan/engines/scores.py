@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fastgan import torch_private
 from fastgan.engines import probe
 from fastgan.engines.snapshot import Snapshot
 
@@ -75,8 +76,6 @@ def check(problem: Problem) -> None:
 def _try(problem: Problem, *, hooks: bool) -> None:
     p = problem
     full, last = batch_sizes(p)
-    if p.batch_size > len(p.data):
-        p.data.batch_indices(p.seed, 0, p.batch_size)  # which says so, once
     with probe.tried(p, hooks=hooks) as (g, d):
         samples = probe.samples(p, full)
         fake, on_real, on_fake, sigmoid = _pass(p, g, d, samples, full)
@@ -340,4 +339,4 @@ def always_probabilities(network: nn.Module, *inputs: Tensor) -> bool:
 
 def _own(m: nn.Module) -> list[nn.Parameter | None]:
     """A module's parameters without those of modules inside."""
-    return list(m._parameters.values())
+    return list(torch_private.parameters(m).values())

@@ -104,26 +104,30 @@ class Snapshot:
         if kind not in classes:
             classes[kind] = _code(kind, kept)
         own = vars(m)
-        children = tuple((name, _id(child, kept)) for name, child in m._modules.items())
+        children = tuple((n, _id(child, kept)) for n, child in torch_private.children(m).items())
         hooks = [
             hook
             for table in torch_private.hooks_of(m)
             for hook in table.values()
-            if not (getattr(hook, "__module__", "") or "").startswith(
-                "fastgan."
-            )  # for a while only
+            if not str(getattr(hook, "__module__", "")).startswith("fastgan.")  # for a while only
         ]
+        skipped = ("forward", *torch_private.computed_attributes(m), *self._but.get(m, ()))
         attributes = [
             (name, _plain(value, kept))
             for name, value in own.items()
-            if name not in torch_private.MODULE_STATE
-            and name not in ("forward", *computed(m), *self._but.get(m, ()))
+            if name not in torch_private.MODULE_STATE and name not in skipped
         ]
         return (
-            kind, classes[kind], _id(own.get("forward"), kept), m.training, children,
-            self._of_tensors(m._parameters, kept), self._of_tensors(m._buffers, kept),
-            _ids(hooks, kept), tuple(attributes),
-        )  # fmt: skip
+            kind,
+            classes[kind],
+            _id(own.get("forward"), kept),
+            m.training,
+            children,
+            self._of_tensors(torch_private.parameters(m), kept),
+            self._of_tensors(torch_private.buffers(m), kept),
+            _ids(hooks, kept),
+            tuple(attributes),
+        )
 
     def _of_tensors(self, tensors: Mapping[str, Tensor | None], kept: list) -> tuple:
         if not self._tensors:
@@ -187,15 +191,6 @@ def _by_module(
                 where = ".".join(filter(None, (label, path)))
                 found.setdefault(m, []).extend(n for place, n in names if place == where)
     return found
-
-
-def computed(m: nn.Module) -> list[str]:
-    """Attributes that a hook of torch's own computes anew in each pass: weight_norm's weight."""
-    return [
-        hook.name
-        for hook in m._forward_pre_hooks.values()
-        if type(hook).__module__.startswith("torch.nn.utils") and hasattr(hook, "name")
-    ]
 
 
 def tensor_facts(t: Tensor | None, kept: list) -> tuple:

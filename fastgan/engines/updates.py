@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fastgan.distributed import World
     from fastgan.problem import Problem
 
 
@@ -19,14 +18,14 @@ class Update:
 
     def __init__(
         self,
+        problem: Problem,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None,
-        world: World,
     ):
         """With a scaler, the backward pass is scaled and a step with infinite gradients skipped."""
+        self.problem = problem
         self.optimizer = optimizer
         self.scaler = scaler
-        self.world = world
 
     def __call__(self, loss: Tensor, batch: int, *, narrow: bool = False) -> None:
         """One update.
@@ -45,8 +44,8 @@ class Update:
             loss.backward(inputs=weights)
         else:
             loss.backward()
-        if self.world.size > 1:
-            self.world.mean_([w.grad for w in weights if w.grad is not None], batch)
+        if (world := self.problem.world).size > 1:
+            world.mean_([w.grad for w in weights if w.grad is not None], batch)
         if self.scaler is None:
             self.step()
         else:

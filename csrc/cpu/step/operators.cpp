@@ -118,12 +118,9 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   const int64_t updates = times(job.steps, job.d_steps);
   const Entries entries = entries_of(job, updates);
   const int64_t rows = order ? job.count : entries.end - entries.first;
-  const int64_t width = job.d.layers.front().in;
-  static_cast<ImageSource&>(job) =
-      check_images(images, rows, width, order, times(entries.permutations, job.count), plan);
-  // The images may be more than an epoch uses: a ragged last batch may have been left out.
-  if (order)
-    check_order(job.order + entries.first, entries.end - entries.first, images.numel() / width);
+  static_cast<ImageSource&>(job) = check_images(images, rows, job.d.layers.front().in, order,
+                                                times(entries.permutations, job.count), plan);
+  if (order) check_order(job.order + entries.first, entries.end - entries.first, job.stored);
 
   check_given(memory, "memory");
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");

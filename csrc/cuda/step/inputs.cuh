@@ -58,7 +58,7 @@ __device__ inline void images(const Step& s, const Moment& now, int64_t k, int64
     }
     const int64_t from = image * s.image + column;
     Four x{};
-    if (s.order && static_cast<uint64_t>(image) >= static_cast<uint64_t>(s.count)) {
+    if (s.order && static_cast<uint64_t>(image) >= static_cast<uint64_t>(s.stored)) {
       const float nan = math::from_bits(0x7fc00000u);
       for (int e = 0; e < 4 && column + e < s.image; ++e) x.v[e] = nan;
     } else if (s.bytes) {

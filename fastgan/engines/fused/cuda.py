@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastgan import torch_private
 from fastgan.engines.capture import CudaRecorder, Work
 from fastgan.engines.draws import images_of
 from fastgan.engines.fused import plan
@@ -155,7 +156,7 @@ class FusedCudaEngine(FusedEngine):
         self._launch(images, ordered, n)
         statistics.copy_(self._table[:n])
         for counters, before, (_, _, more) in zip(steps, done, pairs, strict=True):
-            torch._foreach_add_(counters, float(more))
+            torch_private.add_to_all(counters, float(more))
             first = counters[0]
             self._counted[id(first)] = (first, first._version, before + more)
         # What autograd has saved of these before is out of date now, and must say so.
