@@ -37,7 +37,7 @@ class Fused:
     """A plan of the fused step; the arguments of each operator that takes one."""
 
     def __init__(self, rng: random.Random):
-        import plans
+        import written_plans as plans
 
         def layer(out, last=False):
             return plans.Layer(
@@ -73,7 +73,7 @@ class Fused:
         self.memory = {}
 
     def _memory(self, size: int) -> Tensor:
-        import plans
+        import written_plans as plans
 
         if size not in self.memory:
             self.memory[size] = plans.aligned(size, 256)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import plans
+import written_plans as plans
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,7 +188,7 @@ def test_bf16_rounds_the_operands_of_products_and_nothing_else(name):
 PROGRAM = """
 import sys
 sys.path[:0] = sys.argv[1:]
-import torch, plans, fastgan
+import torch, written_plans as plans, fastgan
 print(torch.ops.fastgan.fused_products("bf16"))
 for network in (plans.PAIR, plans.NORMED):
     print(*plans.Case(network, precision=1, batch=40, count=100).run(3).flatten().tolist())

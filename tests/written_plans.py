@@ -1,6 +1,6 @@
 """Plans of the fused step written by hand, in the order that csrc/step/decode.cpp reads.
 
-case = plans.Case(plans.PAIR, batch=8)
+case = written_plans.Case(written_plans.PAIR, batch=8)
 statistics = case.run(3)               # torch.ops.fastgan.fused_run on tensors of its own
 """
 
