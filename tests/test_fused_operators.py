@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import written_plans as plans
 import pytest
 import torch
 import torch.nn.functional as F
+import written_plans as plans
 from native import emulator, fused_cuda
 
 from fastgan import ops, random
