@@ -5,7 +5,8 @@ python tests/fuzz.py --only fused_run --first 70412 --calls 1 --seed 5     # a c
 
 Which arguments an operator takes is an entry of OPERATORS, or of fuzz_operators.py, which makes
 them hostile itself. A call of the first kind mutates some of the arguments of a sound one; --sound
-0.3 leaves that share of the calls as they are, so that what comes after a caught error runs too. The calls run in a child process, and where it ends the parent says at which.
+0.3 leaves that share of the calls as they are, so that what comes after a caught error runs too.
+The calls run in a child process, and where it ends the parent says at which.
 """
 
 import argparse
