@@ -21,9 +21,8 @@ class Engine(TorchPeer):
         return None
 
     def setup(self, plan, threads):
-        from fastgan.engines.fused.cuda import FusedCudaEngine
-
         from fastgan import data, engines
+        from fastgan.engines.fused.cuda import FusedCudaEngine
         from fastgan.problem import make_problem
 
         self.begin(threads)
