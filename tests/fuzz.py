@@ -3,9 +3,10 @@
 python tests/fuzz.py --calls 100000                  # a minute or two; 2 for a failure
 python tests/fuzz.py --only fused_run --first 70412 --calls 1 --seed 5     # a call again
 
-Which arguments an operator takes is an entry of OPERATORS. A call mutates some of the arguments of
-a sound one; --sound 0.3 leaves that share of the calls as they are, so that what comes after a
-caught error runs too. The calls run in a child process, and where it ends the parent says at which.
+Which arguments an operator takes is an entry of OPERATORS, or of fuzz_operators.py, which makes
+them hostile itself. A call of the first kind mutates some of the arguments of a sound one; --sound
+0.3 leaves that share of the calls as they are, so that what comes after a caught error runs too.
+The calls run in a child process, and where it ends the parent says at which.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from fuzz_operators import OPERATORS as OTHERS
 from torch import Tensor
 
 PER_CASE = 40
@@ -115,7 +117,10 @@ OPERATORS = {
 }
 """name: (what makes a case of a random generator, the sound arguments of a case)."""
 
-WEIGHTS = {"fused_run": 6, "fused_cuda_run": 3}
+HOSTILE = dict(OTHERS)
+"""name: arguments that are hostile already, of a random generator."""
+
+WEIGHTS = {"fused_run": 12, "fused_cuda_run": 6}
 """How often an operator is called, against once."""
 
 
@@ -255,7 +260,7 @@ def work(options: argparse.Namespace) -> None:
 
         fused_cuda.load().device(4)
     torch.set_num_threads(1)
-    names = [n for n in OPERATORS if options.only in (None, n)]
+    names = [n for n in (*OPERATORS, *HOSTILE) if options.only in (None, n)]
     names = [
         n
         for n in names
@@ -269,6 +274,11 @@ def work(options: argparse.Namespace) -> None:
         for i in range(options.first, options.first + options.calls):
             rng = random.Random(f"{options.seed} {i}")
             name = rng.choice(names)
+            at.seek(0)
+            at.write(f"{i} {name}".ljust(80).encode())
+            if name in HOSTILE:
+                outcomes[f"{name} {call(name, HOSTILE[name](rng))}"] += 1
+                continue
             kind, sound = OPERATORS[name]
             key = (kind, i // PER_CASE)
             if key not in cases:
@@ -282,11 +292,8 @@ def work(options: argparse.Namespace) -> None:
                     if k > 0 and rng.random() < 0.3 and isinstance(arguments[0], Tensor):
                         k = 0  # what everything else is read by
                     arguments[k] = hostile(rng, arguments[k], others)
-            if not affordable(name, arguments):
-                continue
-            at.seek(0)
-            at.write(f"{i} {name}".ljust(80).encode())
-            outcomes[f"{name} {call(name, arguments)}"] += 1
+            if affordable(name, arguments):
+                outcomes[f"{name} {call(name, arguments)}"] += 1
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:8d} {outcome}")
 
@@ -297,7 +304,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=10000)
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=OPERATORS, help="of the operators only this")
+    parser.add_argument("--only", choices=[*OPERATORS, *HOSTILE], help="of the operators only this")
     parser.add_argument("--sound", type=float, default=0.2, help="share of calls left sound")
     parser.add_argument("--emulator", action="store_true", help="the CUDA operators, emulated")
     parser.add_argument("--timeout", type=float, default=3600)

@@ -1,4 +1,4 @@
-"""Hostile arguments for the operators that are not a fused engine's: what tests/fuzz.py calls.
+"""Hostile arguments for the operators that are not a fused engine's, for tests/fuzz.py.
 
 OPERATORS is a list of (name, function(rng) -> arguments) with rng a random.Random. Arguments are
 sound ones of which some were replaced, shared, expanded, resized or moved to where nothing serves

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzz import HOSTILE, OPERATORS
 from native import emulator
 
 from fastgan import ops
@@ -25,7 +26,19 @@ def fuzz(*arguments):
 
 
 def test_no_call_of_an_operator_ends_the_process():
-    assert "fused_run done" in fuzz("--calls", "2500")
+    said = fuzz("--calls", "4000")
+    for name in ("fused_run", "fused_phases", "linear_leaky_relu", "gather_normalize"):
+        assert f"{name} done" in said and f"{name} RuntimeError" in said
+
+
+def test_every_operator_is_called():
+    registered = {
+        schema.name.removeprefix("fastgan::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("fastgan::")
+    }
+    without_arguments = {"isa", "fused_enums"}
+    assert registered == {*OPERATORS, *HOSTILE, *without_arguments}
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no emulator: {emulator.why_not()}")
@@ -42,7 +55,7 @@ def test_a_process_that_ends_is_told_with_its_call():
         "import fuzz\n"
         "class Ends:\n"
         "    def __init__(self, rng): pass\n"
-        "fuzz.OPERATORS = {'ends': (Ends, lambda case, rng: [1])}\n"
+        "fuzz.OPERATORS, fuzz.HOSTILE = {'ends': (Ends, lambda case, rng: [1])}, {}\n"
         "fuzz.call = lambda name, arguments: os.abort()\n"
         "fuzz.__file__ = sys.argv[0]\n"
         "sys.exit(fuzz.main())\n"

@@ -16,6 +16,7 @@ void check_given(const Tensor& t, const char* name) {
 }
 
 void Apart::add(const Tensor& t, const char* name, int64_t number, bool written) {
+  check_given(t, name);
   const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
   const auto bytes = static_cast<uintptr_t>(t.numel()) * static_cast<uintptr_t>(t.element_size());
   if (bytes > 0) spans_.push_back({begin, begin + bytes, name, number, written});
@@ -23,7 +24,9 @@ void Apart::add(const Tensor& t, const char* name, int64_t number, bool written)
 
 void Apart::check() {
   std::sort(spans_.begin(), spans_.end(),
-            [](const Span& a, const Span& b) { return a.begin < b.begin; });
+            [](const Span& a, const Span& b) {
+              return a.begin < b.begin || (a.begin == b.begin && a.number < b.number);
+            });
   const auto named = [](const Span& s) {
     return s.number < 0 ? std::string(s.name)
                         : std::string(s.name) + "[" + std::to_string(s.number) + "]";

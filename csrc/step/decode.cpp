@@ -207,6 +207,10 @@ class PlanDecoder {
 
 DecodedPlan decode(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* state,
                    const Tensor& like, Apart* apart) {
+  if (apart) {
+    apart->read(plan, "plan");
+    apart->read(settings, "settings");
+  }
   return PlanDecoder(plan, settings, state, like, apart).run();
 }
 
