@@ -23,10 +23,9 @@ void Apart::add(const Tensor& t, const char* name, int64_t number, bool written)
 }
 
 void Apart::check() {
-  std::sort(spans_.begin(), spans_.end(),
-            [](const Span& a, const Span& b) {
-              return a.begin < b.begin || (a.begin == b.begin && a.number < b.number);
-            });
+  std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) {
+    return a.begin < b.begin || (a.begin == b.begin && a.number < b.number);
+  });
   const auto named = [](const Span& s) {
     return s.number < 0 ? std::string(s.name)
                         : std::string(s.name) + "[" + std::to_string(s.number) + "]";

@@ -178,8 +178,15 @@ int adam_lists(int64_t type, int64_t count, void* const* weights, void* const* e
       return adam<T>(make_adam<T>(step, lr, beta1, beta2, eps, weight_decay, decoupled != 0),
                      tensors, nullptr);
     }
-    return adam_device<T>({{device_step, nullptr}, {device_lr, wide_lr}, grad_scale, found_inf,
-                           beta1, beta2, eps, weight_decay, decoupled != 0},
+    return adam_device<T>({{device_step, nullptr},
+                           {device_lr, wide_lr},
+                           grad_scale,
+                           found_inf,
+                           beta1,
+                           beta2,
+                           eps,
+                           weight_decay,
+                           decoupled != 0},
                           tensors, nullptr);
   };
   return type == 1 ? run(double{}) : run(float{});
