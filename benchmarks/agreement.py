@@ -88,6 +88,7 @@ def train(
         device="cpu",
         seed=seed,
         log_every=images.batches_per_epoch(BATCH),
+        console="none",
     )
     summary = trainer.fit(epochs=epochs)
     # A line for each epoch.

@@ -7,7 +7,6 @@ trained once on the same training images with their labels.
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,27 +59,17 @@ class Labelled:
 def labelled(name: str) -> tuple[Labelled, Labelled]:
     """The training and the test images of a data set, with labels."""
     if name == "digits":
-        # Made in the order of their classes, 500 of each; every tenth is kept for the test.
-        digits = _floats(fastgan.data.open("digits").pixels)
-        labels = torch.arange(len(digits)) // 500
-        held_out = torch.arange(len(digits)) % 10 == 9
-        return Labelled(digits[~held_out], labels[~held_out]), Labelled(
-            digits[held_out], labels[held_out]
+        # No test set of their own: every tenth is kept for the test.
+        digits = _all(fastgan.data.open("digits"))
+        held_out = torch.arange(len(digits.labels)) % 10 == 9
+        return tuple(
+            Labelled(digits.images[rows], digits.labels[rows]) for rows in (~held_out, held_out)
         )
-    both = []
-    for split in ("train", "test"):
-        images = fastgan.data.open(name, split=split)
-        file = images.origin.rpartition("read from ")[2].replace("images-idx3", "labels-idx1")
-        if not Path(file).is_file():
-            raise ValueError(f"the classifier needs the labels of {name}: there is no {file}")
-        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
-            labels = torch.frombuffer(bytearray(stream.read()[8:]), dtype=torch.uint8).long()
-        both.append(Labelled(_floats(images.pixels), labels))
-    return both[0], both[1]
+    return tuple(_all(fastgan.data.open(name, split=split)) for split in ("train", "test"))
 
 
-def _floats(pixels: Tensor) -> Tensor:
-    return pixels.float() * (2 / 255) - 1
+def _all(data: fastgan.data.Data) -> Labelled:
+    return Labelled(data.samples.float() * (2 / 255) - 1, data.condition)
 
 
 class Classifier(nn.Module):

@@ -59,8 +59,8 @@ def info(
     shape = (1, 28, 28)
     if generator is not None:
         # Copies: asking a question must not move or touch the caller's networks.
-        generator = copy_of(generator, "generator", "info()").to(device)
-        discriminator = copy_of(discriminator, "discriminator", "info()").to(device)
+        pair = nn.ModuleList([generator, discriminator])  # together: they may share layers
+        generator, discriminator = copy_of(pair, "generator or discriminator", "info()").to(device)
         latents = torch.zeros(2, *config.latent_shape, device=device)
         with torch.no_grad(), torch_rng.seeded(0, device):
             shape = copy_of(generator, "generator", "info()")(latents).shape[1:]

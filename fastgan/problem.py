@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgan import config as config_room
 from fastgan import data as data_room
 from fastgan import engines, losses, models, ops, optim
 from fastgan.config import Config, ConfigError, takes_settings
 from fastgan.distributed import World
+from fastgan.engines import probe
 from fastgan.run import torch_rng
 
 
@@ -193,21 +193,13 @@ def open_data(data: Any, config: Config) -> tuple[data_room.Data, Config]:
 
 
 def copy_of(network: nn.Module, name: str, why: str) -> nn.Module:
-    """A deep copy of a network, in whatever state it is.
-
-    Tensors that a forward pass has left in it (a weight that weight_norm has computed, say) are
-    copied without their history, which torch's own deepcopy refuses.
+    """A deep copy of a network, in whatever state it is, with its hooks.
 
     Raises:
         ValueError: the network cannot be copied; the message has `name` and `why` it was to be.
     """
-    computed: dict[int, Any] = {}
-    for m in network.modules():
-        for value in vars(m).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                computed[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(network, computed)
+        return probe.copied((network,), hooks=True)[0]
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

@@ -296,5 +296,6 @@ def test_r1_of_the_eager_peer_is_that_of_fastgan():
         torch.manual_seed(0)
         totals.append(eager.losses_of(plan, generator, discriminator)[0](real))
     images = real.clone().requires_grad_()
-    wanted = losses.penalty("r1").value(discriminator(images), images)
+    (r1,) = losses.penalties("r1")
+    wanted = r1.value(discriminator(images), images)
     torch.testing.assert_close(totals[1] - totals[0], wanted)

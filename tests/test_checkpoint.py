@@ -334,3 +334,9 @@ def test_every_record_carries_a_checksum(sound, tmp_path):
     path.write_bytes(sound[0])
     with zipfile.ZipFile(path) as archive:
         assert all(entry.CRC for entry in archive.infolist() if entry.file_size > 8)
+
+
+@pytest.mark.parametrize("wrong", [3, None, ["runs"]])
+def test_what_is_no_path_is_named(wrong):
+    with pytest.raises(CheckpointError, match="^path is .*; expected the directory of a run"):
+        checkpoint.find(wrong)

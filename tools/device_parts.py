@@ -223,7 +223,7 @@ def _tests() -> list[Part]:
     groups = {
         "kernels": "emulator cuda_kernels ops random optim",
         "fused": "fused_cuda",
-        "graph": "graph",
+        "graph": "graph_cuda",
         "rest": "",
     }
     named = " ".join(groups.values()).split()

@@ -21,14 +21,12 @@ class Engine(TorchPeer):
         return None
 
     def setup(self, plan, threads):
-        from fastgan.engines.fused.cuda import FusedCudaEngine
-
         from fastgan import data, engines
+        from fastgan.engines.fused.cuda import FusedCudaEngine
         from fastgan.problem import make_problem
 
         self.begin(threads)
         generator, discriminator = networks.build(plan, sigmoid=True, device=self.device)
-        penalty = {} if plan.penalty == "none" else {"penalty": plan.penalty}
         try:
             problem = make_problem(
                 generator,
@@ -42,7 +40,7 @@ class Engine(TorchPeer):
                 seed=plan.seed,
                 precision="bf16" if self.options.get("precision") == "bf16" else "fp32",
                 device=self.device,
-                **penalty,
+                penalties=None if plan.penalty == "none" else plan.penalty,
             )
             if self.device == "cuda":
                 # Asked for when the engine lays out its memory; a process has one peer.
@@ -55,7 +53,10 @@ class Engine(TorchPeer):
         self.latest = self.engine.run(n)
 
     def losses(self):
-        return tuple(self.latest[-1].tolist())
+        from fastgan.statistics import NAMES
+
+        latest = dict(zip(NAMES, self.latest[-1].tolist(), strict=True))
+        return latest["d_loss"], latest["g_loss"]
 
     def describe(self):
         return f"{self.engine.name}: {self.engine.describe()}"

@@ -39,7 +39,7 @@ class Masks:
         self._layers = layers
         self._places = _places(network)
         self._drawn = [0] * len(layers)
-        self._use, self._counter, self._size, self._grad = 0, None, 1, True
+        self._number, self._counter, self._size, self._grad = 0, None, 1, True
         index_of = {layer: index for index, layer in enumerate(layers)}
         self._forwards: list[tuple[nn.Module, object]] = []
         for index, layer in enumerate(layers):
@@ -64,16 +64,16 @@ class Masks:
                 stack.enter_context(forward_replaced(m, forward))
             yield
 
-    def begin(self, use: int, counter: Counter, size: int, *, grad: bool) -> None:
+    def begin(self, number: int, counter: Counter, size: int, *, grad: bool) -> None:
         """A pass begins.
 
         Args:
-            use: its number, which tells its masks from those of other passes.
+            number: of the Pass, which tells its masks from those of other passes.
             counter: the number of the update.
             size: rows of the whole batch.
             grad: whether autograd records it.
         """
-        self._use, self._counter, self._size, self._grad = use, counter, size, grad
+        self._number, self._counter, self._size, self._grad = number, counter, size, grad
         self._drawn[:] = [0] * len(self._drawn)
 
     def _torchs_own(self) -> bool:
@@ -95,7 +95,7 @@ class Masks:
         return start
 
     def _stream(self, index: int) -> int:
-        return Stream.DROPOUT + 8 * index + self._use
+        return Stream.DROPOUT + 8 * index + self._number
 
     def _forward_of(self, index: int):
         layer = self._layers[index]

@@ -198,6 +198,10 @@ def find(path: str | os.PathLike) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(
+            f"path is {path!r}; expected the directory of a run, or a checkpoint in it"
+        )
     path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_dir():
         directory, path = path, path / FILE

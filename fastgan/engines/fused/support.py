@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fastgan import ops, torch_private
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
 from fastgan.losses import LOSSES, loss
 
@@ -39,6 +41,8 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
         _check_kind(getattr(p, name), name)
     g = plan.read(p.generator, "generator", p.latent_shape, p.device)
     d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape), p.device)
+    prove(g, p.generator, "generator", p.latent_shape)
+    prove(d, p.discriminator, "discriminator", tuple(p.data.shape))
     if p.loss.scores == "logits":
         plan.absorb_sigmoid(d)
     _check_pair(p, g, d)
@@ -114,11 +118,18 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
             f"and the samples have {image}"
         )
     shared = {id(x) for layer in g.layers for x in layer.parameters if x is not None}
+    shared |= {id(x) for x in p.generator.buffers()}
     for layer in d.layers:
-        if any(id(x) in shared for x in layer.parameters):
-            raise plan.NoPlan(f"{layer.name}: shares a parameter with the generator")
+        if any(id(x) in shared for x in (*layer.parameters, *_buffers(layer))):
+            raise plan.NoPlan(f"{layer.name}: shares a parameter or a buffer with the generator")
+        if layer.dropout is not None and layer.dropout in set(p.generator.modules()):
+            raise plan.NoPlan(f"{layer.name}: shares its Dropout with the generator")
     if 1 in batch_sizes(p) and any(layer.norm is not None for c in (g, d) for layer in c.layers):
         raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
+
+
+def _buffers(layer: plan.Layer) -> Iterable[Tensor]:
+    return () if layer.norm is None else layer.norm.buffers()
 
 
 def _check_kind(optimizer: torch.optim.Optimizer, name: str) -> None:

@@ -1,0 +1,104 @@
+"""Whether a plan computes what the network's own forward does.
+
+torch.fx sees the operations on the one tensor that it follows. It does not see what stands in their
+place or around them: a `torch.autograd.Function` with a backward of its own, a forward that was
+replaced in a class, autocast or no_grad within a forward, a question to torch.is_grad_enabled().
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan import random
+from fastgan.engines.fused.plan import Chain, NoPlan
+from fastgan.engines.probe import copied, first_line, randomness_kept, undisturbed
+from fastgan.nn import LinearLeakyReLU
+
+_SAMPLES = 7
+_CLOSE = 1e-4
+"""Relative; what torch.fx has not seen makes other numbers, and not another rounding."""
+_NOISE = 1e-5
+"""Of the largest: gradients below that may be rounding, such as that of a bias before a norm."""
+
+
+def prove(chain: Chain, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """Run a copy of a network and its plan side by side: outputs and gradients must be the same.
+
+    Args:
+        chain: the plan.
+        module: the network; it is left alone.
+        name: what messages call it.
+        shape: of one input.
+
+    Raises:
+        NoPlan: they differ, or the network fails.
+    """
+    device = chain.layers[0].linear.weight.device
+    with randomness_kept(device), undisturbed(device), torch.enable_grad():
+        (copy,) = copied((module,))
+        for m in copy.modules():
+            if isinstance(m, nn.Dropout):
+                m.p = 0.0
+        of_copy = dict(zip(module.modules(), copy.modules(), strict=True))
+        samples = random.normal(0, random.Stream.SAMPLE, 0, (_SAMPLES, *shape), device=device)
+        try:
+            own = _results(copy, copy, samples)
+        except Exception as error:
+            raise NoPlan(f"{name} failed when it was tried ({first_line(error)})") from error
+        planned = _results(lambda x: _computed(chain, of_copy, x), copy, samples)
+    largest = max((g.abs().max() for g in planned[1:] if g is not None), default=0.0)
+    for a, b, noise in zip(own, planned, [0.0] + [_NOISE * largest] * len(own), strict=False):
+        if not _same(a, b, noise):
+            raise NoPlan(
+                f"{name}: its forward computes something else than its layers say, or has other "
+                "gradients"
+            )
+
+
+def _results(function, network: nn.Module, samples: Tensor) -> list[Tensor | None]:
+    """Outputs, and their gradients with respect to the samples and all weights."""
+    x = samples.clone().requires_grad_()
+    out = function(x).reshape(_SAMPLES, -1)
+    weights = [x, *network.parameters()]
+    if not out.requires_grad:
+        return [out, *[None] * len(weights)]
+    towards = torch.linspace(0.5, 1.5, out.numel(), device=out.device).view_as(out).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, weights, towards, allow_unused=True)]
+
+
+def _computed(chain: Chain, of_copy: dict[nn.Module, nn.Module], x: Tensor) -> Tensor:
+    for layer in chain.layers:
+        linear, x = of_copy[layer.linear], x.reshape(_SAMPLES, -1)
+        if isinstance(linear, LinearLeakyReLU):  # our own
+            x = linear(x)
+            continue
+        x = F.linear(x, linear.weight, linear.bias)
+        if layer.norm is not None:
+            norm = of_copy[layer.norm]
+            x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
+        x = _ACTIVATIONS[layer.activation](x, layer.slope)
+    return x
+
+
+_ACTIVATIONS = {
+    "none": lambda x, slope: x,
+    "leaky_relu": torch.ops.aten.leaky_relu,
+    "tanh": lambda x, slope: torch.tanh(x),
+    "sigmoid": lambda x, slope: torch.sigmoid(x),
+    "elu": torch.ops.aten.elu,
+}
+"""By operators that nobody replaces."""
+
+
+def _same(a: Tensor | None, b: Tensor | None, noise: float | Tensor) -> bool:
+    if a is None or b is None:
+        # Where nothing flows, autograd may say None or zeros.
+        return all(t is None or float(t.abs().max()) <= float(noise) for t in (a, b))
+    if a.dtype != b.dtype or a.numel() != b.numel():
+        return False
+    a, b = a.reshape(b.shape), b
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return torch.equal(a.isfinite(), b.isfinite())
+    return bool(((a - b).abs() <= _CLOSE * b.abs().max() + noise).all())
