@@ -1,18 +1,12 @@
 """The torch-free CUDA kernels, emulated on the CPU, against reference.py on random shapes."""
 
-import os
-import re
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import ROOT, emulator
+from native import emulator
 
-from fastgan import ops
 from fastgan.ops import reference
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
@@ -430,30 +424,3 @@ def test_half_precision_rounding_is_torchs(kernels):
     expected = wide.half()
     both = torch.stack([bits.float(), back])
     torch.testing.assert_close(both, expected.float().expand(2, -1), rtol=0, atol=0, equal_nan=True)
-
-
-# --- The operators around the kernels ---
-
-# What of test_ops.py holds for operators that do not look at what is on the device.
-SHARED = "(opcheck or on_the_shapes or autocast or losses or adam or ema or dropout or draws"
-SHARED += " or hostile or averages or columns)"
-SHARED += " and not errors_of"
-
-
-@pytest.mark.skipif(
-    ops.library_status()["cpu"] != "loaded", reason="the CPU library, which has the schemas"
-)
-@pytest.mark.parametrize(
-    ("road", "which"),
-    [("library", SHARED), ("tiles", "on_the_shapes or test_linear_leaky_relu or opcheck")],
-    ids=("library", "tiles"),
-)
-def test_the_cuda_operators_pass_the_tests_of_the_cpus(road, which):
-    paths = os.pathsep.join([str(ROOT / "tests"), os.environ["PYTHONPATH"]])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "native.cuda_operators"]
-    command += ["-p", "no:cacheprovider", "-k", which, str(ROOT / "tests/test_ops.py")]
-    environment = {**os.environ, "PYTHONPATH": paths, "FASTGAN_LINEAR": road}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:]
-    launches = re.search(r"emulated launches: (\d+)", done.stdout)
-    assert int(launches[1]) > 100, "the tests ran on the CPU's operators"

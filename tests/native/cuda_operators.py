@@ -1,6 +1,6 @@
 """A pytest plugin: the CUDA operators, emulated, take the place of the CPU's.
 
-python -m pytest -p native.cuda_operators tests/test_ops.py      # with tests/ on the path
+python -m pytest -p native.cuda_operators tests/test_ops_*.py      # with tests/ on the path
 """
 
 import warnings
