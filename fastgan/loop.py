@@ -17,7 +17,7 @@ import torch
 from fastgan import engines, resuming
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import ConfigError, field_of
-from fastgan.run import directory
+from fastgan.run import checkpoint, directory
 from fastgan.run.signals import Signals
 
 if TYPE_CHECKING:
@@ -83,6 +83,9 @@ class Loop:
         t = self.trainer
         before, earlier = t.step, t.seconds
         t.stopped = None
+        if t.out is not None:
+            # Hours of work must not end in a state that cannot be saved.
+            checkpoint.try_state(resuming.state_of(t))
         with ExitStack() as stack:
             if t.out is not None:
                 stack.enter_context(directory.at_work(t.out, new=t.new))

@@ -11,6 +11,7 @@ from torch import nn
 from fastgan import data as data_room
 from fastgan.callbacks import Callback
 from fastgan.config import takes_settings
+from fastgan.config.kinds import integer
 from fastgan.trainer import Trainer
 
 logger = logging.getLogger("fastgan")
@@ -68,6 +69,8 @@ def train_gan(
     Returns:
         (generator, discriminator), on the device they were trained on.
     """
+    # Before any data are fetched, and so that a wrong number never exports untrained networks.
+    epochs = integer(1).take("epochs", epochs)
     directory = os.path.abspath(os.path.expanduser(directory))
     if data is None:
         try:

@@ -18,6 +18,10 @@ from hypothesis import strategies as st
 from fastgan.run import checkpoint
 from fastgan.run.checkpoint import CheckpointError
 
+DATA = {
+    "name": "digits", "kind": "image", "count": 40, "shape": [1, 4, 4], "dtype": "uint8",
+    "condition": None, "checksum": "b21b9e24", "condition_checksum": None, "whole": ["12", None],
+}  # fmt: skip
 GROUP = {"lr": 0.1, "betas": (0.5, 0.999), "params": [0, 1], "foreach": None, "on": True}
 
 
@@ -30,9 +34,9 @@ def state(step=7, **fields):
         "seconds": 1.5,
         "goal": {"epochs": None, "steps": 20, "seconds": None},
         "config": {"seed": 3, "lr": [0.1, 0.2], "data": {"source": "digits"}},
-        "models": {"generator": {"name": "Generator"}, "discriminator": None},
+        "models": {"generator": {"network": "Generator"}, "discriminator": None},
         "threads": 2,
-        "data": {"name": "digits"},
+        "data": dict(DATA),
         "generator": weights,
         "discriminator": weights,
         "optimizer_g": optimizer,
@@ -192,7 +196,7 @@ def test_weights_alone(tmp_path):
     ids=str,
 )
 def test_numbers_are_taken_as_numbers_and_paths_as_text(tmp_path, value, becomes):
-    told = state(config={"value": value}, seconds=np.float64(5), step=np.int64(7))
+    told = state(config={"seed": 0, "value": value}, seconds=np.float64(5), step=np.int64(7))
     checkpoint.try_state(told)
     checkpoint.save(tmp_path / "checkpoint.pt", told)
     read = checkpoint.load(tmp_path)
@@ -313,7 +317,7 @@ def test_fifty_kills_in_the_middle_of_saving_lose_nothing(tmp_path):
     path = run / "checkpoint.pt"
     (tmp_path / "tests_state.py").write_text(
         "import torch\nfrom collections import OrderedDict\n"
-        f"GROUP = {GROUP!r}\n{inspect.getsource(state)}"
+        f"GROUP, DATA = {GROUP!r}, {DATA!r}\n{inspect.getsource(state)}"
     )
     result = subprocess.run(
         [sys.executable, "-c", KILLER, str(path), str(KILLS)],
@@ -334,3 +338,9 @@ def test_every_record_carries_a_checksum(sound, tmp_path):
     path.write_bytes(sound[0])
     with zipfile.ZipFile(path) as archive:
         assert all(entry.CRC for entry in archive.infolist() if entry.file_size > 8)
+
+
+@pytest.mark.parametrize("wrong", [3, None, ["runs"]])
+def test_what_is_no_path_is_named(wrong):
+    with pytest.raises(CheckpointError, match="^path is .*; expected the directory of a run"):
+        checkpoint.find(wrong)

@@ -360,3 +360,10 @@ def test_differences_are_those_that_no_resume_may_change():
         'penalties is ["r1:10.0:1"], saved []',
         "lr is [0.5, 0.25], saved 0.5",
     ]
+
+
+def test_a_value_of_many_lines_is_refused_in_one():
+    made = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(ConfigError, match="give two") as refused:
+        Config(optimizer=made)
+    assert "\n" not in str(refused.value)

@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastgan import optim
+from fastgan import Callback, Trainer, models, optim
 from fastgan.run import checkpoint, restore, schema, torch_rng
 from fastgan.run.checkpoint import CheckpointError
 from fastgan.run.log import RunLog
 
 CPU = torch.device("cpu")
+DATA = {
+    "name": "digits", "kind": "image", "count": 40, "shape": [1, 4, 4], "dtype": "uint8",
+    "condition": None, "checksum": "b21b9e24", "condition_checksum": None, "whole": ["12", None],
+}  # fmt: skip
 
 
 def networks(seed=0):
@@ -50,9 +54,9 @@ class Run:
             "seconds": 1.5,
             "goal": {"epochs": None, "steps": 20, "seconds": 2.5},
             "config": {"seed": 3, "lr": [0.1, 0.2]},
-            "models": {"generator": {"name": "Generator"}, "discriminator": None},
+            "models": {"generator": {"network": "Generator"}, "discriminator": None},
             "threads": 2,
-            "data": {"name": "digits"},
+            "data": dict(DATA),
             "generator": self.g.state_dict(),
             "discriminator": self.d.state_dict(),
             **{name: o.state_dict() for name, o in self.optimizers.items()},
@@ -96,7 +100,7 @@ OTHERS = {
     "huge": 10**30,
 }
 # Where a value may be anything plain: the readers of these judge it (Config, data, callbacks).
-OPEN = ("config", "models", "data", "callbacks", "loss")
+OPEN = ("config", "callbacks", "loss")
 # A number may be another number, and an integer one where a fraction stood.
 NUMBERS = {"integer", "fraction", "huge"}
 MAY_BE = {
@@ -110,6 +114,15 @@ MAY_BE = {
     ("log", "last"): {"none"},
     ("log", "lines"): {"integer"},
     ("version",): {"integer"},
+    **{("data", name): {"text"} for name in ("name", "kind", "dtype")},
+    **{
+        ("data", name): {"none", "text"} for name in ("condition", "checksum", "condition_checksum")
+    },
+    ("data", "count"): {"integer"},
+    ("data", "whole"): {"none"},
+    ("models", "generator"): {"none"},
+    ("models", "generator", "network"): {"text"},
+    ("models", "discriminator"): {"none"},
 }
 
 
@@ -145,12 +158,18 @@ def changed(state, path, new):
 
 def sound_as(path, kind, old):
     """Whether a value of a kind may stand at a place as well."""
+    if path == ("config", "seed"):
+        return kind == "integer"
     if path[0] in OPEN and len(path) > 1:
-        return kind != "bytes"
+        return kind != "bytes" and (kind != "tensor" or path[0] != "config")
     if path[0] in OPEN:
         return kind == "dict" or (path[0] == "loss" and kind == "none")
     if path in MAY_BE:
         return kind in MAY_BE[path]
+    if path[:2] == ("data", "shape") and len(path) == 3:
+        return kind == "integer"
+    if path[:2] == ("data", "whole") and len(path) == 3:
+        return kind in ("none", "text")
     if path[0] == "scalers" and len(path) == 3:
         whole = path[2] in ("growth_interval", "_growth_tracker")
         fits = {"integer"} if whole else NUMBERS
@@ -197,10 +216,11 @@ def mutations():
         if path[0] not in OPEN[1:] + ("config",) or len(path) == 1:
             optional = path[0] == "goal" and len(path) == 2
             # A parameter that never had a gradient has no state.
-            optional |= len(path) == 3 and path[1] == "state"
+            optional |= len(path) == 3 and (path[1] == "state" or path[:2] == ("data", "shape"))
             if not (flags or optional):
                 yield path, "missing", changed(state, path, ...)
-        if isinstance(old, dict) and path[0] not in OPEN and "param_groups" not in path:
+        own = "param_groups" in path or path[:1] == ("models",) and len(path) == 2
+        if isinstance(old, dict) and path[0] not in OPEN and not own:
             yield path, "one more", changed(state, (*path, "unheard of"), 1)
 
 
@@ -393,3 +413,33 @@ def test_numpys_numbers_in_an_optimizer_are_saved_as_numbers(tmp_path):
     again.restore(file)
     lr = again.optimizers["optimizer_g"].param_groups[0]["lr"]
     assert lr == 0.25 and type(lr) is float
+
+
+class Forgetful(Callback):
+    """Its state holds what no checkpoint can."""
+
+    def state_dict(self):
+        return {"best": {"hook": print}}
+
+
+def test_a_run_that_could_not_be_saved_does_not_begin(tmp_path):
+    trainer = Trainer(
+        None, None, "digits", engine="eager", device="cpu", latent_dim=5, batch_size=8,
+        image_size=6, out=tmp_path / "run", callbacks=Forgetful(),
+    )  # fmt: skip
+    with pytest.raises(
+        CheckpointError, match=r"\['best'\]\['hook'\] is a builtin_function_or_meth"
+    ):
+        trainer.fit(steps=2)
+    assert trainer.step == 0 and not (tmp_path / "run").exists()
+
+
+def test_a_described_network_is_made_as_it_is_described_or_not_at_all():
+    described = models.describe(models.Discriminator((1, 4, 4), 8, False))
+    assert models.describe(models.rebuild(described)) == described
+    for damage in ({"sigmoid": 1}, {"sigmoid": "x"}, {"sigmoid": float("nan")}):
+        with pytest.raises(ValueError, match="Discriminator cannot be made of"):
+            models.rebuild({**described, **damage})
+    for name in ("sigmoid", "hidden", "img_shape"):
+        with pytest.raises(ValueError, match="Discriminator cannot be made of"):
+            models.rebuild({key: value for key, value in described.items() if key != name})

@@ -78,3 +78,13 @@ def test_any_setting_and_a_misspelt_one(tmp_path):
     assert g.fc[0].out_features == 3 and isinstance(d.model[-1], torch.nn.Identity)
     with pytest.raises(ValueError, match="'learning_rate' is 'lr' here"):
         train_gan(1, data=few, directory=tmp_path, learning_rate=1.0)
+
+
+@pytest.mark.parametrize("wrong", ["3", 0, None, 1.5])
+def test_a_wrong_number_of_epochs_leaves_earlier_networks_alone(tmp_path, wrong):
+    (tmp_path / "generator.pth").write_bytes(b"trained before")
+    few = torch.zeros(8, 1, 6, 6, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="epochs is .*; expected an integer of at least 1$"):
+        train_gan(wrong, 4, 5, data=few, directory=tmp_path, engine="eager", device="cpu")
+    assert (tmp_path / "generator.pth").read_bytes() == b"trained before"
+    assert not (tmp_path / "discriminator.pth").exists()

@@ -92,6 +92,10 @@ def rebuild(described: Mapping[str, Any]) -> nn.Module:
     if isinstance(arguments.get("img_shape"), list):
         arguments["img_shape"] = tuple(arguments["img_shape"])
     try:
-        return NETWORKS[name](**arguments)
+        network = NETWORKS[name](**arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be made of {arguments}: {error}") from None
+    # By their texts, for which 1 is not True.
+    if repr(sorted(describe(network).items())) != repr(sorted(described.items())):
+        raise ValueError(f"{name} cannot be made of {arguments}, but of {network.arguments()}")
+    return network

@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 from fastgan.run import files, schema
-from fastgan.run.schema import Record, integer, mapping, number, optional, plain, sequence, text
+from fastgan.run.schema import (
+    Record,
+    integer,
+    mapping,
+    number,
+    optional,
+    plain,
+    sequence,
+    settings,
+    text,
+)
 
 FILE = "checkpoint.pt"
 WEIGHTS = ("generator.pth", "discriminator.pth")
@@ -79,14 +89,30 @@ def _log(value: Any, where: str) -> None:
         raise schema.Wrong(f"{where}.last", last, f"as many numbers as 'columns': {count}")
 
 
+_MODEL = optional(Record({"network": text}, others=settings))
+_MODELS = Record({"generator": _MODEL, "discriminator": _MODEL})
+_DATA = Record(
+    {
+        "name": text,
+        "kind": text,
+        "count": integer(1),
+        "shape": sequence(integer(0)),
+        "dtype": text,
+        "condition": optional(text),
+        "checksum": optional(text),
+        "condition_checksum": optional(text),
+        "whole": optional(sequence(optional(text), (2,))),
+    }
+)
 FIELDS: dict[str, schema.Check] = {
     "step": integer(0),
     "seconds": number(0),
     "goal": Record({}, _LIMITS),
-    "config": mapping(plain),
-    "models": mapping(plain),
+    # Settings that are missing have their defaults; of a seed, that would be another one.
+    "config": Record({"seed": integer(0, 2**64 - 1)}, others=settings),
+    "models": _MODELS,
     "threads": integer(1, 2**15),
-    "data": mapping(plain),
+    "data": _DATA,
     "generator": _STATE_DICT,
     "discriminator": _STATE_DICT,
     "optimizer_g": _OPTIMIZER,
@@ -198,6 +224,10 @@ def find(path: str | os.PathLike) -> Path:
     Raises:
         CheckpointError: there is none.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(
+            f"path is {path!r}; expected the directory of a run, or a checkpoint in it"
+        )
     path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_dir():
         directory, path = path, path / FILE

@@ -158,17 +158,25 @@ def tensor(
     return check
 
 
-def plain(value: Any, where: str, _depth: int = 0) -> None:
+def settings(value: Any, where: str) -> None:
+    """What `plain` takes, without tensors: what JSON could hold."""
+    plain(value, where, tensors=False)
+
+
+def plain(value: Any, where: str, *, tensors: bool = True, _depth: int = 0) -> None:
     """A tensor, number, text, flag or None, or a dict or list of such."""
-    if value is None or type(value) in (bool, int, float, str) or type(value) is Tensor:
+    if value is None or type(value) in (bool, int, float, str):
+        return
+    if tensors and type(value) is Tensor:
         return
     if _depth < _DEPTH and isinstance(value, dict):
         for key, item in value.items():
             if type(key) not in (str, int):
                 raise Wrong(where, value, "a dict whose keys are texts or integers")
-            plain(item, f"{where}.{key}", _depth + 1)
+            plain(item, f"{where}.{key}", tensors=tensors, _depth=_depth + 1)
     elif _depth < _DEPTH and isinstance(value, (list, tuple)):
         for i, item in enumerate(value):
-            plain(item, f"{where}[{i}]", _depth + 1)
+            plain(item, f"{where}[{i}]", tensors=tensors, _depth=_depth + 1)
     else:
-        raise Wrong(where, value, "plain values (tensors, numbers, texts, dicts and lists)")
+        words = "tensors, numbers, texts" if tensors else "numbers, texts"
+        raise Wrong(where, value, f"plain values ({words}, dicts and lists)")

@@ -3,8 +3,8 @@
 
 #include "common/activation.h"
 #include "common/dropout.h"
-#include "cuda/mask.cuh"
 #include "cuda/step/moment.cuh"
+#include "ops/random/mask.cuh"
 #include "step/passes.h"
 
 namespace fastgan::cuda::step {
