@@ -1,8 +1,12 @@
 """How the source is laid out: sizes of files, imports without circles, names that were given up."""
 
 import ast
+import fnmatch
 import io
 import re
+import shutil
+import subprocess
+import sys
 import tokenize
 from pathlib import Path
 
@@ -229,3 +233,69 @@ def test_texts_and_pages_do_not_speak_of_what_is_gone():
 
 def test_files_that_were_renamed_or_dropped_are_gone():
     assert [name for name in GONE_FILES if (ROOT / name).exists()] == []
+
+
+# What is installed
+
+
+def test_every_folder_of_the_package_is_installed():
+    """setuptools is told the packages by name: a folder that is not among them is left out."""
+    tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    files = [p for p in (ROOT / "fastgan").rglob("*.py") if "__pycache__" not in p.parts]
+    folders = {p.parent.relative_to(ROOT).as_posix().replace("/", ".") for p in files}
+    assert sorted(told) == sorted(folders)
+
+
+# Pages
+
+
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{n}.md" for n in ("conventions", "settings")))
+PAGES += ("benchmarks/README.md",)
+
+
+def fenced(text):
+    """The lines of a page's commands: in fences, or indented by four."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+    return "\n".join([*blocks, *re.findall(r"(?m)^    (?:python|pip|\.ci|fastgan) .*$", text)])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_commands_of_a_page_lead_to_files(page):
+    path = ROOT / page
+    text = path.read_text()
+    links = [x for x in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in x]
+    links = [path.parent / link for link in links]
+    run = re.findall(r"(?<![\w$/])(?:benchmarks|tools|tests)/[\w/]+\.(?:py|cpp)", fenced(text))
+    missing = [str(p) for p in [*links, *(ROOT / name for name in run)] if not p.exists()]
+    assert not missing
+    wanted = {"README.md": links, "CONTRIBUTING.md": run, "benchmarks/README.md": run}
+    assert page not in wanted or len(wanted[page]) > 3, "links and commands were looked for"
+
+
+def test_files_and_folders_that_contributing_names_exist():
+    """A path is one of the checkout, or of the package; a bare name is that of some file."""
+    text = re.sub(r"```.*?```", "", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    files = {p.name for p in sources(*FOLDERS)} | {p.name for p in ROOT.iterdir()}
+    named = set(re.findall(r"`([\w./*-]+(?:/|\.(?:py|cpp|cuh?|h|md|\*)))`", text))
+    missing = []
+    for name in named - {"torch.ops.fastgan.*"}:
+        if "/" in name:
+            found = [*ROOT.glob(name), *(ROOT / "fastgan").rglob(name)]
+        else:
+            found = fnmatch.filter(files, name)
+        missing += [] if found else [name]
+    assert len(named) > 100 and missing == []
+
+
+def test_ci_names_tests_and_blocks_that_exist():
+    script = (ROOT / ".ci" / "run").read_text()
+    named = [n for line in re.findall(r"(?m)^  run_tests (.+)$", script) for n in line.split()]
+    assert named and not [n for n in named if not list((ROOT / "tests").glob(f"test_{n}*.py"))]
+    blocks = re.findall(r"run_block (\S+) (\w+)", script)
+    blocks = [b for b in blocks if not b[0].startswith('"')]
+    assert len(blocks) == 3
+    for page, name in blocks:
+        assert (ROOT / page).read_text().count(f"<!-- ci: {name} -->\n```sh\n") == 1, name
+    if bash := shutil.which("bash"):
+        assert subprocess.run([bash, "-n", str(ROOT / ".ci" / "run")]).returncode == 0
