@@ -11,13 +11,14 @@ import torch.nn.functional as F
 import written_plans as plans
 from native import emulator, fused_cuda
 
+import fastgan
 from fastgan import ops, random
 from fastgan.random import Stream
 
 pytestmark = pytest.mark.skipif(
     not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
 )
-PATHS = [str(Path(ops.__file__).resolve().parents[1]), str(Path(__file__).parent)]
+PATHS = [str(Path(fastgan.__file__).resolve().parents[1]), str(Path(__file__).parent)]
 PLAIN = ([plans.Layer(6), plans.Layer(12, "tanh")], [plans.Layer(9), plans.Layer(1, "none")])
 """Without what forward() of a Case leaves out."""
 
