@@ -12,7 +12,6 @@ using namespace fastgan;
 using namespace fastgan::cpu;
 using namespace fastgan::cpu::step;
 
-
 struct LayerPlan {
   int64_t out;
   Activation activation = Activation::leaky_relu;
