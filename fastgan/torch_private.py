@@ -103,10 +103,10 @@ def step_hooks(optimizer: torch.optim.Optimizer) -> list:
 
 
 def replaced_step(optimizer: torch.optim.Optimizer) -> object | None:
-    """A step that was put on the instance, but for the one by which lr_scheduler counts calls."""
+    """A step or zero_grad put on the instance, but for the step by which lr_scheduler counts."""
     step = vars(optimizer).get("step")
     counts = hasattr(step, "_wrapped_by_lr_sched") or hasattr(step, "_with_counter")
-    return None if counts else step
+    return vars(optimizer).get("zero_grad") or (None if counts else step)
 
 
 def forget_unscaled(scaler: torch.amp.GradScaler) -> None:

@@ -46,6 +46,7 @@ HONOURED = {
     "backward hook": lambda p: p.discriminator.model[1].register_full_backward_hook(note),
     "gradient hook": lambda p: first_weight(p).register_hook(lambda g: g * 0),
     "accumulated gradient hook": lambda p: first_weight(p).register_post_accumulate_grad_hook(note),
+    "own zero_grad": lambda p: setattr(p.optimizer_d, "zero_grad", p.optimizer_d.zero_grad),
     "step hook": lambda p: p.optimizer_d.register_step_post_hook(note),
     "step pre-hook": lambda p: p.optimizer_g.register_step_pre_hook(note),
     "replaced step": lambda p: setattr(p.optimizer_g, "step", lambda closure=None: note()),

@@ -264,3 +264,22 @@ def test_a_loss_with_a_state_is_not_tried_but_told_by_the_first_step():
     assert not calls
     with pytest.raises(ValueError, match="'mine': d_loss returned a tensor"):
         engine.run(1)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_hook_that_returns_a_sigmoid_is_seen(inside):
+    def sigmoid(module, args, out):
+        return torch.sigmoid(out)
+
+    plain, hooked = problem(), problem()
+    d = hooked.discriminator
+    (d.body[-1] if inside else d).register_forward_hook(sigmoid)
+    expected, got = EagerEngine(plain).run(3), EagerEngine(hooked).run(3)
+    assert torch.equal(got, expected)
+
+
+def test_a_hook_that_returns_a_sigmoid_is_refused_by_a_raw_loss():
+    p = problem(loss="hinge")
+    p.discriminator.register_forward_hook(lambda module, args, out: torch.sigmoid(out))
+    with pytest.raises(ValueError, match="a hook of the discriminator returns a sigmoid"):
+        EagerEngine(p).run(1)

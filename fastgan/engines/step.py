@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastgan.engines.average import Average
 from fastgan.engines.draws import PENALTY_STREAM, Counter, Draws
 from fastgan.engines.dropout import Masks, forward_replaced
+from fastgan.engines.probe import has_hooks
 from fastgan.engines.scores import (
     FinalSigmoid,
     as_logits,
@@ -139,6 +140,7 @@ class Step:
                 stack.enter_context(self._masks[i].in_place())
             if isinstance(self.sigmoid, nn.Module):
                 stack.enter_context(forward_replaced(self.sigmoid, _unchanged))
+            self._hooked = has_hooks(p.discriminator)
             yield
         for optimizer in (p.optimizer_d, p.optimizer_g):
             optimizer.zero_grad(set_to_none=True)
@@ -224,17 +226,32 @@ class Step:
         d = self.problem.discriminator
         self._masks[0].begin(use, counter, size, grad=torch.is_grad_enabled())
         images = images.to(self._dtypes[1])
-        if self.sigmoid != "function":
+        if self.sigmoid != "function" and not self._hooked:
             return as_logits(d(images), len(images))
         with FinalSigmoid() as trace:
             score = d(images)
         logits = trace.input_of(score)
+        if self.sigmoid != "function":
+            return as_logits(self._of_hooks(score, logits), len(images))
         if logits is None:
             raise ValueError(
                 "discriminator ended in a sigmoid when it was looked at and does not now; return "
                 "the logits, without the sigmoid, from every path of its forward"
             )
         return as_logits(logits, len(images))
+
+    def _of_hooks(self, score: Tensor, logits: Tensor | None) -> Tensor:
+        """The scores of a D whose hooks, which the look leaves out, may end in a sigmoid."""
+        loss = self.problem.loss
+        if logits is None or loss.scores == "probabilities":
+            return score
+        if loss.scores == "logits":
+            return logits
+        raise ValueError(
+            f"a hook of the discriminator returns a sigmoid, and loss {loss.name!r} works on raw "
+            "scores; remove the hook, or make it a losses.Loss with scores='logits' or "
+            "'probabilities'"
+        )
 
     def _look_at_end(self) -> None:
         p = self.problem
