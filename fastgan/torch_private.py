@@ -40,9 +40,12 @@ def global_hooks() -> list:
 
     torch.nn.modules.module.register_module_forward_hook and its siblings put them there.
     """
-    return [
-        hook for name in GLOBAL_HOOKS for hook in getattr(_module, name).values()
-    ] + global_step_hooks()
+    return [hook for table in global_tables() for hook in table.values()]
+
+
+def global_tables() -> list[dict]:
+    """Where torch keeps the hooks that it calls for every module and every optimiser."""
+    return [getattr(_module, name) for name in GLOBAL_HOOKS] + _global_step_tables()
 
 
 @contextmanager
@@ -61,8 +64,11 @@ def without_global_hooks() -> Iterator[None]:
 
 def global_step_hooks() -> list:
     """Those of them that are called around the steps of optimisers."""
-    tables = (_optimizer._global_optimizer_pre_hooks, _optimizer._global_optimizer_post_hooks)
-    return [hook for table in tables for hook in table.values()]
+    return [hook for table in _global_step_tables() for hook in table.values()]
+
+
+def _global_step_tables() -> list[dict]:
+    return [_optimizer._global_optimizer_pre_hooks, _optimizer._global_optimizer_post_hooks]
 
 
 def gradient_hooks(t: Tensor) -> list:
@@ -98,8 +104,12 @@ def computed_attributes(m: nn.Module) -> list[str]:
 
 def step_hooks(optimizer: torch.optim.Optimizer) -> list:
     """Hooks that are called around an optimiser's step."""
-    tables = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    return [hook for table in tables for hook in table.values()]
+    return [hook for table in step_tables(optimizer) for hook in table.values()]
+
+
+def step_tables(optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+    """Where an optimiser keeps them."""
+    return optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
 
 
 def replaced_step(optimizer: torch.optim.Optimizer) -> object | None:

@@ -1,6 +1,7 @@
 """What a user changes in networks and optimisers between two runs of the fused engine."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from fastgan import data, ops
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine
+from fastgan.models import Generator
+from fastgan.problem import make_problem
 
 pytestmark = [
     pytest.mark.skipif(
@@ -147,6 +150,52 @@ def test_a_change_that_has_no_plan_is_an_error_each_time(change, back, reason):
     other.step = 1
     assert torch.equal(engine.run(2), other.run(2))
     assert same(p, expected) == []
+
+
+SLOPE = 0.2
+calls = 0
+
+
+class Branching(nn.Module):
+    """What its forward does hangs on a global."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(784, 24), nn.Linear(24, 1)
+
+    def forward(self, x):
+        return self.b(nn.functional.leaky_relu(self.a(x.flatten(1)), SLOPE))
+
+
+class Counting(Branching):
+    def forward(self, x):
+        global calls
+        calls += 1
+        return super().forward(x)
+
+
+def branching(kind):
+    torch.manual_seed(0)
+    samples = data.open(torch.rand(64, 1, 28, 28) * 2 - 1)
+    return make_problem(Generator(), kind(), samples, latent_dim=100, batch_size=32, device="cpu")
+
+
+def test_a_global_that_forward_reads_may_change_between_runs(monkeypatch):
+    p = branching(Branching)
+    q = copy.deepcopy(p)
+    engine, eager = FusedEngine(p), EagerEngine(q)
+    engine.run(1)
+    eager_run(eager, 1)
+    monkeypatch.setattr(sys.modules[__name__], "SLOPE", 0.9)
+    assert (engine.run(3) - eager_run(eager, 3)).abs().max() < 1e-5
+    fresh = FusedEngine(q)
+    assert fresh.describe() == engine.describe()
+
+
+def test_a_global_that_forward_changes_has_no_plan():
+    p = branching(Counting)
+    assert "calls was changed by its forward" in FusedEngine.unsupported(p)
+    assert EagerEngine(p).run(2).isfinite().all()
 
 
 def test_a_schedule_or_a_dataset_may_change_a_weight():

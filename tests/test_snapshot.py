@@ -1,6 +1,8 @@
 """What a snapshot notices, and the sentence that says it."""
 
 import copy
+import sys
+import types
 from dataclasses import dataclass, field
 
 import pytest
@@ -167,7 +169,7 @@ def test_hooks_for_all_modules_and_other_values_count():
     values = {"rounding": "ieee"}
     snapshot = Snapshot({}, also=lambda: values)
     values["rounding"] = "tf32"
-    assert snapshot.difference() == "rounding changed"
+    assert snapshot.difference() == "rounding was changed"
     values["rounding"] = "ieee"
     handle = nn.modules.module.register_module_forward_hook(noted)
     assert "hooks for all modules" in snapshot.difference()
@@ -179,8 +181,8 @@ def test_attributes_that_changed_are_listed_and_can_be_left_out():
     net, optimizer = make()
     snapshot = Snapshot({"net": net})
     net.body[1].calls, net.options.gain = 1, 5.0
-    assert snapshot.attributes() == [("net", "options"), ("net.body.1", "calls")]
-    less = Snapshot({"net": net}, but=snapshot.attributes())
+    assert snapshot.changed() == [("net", "options"), ("net.body.1", "calls")]
+    less = Snapshot({"net": net}, but=snapshot.changed())
     net.body[1].calls, net.options.gain = 2, 6.0
     assert less.difference() is None
     net.table["on"] = False
@@ -205,3 +207,88 @@ def test_a_network_that_holds_itself_and_strange_values():
     assert snapshot.difference() is None
     net.nan = 1.0
     assert snapshot.difference() == "net: its attribute nan was changed"
+
+
+GAIN = 2.0
+SETTINGS = {"slopes": {"first": 0.1}}
+space = types.ModuleType("space")
+space.gain = 1.0
+
+
+class Constants:
+    gain = 1.0
+
+
+def helper(x, deep=1.0):
+    return x * SETTINGS["slopes"]["first"] * deep
+
+
+def closed():
+    factor = 1.0
+
+    def forward(x):
+        return x * factor
+
+    def change():
+        nonlocal factor
+        factor = 3.0
+
+    return forward, change
+
+
+class Outside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.function, self.change = closed()
+
+    def forward(self, x):
+        return [self.function(helper(x)) * GAIN for _ in range(1)][0] * Constants.gain * space.gain
+
+
+OUTSIDE_CHANGES = {
+    "global": (lambda m, net: m.setattr(sys.modules[__name__], "GAIN", 3.0), "GAIN"),
+    "no global": (lambda m, net: m.delattr(sys.modules[__name__], "GAIN"), "GAIN"),
+    "in a global": (lambda m, net: m.setitem(SETTINGS, "slopes", {"first": 0.2}), "SETTINGS"),
+    "deep in one": (lambda m, net: m.setitem(SETTINGS["slopes"], "first", 0.2), "SETTINGS"),
+    "helper": (lambda m, net: m.setattr(sys.modules[__name__], "helper", noted), "helper"),
+    "default": (lambda m, net: m.setattr(helper, "__defaults__", (2.0,)), "the defaults of"),
+    "class": (lambda m, net: m.setattr(Constants, "gain", 2.0), "Constants.gain"),
+    "module": (lambda m, net: m.setattr(space, "gain", 2.0), "space.gain"),
+    "closure": (lambda m, net: net.change(), "factor in"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE_CHANGES)
+def test_what_functions_read_from_elsewhere_counts(name, monkeypatch):
+    net = Outside()
+    snapshot = Snapshot({"net": net})
+    assert snapshot.difference() is None
+    change, words = OUTSIDE_CHANGES[name]
+    change(monkeypatch, net)
+    told = snapshot.difference()
+    assert words in told and told.endswith(" was changed")
+    assert Snapshot({"net": net}).difference() is None
+    assert Snapshot({"net": net}, but=snapshot.changed()).difference() is None
+
+
+def test_a_global_that_nothing_reads_is_no_change(monkeypatch):
+    snapshot = Snapshot({"net": Outside()})
+    monkeypatch.setattr(sys.modules[__name__], "noted", None)
+    assert snapshot.difference() is None
+
+
+def test_looking_again_is_spared_as_long_as_all_is_as_it_was(monkeypatch):
+    net, optimizer = make()
+    snapshot = whole(net, optimizer)
+    looks = []
+    look = Snapshot._look
+    monkeypatch.setattr(Snapshot, "_look", lambda self: looks.append(1) or look(self))
+    for _ in range(2):
+        net(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+        assert snapshot.difference() is None
+    assert not looks
+    # An equal object in the place of another is looked at once.
+    net.options.names = ["a"]
+    assert [snapshot.difference() for _ in range(2)] == [None, None]
+    assert len(looks) == 1

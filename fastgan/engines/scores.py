@@ -243,7 +243,7 @@ def final_sigmoid(problem: Problem) -> tuple[nn.Sigmoid | str | None, list[tuple
         before = Snapshot({"discriminator": d}, tensors=False)
         images = probe.samples(problem, min(problem.batch_size, len(problem.data)))
         _, where = scored(d, images.to(dtype_of(d)))
-        volatile = before.attributes()
+        volatile = before.changed()
     if where in (None, "function") or probe.has_hooks(problem.discriminator):
         return where and "function", volatile
     return problem.discriminator.get_submodule(where), volatile

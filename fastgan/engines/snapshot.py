@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgan import torch_private
-
-_SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_DEEPEST = 4
-"""How far plain attributes are looked into: containers and objects inside one another."""
-_MOST = 256
-"""Members of a container or object that are looked at; of larger ones only which they are."""
+from fastgan.engines.facts import Facts
+from fastgan.engines.seen import Seen
 
 _MODULE_PARTS = {
     "class": "it is of another class",
@@ -36,10 +32,11 @@ class Snapshot:
     """Modules, optimisers and numbers as they were when this was made.
 
     Listed of each module: its class and the code of it, its own forward, hooks of every kind, mode,
-    children, and the plain attributes that a forward may branch on; of each parameter, buffer and
+    children, and the plain attributes that a forward may branch on; of a user's functions among
+    these: what they read that nobody hands them, such as a global; of each parameter, buffer and
     moment: which tensor it is and how it lies in memory, requires_grad, gradient hooks; of each
     optimiser: its class, hooks, parameters and options without the learning rate. Not listed: the
-    values of tensors, and what a forward reads that belongs to none of these, such as a global.
+    values of tensors.
     """
 
     def __init__(
@@ -59,99 +56,116 @@ class Snapshot:
             optimizers: likewise. Default: none.
             states: whether the optimisers' state counts. Default: no.
             tensors: whether parameters and buffers count. Default: yes.
-            but: attributes that do not count, as (module, attribute).
+            but: what does not count, as `changed` lists it.
             also: other values that count, by what sentences call them.
         """
         self._networks = {name: m for name, m in networks.items() if m is not None}
         self._optimizers = dict(optimizers or {})
         self._states, self._tensors, self._also = states, tensors, also
         self._but = _by_module(self._networks, but)
-        # What an id names must not go away, or another object might get the id.
-        self._kept: list[object] = []
-        self._facts = self._look(self._kept)
+        self._but_outside = {name for place, name in but if place == OUTSIDE}
+        self._facts, self._seen = self._look()
 
     def difference(self) -> str | None:
         """What has changed since, as the first difference in a few words; None if nothing has."""
-        now = self._look([])
+        # Asked before every call of an engine, and nearly always in vain.
+        if self._seen.same() and self._others(Facts()) == self._facts[3]:
+            return None
+        now, seen = self._look()
         if now == self._facts:
+            self._seen = seen
             return None
         return next(self._told(now))
 
-    def attributes(self) -> list[tuple[str, str]]:
-        """The plain attributes that have changed since: (module, attribute)."""
+    def changed(self) -> list[tuple[str, str]]:
+        """Plain attributes that have changed since, as (module, attribute), and what functions
+        read, as (OUTSIDE, name)."""
+        now, _ = self._look()
         found = []
-        for path, old, new in self._modules(self._look([])):
-            before = dict(old[-1])
-            for name in {**before, **dict(new[-1])}:
-                if before.get(name, _ABSENT) != dict(new[-1]).get(name, _ABSENT):
-                    found.append((path, name))
-        return found
+        for path, old, new in self._modules(now):
+            found += [(path, name) for name in _differing(dict(old[-1]), dict(new[-1]))]
+        return found + [(OUTSIDE, name) for name in _differing(self._facts[2], now[2])]
 
     # --- looking ---------------------------------------------------------------------------------
 
-    def _look(self, kept: list) -> tuple:
-        classes: dict[type, tuple] = {}
+    def _look(self) -> tuple[tuple, Seen]:
+        facts, classes = Facts(), {}
         modules = tuple(
-            tuple(self._of_module(m, classes, kept) for m in network.modules())
+            tuple(self._of_module(m, classes, facts) for m in network.modules())
             for network in self._networks.values()
         )
-        optimizers = tuple(self._of_optimizer(o, kept) for o in self._optimizers.values())
-        also = {key: _plain(value, kept) for key, value in self._also().items()}
-        return modules, optimizers, also, _ids(torch_private.global_hooks(), kept)
+        optimizers = tuple(self._of_optimizer(o, facts) for o in self._optimizers.values())
+        outside = facts.outside(self._but_outside)
+        for table in torch_private.global_tables():
+            facts.seen.table(table)
+        hooks = facts.ids(torch_private.global_hooks())
+        facts.seen.done()
+        return (modules, optimizers, outside, self._others(facts), hooks), facts.seen
 
-    def _of_module(self, m: nn.Module, classes: dict[type, tuple], kept: list) -> tuple:
-        kind = type(m)
+    def _others(self, facts: Facts) -> dict[str, object]:
+        return {key: facts.value(value) for key, value in self._also().items()}
+
+    def _of_module(self, m: nn.Module, classes: dict[type, tuple], facts: Facts) -> tuple:
+        kind, own, seen = type(m), vars(m), facts.seen
         if kind not in classes:
-            classes[kind] = _code(kind, kept)
-        own = vars(m)
-        children = tuple((n, _id(child, kept)) for n, child in torch_private.children(m).items())
+            classes[kind] = facts.code(kind)
+        children = torch_private.children(m)
+        seen.attribute(m, "__class__")
+        seen.table(children)
+        tables = list(torch_private.hooks_of(m))
+        for table in tables:
+            seen.table(table)
         hooks = [
             hook
-            for table in torch_private.hooks_of(m)
+            for table in tables
             for hook in table.values()
             if not str(getattr(hook, "__module__", "")).startswith("fastgan.")  # for a while only
         ]
         skipped = ("forward", *torch_private.computed_attributes(m), *self._but.get(m, ()))
-        attributes = [
-            (name, _plain(value, kept))
-            for name, value in own.items()
-            if name not in torch_private.MODULE_STATE and name not in skipped
-        ]
+        counting = {name: value for name, value in own.items() if name not in skipped}
+        if len(skipped) == 1:
+            seen.table(own)
+        else:
+            seen.names(own)
+            seen.part(own, (*counting, "forward"))
+        attributes = tuple(
+            (name, facts.value(value))
+            for name, value in counting.items()
+            if name not in torch_private.MODULE_STATE
+        )
         return (
             kind,
             classes[kind],
-            _id(own.get("forward"), kept),
+            facts.id(own.get("forward")),
             m.training,
-            children,
-            self._of_tensors(torch_private.parameters(m), kept),
-            self._of_tensors(torch_private.buffers(m), kept),
-            _ids(hooks, kept),
-            tuple(attributes),
+            tuple((n, facts.id(child)) for n, child in children.items()),
+            facts.tensors(torch_private.parameters(m)) if self._tensors else (),
+            facts.tensors(torch_private.buffers(m)) if self._tensors else (),
+            facts.ids(hooks),
+            attributes,
         )
 
-    def _of_tensors(self, tensors: Mapping[str, Tensor | None], kept: list) -> tuple:
-        if not self._tensors:
-            return ()
-        return tuple((name, tensor_facts(t, kept)) for name, t in tensors.items())
-
-    def _of_optimizer(self, optimizer: torch.optim.Optimizer, kept: list) -> tuple:
-        groups = []
+    def _of_optimizer(self, optimizer: torch.optim.Optimizer, facts: Facts) -> tuple:
+        groups, seen = [], facts.seen
+        seen.attribute(optimizer, "__class__")
+        seen.part(vars(optimizer), ("step", "zero_grad", "state", "param_groups"))
+        for table in torch_private.step_tables(optimizer):
+            seen.table(table)
+        seen.sequence(optimizer.param_groups)
         for group in optimizer.param_groups:
-            options = tuple(
-                (key, _plain(value, kept))
-                for key, value in group.items()
-                if key not in ("params", "lr", "initial_lr")
-            )
-            groups.append((options, _ids(group["params"], kept)))
+            names = [key for key in group if key not in ("params", "lr", "initial_lr")]
+            seen.names(group)
+            seen.part(group, (*names, "params"))
+            seen.sequence(group["params"])
+            options = tuple((key, facts.value(group[key])) for key in names)
+            groups.append((options, facts.ids(group["params"])))
         hooks = torch_private.step_hooks(optimizer)
         replaced = torch_private.replaced_step(optimizer)
         states = ()
         if self._states:
-            states = tuple(
-                (_id(p, kept), tuple((key, _plain(value, kept)) for key, value in state.items()))
-                for p, state in optimizer.state.items()
-            )
-        return type(optimizer), _ids(hooks, kept), _id(replaced, kept), tuple(groups), states
+            seen.table(optimizer.state)
+            states = tuple((facts.id(p), facts.value(s)) for p, s in optimizer.state.items())
+        return type(optimizer), facts.ids(hooks), facts.id(replaced), tuple(groups), states
 
     # --- saying ----------------------------------------------------------------------------------
 
@@ -172,13 +186,19 @@ class Snapshot:
         for name, old, new in zip(self._optimizers, self._facts[1], now[1], strict=True):
             if old != new:
                 yield f"{name}: {_optimizer_words(old, new)}"
-        for key, value in now[2].items():
-            if self._facts[2].get(key, _ABSENT) != value:
-                yield f"{key} changed"
+        for key in (*_differing(self._facts[2], now[2]), *_differing(self._facts[3], now[3])):
+            yield f"{key} was changed"
         yield "hooks for all modules or optimisers were added or removed"
 
 
+OUTSIDE = "outside"
+"""The place of what belongs to no module."""
 _ABSENT = object()
+
+
+def _differing(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    names = {**before, **now}
+    return [n for n in names if before.get(n, _ABSENT) != now.get(n, _ABSENT)]
 
 
 def _by_module(
@@ -191,74 +211,6 @@ def _by_module(
                 where = ".".join(filter(None, (label, path)))
                 found.setdefault(m, []).extend(n for place, n in names if place == where)
     return found
-
-
-def tensor_facts(t: Tensor | None, kept: list) -> tuple:
-    """Which tensor it is, how it lies in memory, and what is attached to it."""
-    if t is None:
-        return ()
-    kept.append(t)
-    if not isinstance(t, Tensor):  # what torch.fx puts there while it traces
-        return id(t), type(t), None, None, None, None, ()
-    hooks = _ids(torch_private.gradient_hooks(t), kept) if t.is_leaf and t.requires_grad else ()
-    try:
-        where = (t.data_ptr(), t.shape, t.stride(), t.dtype)
-    except (RuntimeError, ValueError):  # without memory of its own, or without a shape yet
-        where = (type(t), None, None, t.dtype)
-    return id(t), *where, t.requires_grad, hooks
-
-
-def _id(value: object, kept: list) -> int | None:
-    if value is None:
-        return None
-    kept.append(value)
-    return id(value)
-
-
-def _ids(values: list, kept: list) -> tuple[int, ...]:
-    return tuple(_id(value, kept) for value in values)
-
-
-def _code(kind: type, kept: list) -> tuple:
-    """What a user's classes say, outside of torch and fastgan, whose classes stay as they are."""
-    found = [_id(kind.forward, kept)]
-    for base in kind.__mro__:
-        if base.__module__.split(".")[0] not in ("torch", "fastgan", "builtins"):
-            for name, value in tuple(vars(base).items()):
-                if not (name.startswith("__") and name.endswith("__")) or name == "__call__":
-                    found.append((name, _plain(value, kept, _DEEPEST - 1)))
-    return tuple(found)
-
-
-def _plain(value: object, kept: list, depth: int = 0) -> object:
-    """A value as something that compares by what it says, or else by which object it is."""
-    if isinstance(value, _SIMPLE):
-        return value
-    if isinstance(value, Tensor):
-        return tensor_facts(value, kept)
-    if depth < _DEEPEST:
-        if isinstance(value, (list, tuple)) and len(value) <= _MOST:
-            return type(value), tuple(_plain(v, kept, depth + 1) for v in value)
-        if isinstance(value, dict) and len(value) <= _MOST:
-            return type(value), tuple(
-                (_plain(k, kept, depth + 1), _plain(v, kept, depth + 1)) for k, v in value.items()
-            )
-        if isinstance(value, (set, frozenset)) and len(value) <= _MOST:
-            return type(value), frozenset(_plain(v, kept, depth + 1) for v in value)
-        if _is_record(value):
-            return id(value), _plain(vars(value), kept, depth + 1)
-    return _id(value, kept)
-
-
-def _is_record(value: object) -> bool:
-    """An object with fields, such as a configuration, and not code or a part of torch."""
-    return (
-        hasattr(value, "__dict__")
-        and not callable(value)
-        and not isinstance(value, (nn.Module, torch.optim.Optimizer))
-        and type(value).__module__.split(".")[0] != "torch"
-        and type(value).__name__ not in ("module", "ModuleType")
-    )
 
 
 def _words(part: str, old: object, new: object) -> str:
