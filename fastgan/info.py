@@ -61,7 +61,7 @@ def info(
         # Copies: asking a question must not move or touch the caller's networks.
         pair = nn.ModuleList([generator, discriminator])  # together: they may share layers
         generator, discriminator = copy_of(pair, "generator or discriminator", "info()").to(device)
-        latents = torch.zeros(2, *config.latent_shape, device=device)
+        latents = torch.zeros(2, *config.latent.shape, device=device)
         with torch.no_grad(), torch_rng.seeded(0, device):
             shape = copy_of(generator, "generator", "info()")(latents).shape[1:]
     # Not data.open, which must guess from the sides of a tensor where its channels are.

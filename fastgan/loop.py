@@ -156,6 +156,7 @@ class Loop:
         line = t.log.line(t.step, t.epoch)
         if line is None:
             return
+        line |= {name: float(f"{float(v):.9g}") for name, v in t.engine.logged.items()}
         try:
             self._tell("line", line)
         finally:  # a run that is continued after an error does not come by here again

@@ -47,6 +47,17 @@ class Memory:
                 found[name] = state
         return found
 
+    def everything(self) -> dict[str, dict[str, Any]]:
+        """As `state_dict`, with what has not changed."""
+        return {
+            name: (
+                dict(owner.state_dict())
+                if _explicit(owner)
+                else {place: value for place, value, _ in _places(owner)}
+            )
+            for name, owner in self._owners.items()
+        }
+
     def load_state_dict(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Take them back; what was not saved stays as it is."""
         for name, owner in self._owners.items():

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastgan import conditions, engines, losses, models, ops, optim
 from fastgan import config as config_room
 from fastgan import data as data_room
-from fastgan import engines, losses, models, ops, optim
 from fastgan.config import Config, ConfigError, takes_settings
 from fastgan.distributed import World
 from fastgan.engines import probe
+from fastgan.latents import Latent
+from fastgan.method import LossMethod, Method
 from fastgan.run import torch_rng
 
 
@@ -31,9 +34,10 @@ class Problem:
     generator: nn.Module
     """Latents [b, *latent_shape] to samples [b, *data.shape]; images in [-1, 1]."""
     discriminator: nn.Module
-    """Samples to one score each: [b], [b, 1] or any shape of b elements."""
-    loss: losses.Loss
-    penalties: tuple[losses.Penalty, ...]
+    """Samples to one score each, [b], [b, 1] or any shape of b elements; or to what the method
+    takes."""
+    method: Method
+    """What both minimise."""
     optimizer_g: torch.optim.Optimizer
     optimizer_d: torch.optim.Optimizer
     data: data_room.Data
@@ -46,14 +50,33 @@ class Problem:
     scalers: tuple[torch.amp.GradScaler, torch.amp.GradScaler] | None = None
     """The discriminator's and the generator's, with precision fp16."""
     world: World = World()
+    latent: Latent = Latent((100,))
+    conditioned: tuple[bool, bool] = (False, False)
+    """Whether D and G are given the condition beside the sample or latent."""
 
     batch_size = property(lambda self: self.config.batch_size)
     d_steps = property(lambda self: self.config.d_steps)
     seed = property(lambda self: self.config.seed)
     drop_last = property(lambda self: self.config.drop_last)
-    latent_shape = property(lambda self: self.config.latent_shape)
+    terms = property(lambda self: self.config.terms)
     ema_decay = property(lambda self: self.config.ema or 0.0)
     lr_schedule = property(lambda self: self.config.lr_schedule)
+
+    @property
+    def loss(self) -> losses.Loss | None:
+        """The loss of a plain game; None if the method is another."""
+        return self.method.loss if isinstance(self.method, LossMethod) else None
+
+    @property
+    def penalties(self) -> tuple[losses.Penalty, ...]:
+        """The penalties of a plain game."""
+        return self.method.penalties if isinstance(self.method, LossMethod) else ()
+
+    @property
+    def uses_conditions(self) -> bool:
+        """Whether a step needs what came with the samples."""
+        asks = not isinstance(self.method, LossMethod) or bool(self.terms) or any(self.conditioned)
+        return asks and self.data.conditional
 
     @property
     def batches_per_epoch(self) -> int:
@@ -93,16 +116,21 @@ def make_problem(
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     data = data.to(device, config.budget_bytes)
-    loss = losses.loss(config.loss, config.label_smoothing)
+    method = config.method or LossMethod(
+        losses.loss(config.loss, config.label_smoothing), config.penalties
+    )
+    if isinstance(discriminator, Mapping):
+        discriminator = nn.ModuleDict(discriminator)
     if (generator is None) != (discriminator is None):
         raise ConfigError(
             "pass both generator and discriminator, or None for both to get the pair of `model`"
         )
     if generator is None:
-        generator, discriminator = make_pair(config, tuple(data.shape), loss)
+        generator, discriminator = make_pair(config, tuple(data.shape), method)
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         _check_network(name, network)
         network.to(device, memory_format=torch.channels_last if config.channels_last else None)
+    conditioned = _conditioned(generator, discriminator, data, config)
     average = None
     if config.ema is not None:
         average = copy_of(generator, "generator", "ema").requires_grad_(False)
@@ -121,8 +149,7 @@ def make_problem(
             config=config,
             generator=generator,
             discriminator=discriminator,
-            loss=loss,
-            penalties=config.penalties,
+            method=method,
             optimizer_g=optimizer_g,
             optimizer_d=optimizer_d,
             data=data,
@@ -130,6 +157,8 @@ def make_problem(
             ema=average,
             precision=precision,
             scalers=scalers,
+            latent=config.latent,
+            conditioned=conditioned,
         )
 
     if config.precision != "auto":
@@ -142,18 +171,40 @@ def make_problem(
     return problem("fp32")
 
 
+def _conditioned(
+    generator: nn.Module, discriminator: nn.Module, data: data_room.Data, config: Config
+) -> tuple[bool, bool]:
+    """Whether D and G are given conditions; ConfigError if they want some and there are none."""
+    takes = (
+        config.method is None and conditions.is_given(discriminator),
+        conditions.is_given(generator, first=config.latent.shape is not None),
+    )
+    for taking, name in zip(takes, ("discriminator", "generator"), strict=True):
+        if taking and not data.conditional:
+            raise ConfigError(
+                f"the {name}'s forward takes a condition beside its input, and data {data.name!r} "
+                "have none; give data with labels (pairs, a folder for each class, "
+                "data.open((samples, labels))), or give the argument a default"
+            )
+    if config.latent.shape is None and not takes[1]:
+        raise ConfigError(
+            "latent_dim is None, so the generator must take a condition, and its forward takes no "
+            "argument"
+        )
+    return takes
+
+
 def make_pair(
-    config: Config, shape: tuple[int, ...], loss: losses.Loss
+    config: Config, shape: tuple[int, ...], method: Method
 ) -> tuple[nn.Module, nn.Module]:
     """The generator and discriminator of `config.model`, their weights drawn from the seed.
 
     Torch's own random state is left as it was. D ends in a Sigmoid unless the loss wants raw
     scores; its state dict is the same.
     """
+    sigmoid = isinstance(method, LossMethod) and method.loss.scores != "raw"
     with torch_rng.seeded(config.seed, torch.device("cpu")):
-        return models.make(
-            config.model, shape, config.latent_dim, config.width, sigmoid=loss.scores != "raw"
-        )
+        return models.make(config.model, shape, config.latent_dim, config.width, sigmoid=sigmoid)
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:

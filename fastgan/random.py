@@ -38,6 +38,7 @@ class Stream(IntEnum):
     SAMPLE = 3
     INIT = 4
     AUGMENT = 5
+    LATENT_JOINT = 7
     DROPOUT = 64
     """The first of the dropout streams: layer i and use u take DROPOUT + 8 * i + u."""
 

@@ -95,10 +95,14 @@ def described(problem: Problem) -> dict[str, Any]:
 def memory_of(problem: Problem) -> Memory:
     """What the functions of a problem remember."""
     p = problem
+    plain = p.loss is not None
     return Memory(
         {
-            "d_loss": p.loss.d_loss,
-            "g_loss": p.loss.g_loss,
+            "d_loss": p.loss.d_loss if plain else None,
+            "g_loss": p.loss.g_loss if plain else None,
+            "method": None if plain else p.method,
+            **{f"terms[{term.name!r}]": term.of for term in p.terms},
+            **{f"terms[{t.name!r}].weight": t.weight for t in p.terms if callable(t.weight)},
             "lr_schedule": p.lr_schedule,
             **{f"penalties[{i}]": penalty.of for i, penalty in enumerate(p.penalties)},
         }

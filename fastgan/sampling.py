@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from fastgan import random, resuming
 from fastgan.config import Config
 from fastgan.config.kinds import integer
-from fastgan.engines.scores import dtype_of
+from fastgan.data.batch import map_condition
+from fastgan.engines.probe import dtype_of
+from fastgan.latents import Latent
 from fastgan.random import Stream
 from fastgan.run import restore, torch_rng
 
@@ -20,28 +22,47 @@ from fastgan.run import restore, torch_rng
 def sample(
     generator: nn.Module,
     n: int,
-    latent_shape: tuple[int, ...],
+    latent: Latent,
     seed: int,
     device: torch.device,
     images: bool = True,
+    condition: Any = None,
 ) -> Tensor:
     """n samples of a generator, float32 [n, *shape], from the latents of `seed`.
 
     The generator is in eval mode meanwhile. The first samples do not depend on n. Images are
     clamped to [-1, 1].
+
+    Args:
+        generator: latents, and a condition if it is given one, to samples, or to a tuple that
+            begins with them.
+        n: how many.
+        latent: what it is fed.
+        seed: of the latents.
+        device: where it lies.
+        images: whether samples are images.
+        condition: n of them, for a generator that takes one.
     """
     n = integer(1).take("n", n)
-    latents = random.normal(seed, Stream.SAMPLE, 0, (n, *latent_shape), device=device)
-    latents = latents.to(dtype_of(generator))
+    inputs = []
+    if latent.shape is not None:
+        normals = random.normal(seed, Stream.SAMPLE, 0, (n, *latent.drawn), device=device)
+        inputs.append(latent.of(normals).to(dtype_of(generator)))
+    if condition is not None:
+        inputs.append(condition)
     modes = [(m, m.training) for m in generator.modules()]
     generator.eval()
     try:
         # A look at the samples must not move the random state of the run, nor depend on it.
         with torch_rng.seeded(seed, device):
-            made = [generator(part) for part in latents.split(256)]
+            made = [
+                generator(*(map_condition(lambda t, at=at: t[at : at + 256], x) for x in inputs))
+                for at in range(0, n, 256)
+            ]
     finally:
         for m, training in modes:
             m.training = training
+    made = [part[0] if isinstance(part, (tuple, list)) else part for part in made]
     samples = torch.cat(made).float()
     return samples.clamp(-1, 1) if images else samples
 
@@ -68,7 +89,7 @@ def load_generator(
     return generator, state["config"]
 
 
-def latents_of(values: dict[str, Any]) -> tuple[tuple[int, ...], int]:
-    """The shape of a latent and the seed, of a run's settings as plain values."""
+def latents_of(values: dict[str, Any]) -> tuple[Latent, int]:
+    """The latent and the seed of a run's settings as plain values."""
     config = Config(latent_dim=values["latent_dim"], seed=values["seed"])
-    return config.latent_shape, config.seed
+    return config.latent, config.seed

@@ -16,10 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastgan import callbacks as callback_room
+from fastgan import conditions, engines, loop, problem, resuming, sampling, wrapped
 from fastgan import config as config_room
-from fastgan import engines, loop, problem, resuming, sampling, wrapped
 from fastgan.callbacks import Callback
 from fastgan.config import Config, ConfigError, takes_settings
+from fastgan.config.kinds import integer
 from fastgan.data import Data
 from fastgan.run import checkpoint, directory, pictures, torch_rng
 from fastgan.run.log import RunLog
@@ -34,8 +35,10 @@ class Trainer:
     Args:
         generator: latents ``[B, *latent_shape]`` to samples ``[B, *shape]``, images in [-1, 1];
             None for the pair of the setting `model`, its weights drawn from `seed`.
-        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``; None likewise. Both are
-            trained in place, on `device`.
+        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``; None likewise. With a
+            `method`, whatever it takes; a dict of modules is one discriminator. Both are trained in
+            place, on `device`. A network whose forward takes a second argument is given the
+            condition (label, image, ...) that the data have beside each sample.
         data: what `fastgan.data.open` takes (a name, a path, a tensor, a Dataset) or what it
             returned. Default: the setting `data`.
         config: the settings, a `fastgan.Config`. Default: its defaults.
@@ -158,20 +161,26 @@ class Trainer:
         """End `fit` after the chunk at hand; for callbacks."""
         self.stopped = why
 
-    def sample(self, n: int = 64) -> Tensor:
+    def sample(self, n: int = 64, condition: Any = None) -> Tensor:
         """Samples of the generator, or of its running average if one is kept.
 
         The latents are the same in every call, so pictures taken along a run show how it develops.
 
         Args:
             n: how many. Default 64.
+            condition: for a generator that takes one: a class for all of them, or n conditions, as
+                the data have them. Default: the classes in turn, or what the data begin with.
 
         Returns:
             float32 [n, *shape] on the training device, made in eval mode; images in [-1, 1].
+
+        Raises:
+            ValueError: n is no number of at least 1, or the condition does not fit.
         """
         p = self.problem
+        condition = conditions.to_sample_by(p, integer(1).take("n", n), condition)
         return sampling.sample(
-            self.ema or self.generator, n, p.latent_shape, p.seed, p.device, p.data.drawable
+            self.ema or self.generator, n, p.latent, p.seed, p.device, p.data.drawable, condition
         )
 
     def plot(self, path: str | os.PathLike) -> None:

@@ -101,7 +101,7 @@ def by_hand(p, steps):
             order = order[u % per_epoch * p.batch_size :][: p.batch_size]
             real = (p.data.samples[order].float() * (2 / 255) - 1).to(kind)
             Drop.step, Drop.use = u, 3
-            z = random.normal(p.seed, Stream.LATENT_D, u, (len(real), *p.latent_shape)).to(kind)
+            z = random.normal(p.seed, Stream.LATENT_D, u, (len(real), *p.latent.shape)).to(kind)
             fake = g(z).detach()
             Drop.use = 0
             on_real = d(real).flatten()
@@ -112,7 +112,7 @@ def by_hand(p, steps):
             adam_d.zero_grad()
             d_loss.backward()
             adam_d.step()
-        z = random.normal(p.seed, Stream.LATENT_G, t, (len(real), *p.latent_shape)).to(kind)
+        z = random.normal(p.seed, Stream.LATENT_G, t, (len(real), *p.latent.shape)).to(kind)
         Drop.step, Drop.use = t, 4
         fake = g(z)
         Drop.use = 2

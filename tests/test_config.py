@@ -37,7 +37,7 @@ PENALTY = st.builds(
 VALUES = {
     "model": st.sampled_from([*models.MODELS]),
     "width": none_or(COUNT),
-    "latent_dim": COUNT | SIDES,
+    "latent_dim": none_or(COUNT | SIDES),
     "data": none_or(WORDS),
     "root": none_or(WORDS),
     "split": st.sampled_from(["train", "test"]),
@@ -56,6 +56,9 @@ VALUES = {
     "loss": st.sampled_from([*losses.LOSSES]),
     "label_smoothing": st.just(0.0),
     "penalties": st.lists(PENALTY, max_size=3),
+    "method": st.none(),
+    "terms": st.just(()),
+    "fake_condition": st.sampled_from(["auto", "drawn", "same"]),
     "d_steps": COUNT,
     "lr": POSITIVE | st.tuples(POSITIVE, POSITIVE),
     "betas": st.tuples(DECAY, DECAY),

@@ -78,7 +78,7 @@ def test_losses_on_raw_scores_get_no_sigmoid(loss):
 def test_settings_come_from_a_config_and_overrides():
     c = Config(batch_size=4, latent_dim=5, device="cpu", d_steps=3)
     p = make_problem(None, None, data.open(pixels()), c, d_steps=2, ema=0.5)
-    assert (p.batch_size, p.d_steps, p.ema_decay, p.latent_shape) == (4, 2, 0.5, (5,))
+    assert (p.batch_size, p.d_steps, p.ema_decay, p.latent.shape) == (4, 2, 0.5, (5,))
     assert p.batches_per_epoch == 13 and p.steps_per_epoch == 7
     assert make(drop_last=True).batches_per_epoch == 6
     drawn = make(seed=None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastgan.latents import latent
 from fastgan.run.checkpoint import CheckpointError
 from fastgan.sampling import load_generator, sample
 from fastgan.trainer import Trainer
@@ -35,8 +36,8 @@ def test_a_saved_generator_draws_what_its_trainer_drew(tmp_path):
     t = Trainer(None, None, pixels(), ema=0.9, out=tmp_path / "a", **OPTIONS)
     t.fit(steps=4)
     g, config = load_generator(tmp_path / "a")
-    assert torch.equal(sample(g, 5, (5,), config["seed"], CPU), t.sample(5))
-    assert not torch.equal(sample(t.generator, 5, (5,), config["seed"], CPU), t.sample(5))
+    assert torch.equal(sample(g, 5, latent(5), config["seed"], CPU), t.sample(5))
+    assert not torch.equal(sample(t.generator, 5, latent(5), config["seed"], CPU), t.sample(5))
 
 
 def test_a_users_own_generator_must_be_given(tmp_path):
@@ -49,7 +50,7 @@ def test_a_users_own_generator_must_be_given(tmp_path):
         load_generator(tmp_path, nn.Linear(5, 36))
     g, config = load_generator(tmp_path, Noisy())
     assert torch.equal(g.body[0].weight, t.generator.body[0].weight)
-    assert torch.equal(sample(g, 5, (5,), config["seed"], CPU), t.sample(5))
+    assert torch.equal(sample(g, 5, latent(5), config["seed"], CPU), t.sample(5))
 
 
 def test_a_look_changes_nothing():
@@ -58,14 +59,14 @@ def test_a_look_changes_nothing():
     g.body[1].eval()
     state, modes = torch.get_rng_state(), [m.training for m in g.modules()]
     weights = {key: value.clone() for key, value in g.state_dict().items()}
-    first, again = (sample(g, 300, (5,), 7, CPU) for _ in range(2))
+    first, again = (sample(g, 300, latent(5), 7, CPU) for _ in range(2))
     assert first.shape == (300, *SHAPE) and first.abs().max() <= 1
     assert torch.equal(first, again), "noise inside the network is the same too"
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [m.training for m in g.modules()]
     assert all(torch.equal(value, weights[key]) for key, value in g.state_dict().items())
     with pytest.raises(ValueError, match="n is 0; expected an integer of at least 1"):
-        sample(g, 0, (5,), 7, CPU)
+        sample(g, 0, latent(5), 7, CPU)
 
 
 def test_what_is_no_image_is_not_clamped(tmp_path):

@@ -17,11 +17,14 @@ from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from fastgan import data as data_room
-from fastgan import engines, losses, models
+from fastgan import engines, latents, losses, models
+from fastgan.conditions import FAKE
 from fastgan.config import kinds, objects
 from fastgan.config.kinds import ConfigError, Kind, choice, flag, integer, number, optional, pair
 from fastgan.config.objects import owned
+from fastgan.latents import Latent
 from fastgan.run import directory
+from fastgan.terms import Term
 from fastgan.words import nearest
 
 GROUPS = ("networks", "data", "training", "length", "machine", "run")
@@ -124,9 +127,8 @@ class Config:
         "which pair of networks is made where none is given")
     width: int | None = _networks(None, optional(_COUNT, "the model's own"),
         "features of that pair's hidden layers, or channels of its narrowest convolution")
-    latent_dim: int | tuple[int, ...] = _networks(100,
-        kinds.sizes("a length of at least 1, or a shape such as (100, 1, 1)"),
-        "length of a latent vector, or the shape of one latent")
+    latent_dim: Any = _networks(100, objects.latent(),
+        "length of a latent vector, the shape of one latent, named parts, or none")
 
     data: str | None = _data("digits",
         optional(kinds.text("a name or a path", "NAME|PATH"), "what the program passed"),
@@ -166,6 +168,13 @@ class Config:
     penalties: tuple[losses.Penalty, ...] = _training((), objects.penalties(),
         "on D's slope, added to its loss: r1, r2 (Mescheder et al. 2018), wgan-gp (Gulrajani et "
         "al. 2017); weight 10 and every update unless said otherwise")
+    method: Any = _training(None, optional(objects.method(), "the game of loss and penalties"),
+        "what D and G minimise, as an object with d_loss(step) and g_loss(step)")
+    terms: tuple[Term, ...] = _training((), objects.terms(),
+        "what G's loss has besides the game")
+    fake_condition: str = _training("auto", choice(*FAKE),
+        "conditions of fake samples: drawn anew from the data's own, or the same as the real "
+        "batch's; auto: labels are drawn")
     d_steps: int = _training(1, _COUNT, "updates of D in a step")
     lr: float | tuple[float, float] = _training(2e-4,
         pair(number(0), "generator's and discriminator's"), "learning rate")
@@ -221,13 +230,29 @@ class Config:
             losses.loss(self.loss, self.label_smoothing)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        self._check_method()
 
     # --- what others ask of it --------------------------------------------------------------------
 
+    def _check_method(self) -> None:
+        if self.method is None:
+            return
+        for name in ("loss", "penalties", "label_smoothing"):
+            if getattr(self, name) != field_of(name).default:
+                raise ConfigError(
+                    f"{name} is given beside a method, which has its own losses; add penalties in "
+                    "its d_loss: step.penalty('r1:10')"
+                )
+        if self.precision == "fp16" and hasattr(self.method, "joint_loss"):
+            raise ConfigError(
+                "precision is 'fp16', which scales each network's loss by itself, and the method "
+                "has a joint_loss; use 'bf16' or 'fp32'"
+            )
+
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, without the batch dimension."""
-        return (self.latent_dim,) if isinstance(self.latent_dim, int) else self.latent_dim
+    def latent(self) -> Latent:
+        """What the generator is fed."""
+        return latents.latent(self.latent_dim)
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from fastgan import losses, optim
+from fastgan import latents, losses, optim
+from fastgan import method as methods
+from fastgan import terms as term_room
 from fastgan.config.kinds import Kind, Refused
 from fastgan.words import nearest
 
@@ -78,6 +80,76 @@ def _plain_penalty(penalty: losses.Penalty) -> Any:
     if known is None or replace(known, weight=penalty.weight, every=penalty.every) != penalty:
         return own(penalty)
     return f"{penalty.name}:{penalty.weight!r}:{penalty.every}"
+
+
+def latent() -> Kind:
+    """A length, a shape, named parts, or None."""
+
+    def read(value: Any) -> Any:
+        try:
+            found = latents.latent(value)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        if found.parts or found.shape is None:
+            return found if found.parts else None
+        return found.shape[0] if len(found.shape) == 1 else found.shape
+
+    def parse(words: str) -> Any:
+        if words.lower() == "none":
+            return None
+        if "=" in words:
+            return dict(part.split("=", 1) for part in words.replace(",", " ").split())
+        sides = [int(n) for n in words.lower().replace("x", " ").replace(",", " ").split()]
+        return sides[0] if len(sides) == 1 else sides
+
+    return Kind(
+        "a length of at least 1, a shape such as (100, 1, 1), named parts such as noise=62 "
+        "digit=onehot:10 code=uniform:2, or None",
+        read,
+        parse,
+        lambda value: latents.latent(value).plain(),
+        "int | tuple[int, ...] | Mapping | None",
+        "N",
+        several=True,
+    )
+
+
+def method() -> Kind:
+    """An object with the two losses."""
+
+    def read(value: Any) -> Any:
+        try:
+            return methods.check(value)
+        except ValueError as error:
+            raise Refused(f"it is none: {error}") from None
+
+    return Kind(
+        "an object with d_loss(step) and g_loss(step)",
+        read,
+        plain=own,
+        annotation="Method",
+        metavar="",
+        owns=True,
+    )
+
+
+def terms() -> Kind:
+    """Weighted terms by name."""
+
+    def read(value: Any) -> Any:
+        try:
+            return term_room.terms(value)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    return Kind(
+        "a dict of name: (weight, function of the step)",
+        read,
+        plain=lambda value: [own(term) for term in value],
+        annotation="Mapping[str, tuple[float | str | Callable, Callable]]",
+        metavar="",
+        owns=True,
+    )
 
 
 def optimizer() -> Kind:

@@ -23,6 +23,7 @@ on around a call (autocast, no_grad) does not count.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -44,6 +45,7 @@ class Engine(ABC):
         name: the name under which `fastgan.engines.choose` knows the engine.
         problem: the problem; its modules, optimisers and average are updated in place.
         step: steps done so far; set it to continue a run from there.
+        logged: numbers that a method logged in the last step, by name: scalars on the device.
         unreported: after `run` raised, the statistics of the steps that it did all the same, which
             `step` counts; None if it left a step half done.
     """
@@ -54,6 +56,7 @@ class Engine(ABC):
         """Prepare to run the problem from step 0; CannotRun if trying shows that it cannot be."""
         self.problem = problem
         self.step = 0
+        self.logged: Mapping[str, Tensor] = {}
         self.unreported: Tensor | None = statistics.table(0, problem.device)
 
     @classmethod

@@ -29,6 +29,7 @@ class DeviceStep:
 
     Attributes:
         counter: int64 [1], steps done.
+        logged: what the method said of the last step, by name: float32 scalars.
         statistics: float32 [RING, len(STATISTICS)], those of step t in row t % RING.
         updates: D's and G's.
         step: what does the work.
@@ -39,7 +40,8 @@ class DeviceStep:
         p = self.problem = problem
         self.counter = torch.zeros(1, dtype=torch.int64, device=p.device)
         self.statistics = torch.zeros(RING, len(STATISTICS), dtype=torch.float32, device=p.device)
-        self._counted = 0
+        self.logged: dict[str, Tensor] = {}
+        self._counted = self._first = 0
         self._factors = None
         if p.lr_schedule is not None:
             self._factors = torch.ones(RING, dtype=torch.float64, device=p.device)
@@ -54,6 +56,7 @@ class DeviceStep:
 
     def do(self, shapes: tuple[StepShape, ...]) -> None:
         """The next steps, which must be of these shapes."""
+        self._draws.begin(self._first)
         with self.step.ready():
             for shape in shapes:
                 slot = self.counter % RING
@@ -62,8 +65,13 @@ class DeviceStep:
                     for update in self.updates:
                         update.scale_rates(factor)
                 row = torch.stack(self.step(shape)).float()
+                for name, value in self.step.logged.items():
+                    if name not in self.logged:
+                        self.logged[name] = torch.zeros((), device=self.problem.device)
+                    self.logged[name].copy_(value)
                 self.statistics.index_copy_(0, slot, row.view(1, -1))
                 self.counter.add_(1)
+                self._draws.next()
 
     def count_from(self, step: int) -> None:
         """The next step is this one; `prepare` follows what is done from here."""
@@ -80,8 +88,20 @@ class DeviceStep:
 
     def prepare(self, step: int, count: int) -> None:
         """Lay the samples or their order ready for the next steps."""
-        self._counted = step + count
+        self._first, self._counted = step, step + count
         self._draws.prepare(step, count)
+
+    @property
+    def asked(self) -> bool:
+        """Whether the step has asked for its number on the host since this was last asked."""
+        asked, self._draws.asked = self._draws.asked, False
+        return asked
+
+    @property
+    def times(self) -> tuple[int, int]:
+        """How many updates of D and of G there are in a step."""
+        joint = hasattr(self.problem.method, "joint_loss")
+        return self.problem.d_steps + joint, 1 + joint
 
     def written(self) -> list[Tensor]:
         """Every tensor that a step writes to and that a user can see."""

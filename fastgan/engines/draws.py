@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastgan import ops, random
+from fastgan import conditions, ops, random
+from fastgan.data.batch import Batch, map_condition, tensors_of
 
 if TYPE_CHECKING:
     from fastgan.nn import LinearLeakyReLU
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 PENALTY_STREAM = 6
 """The stream of a penalty's draws, beside those of `random.Stream`."""
+CONDITION_STREAM = 8
+"""The first of the streams of conditions drawn for fake samples, one for each player."""
+METHOD_STREAM = 1 << 28
+"""The first of the streams of what a method draws itself."""
 
 
 class Counter(NamedTuple):
@@ -34,18 +39,40 @@ class Draws(ABC):
     def __init__(self, problem: Problem):
         """For one problem."""
         self.problem = problem
+        self._step = 0
+
+    @property
+    def host_step(self) -> int:
+        """The step, as a number of the host."""
+        return self._step
 
     def rows(self, size: int) -> range:
         """This rank's rows of a batch."""
         return self.problem.world.rows(size)
 
-    def batch(self, counter: Counter, size: int) -> Tensor:
-        """The samples of an update of D, this rank's rows of [size, *shape]."""
-        return self._own(self._batch(counter, size), size)
+    def batch(self, counter: Counter, size: int) -> Batch:
+        """The samples of an update of D and their conditions, this rank's rows of `size`."""
+        return Batch(*map_condition(lambda part: self._own(part, size), self._batch(counter, size)))
 
     def normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor:
         """As random.normal, this rank's rows."""
         return self._own(self._normal(stream, counter, shape), shape[0])
+
+    def conditions(self, stream: int, counter: Counter, size: int, batch: Any) -> Any:
+        """Conditions of samples drawn at random, this rank's rows of `size`.
+
+        Args:
+            stream: of the draw.
+            counter: its number.
+            size: rows of the whole batch.
+            batch: the conditions of this rank's rows of the batch, from which they are drawn where
+                those of all samples are not in memory.
+        """
+        data = self.problem.data
+        source = data.condition if data.resident else batch
+        count = len(next(tensors_of(source)))
+        place = torch.special.ndtr(self.normal(stream, counter, (size,)))
+        return conditions.taken(source, (place * count).long().clamp_max(count - 1))
 
     @abstractmethod
     def drop(self, x: Tensor, stream: int, counter: Counter, p: float, start: int) -> Tensor:
@@ -58,7 +85,7 @@ class Draws(ABC):
         return self.drop(layer(x), stream, counter, p, start)
 
     @abstractmethod
-    def _batch(self, counter: Counter, size: int) -> Tensor: ...
+    def _batch(self, counter: Counter, size: int) -> Batch: ...
 
     @abstractmethod
     def _normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor: ...
@@ -71,10 +98,14 @@ class Draws(ABC):
 class HostDraws(Draws):
     """Draws by a step that the host counts, in `step`."""
 
-    def __init__(self, problem: Problem):
-        """From step 0."""
-        super().__init__(problem)
-        self.step = 0
+    @property
+    def step(self) -> int:
+        """The step that the next draws are for."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
 
     def drop(self, x: Tensor, stream: int, counter: Counter, p: float, start: int) -> Tensor:
         """See `Draws.drop`."""
@@ -85,8 +116,8 @@ class HostDraws(Draws):
     def _at(self, counter: Counter) -> int:
         return self.step * counter.multiplier + counter.offset
 
-    def _batch(self, counter: Counter, size: int) -> Tensor:
-        return images_of(self.problem, self._at(counter))
+    def _batch(self, counter: Counter, size: int) -> Batch:
+        return batch_of(self.problem, self._at(counter))
 
     def _normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor:
         p = self.problem
@@ -105,6 +136,7 @@ class DeviceDraws(Draws):
             most: steps that one replay may do.
         """
         super().__init__(problem)
+        self.asked = False
         p, self._counter = problem, counter
         self._per_epoch = p.batches_per_epoch
         d = next((w for w in p.discriminator.parameters() if w.dim() == 4), None)
@@ -122,10 +154,21 @@ class DeviceDraws(Draws):
                 device=p.device,
             )
         else:
-            size = (p.batch_size, *p.data.shape)
-            self._fed = [
-                torch.empty(size, dtype=torch.float32, device=p.device) for _ in range(p.d_steps)
-            ]
+            self._fed = [p.data.blank(p.batch_size) for _ in range(p.d_steps)]
+
+    @property
+    def host_step(self) -> int:
+        """The step, as a number of the host: whoever asks is not to be replayed."""
+        self.asked = True
+        return self._step
+
+    def begin(self, step: int) -> None:
+        """The next draws are for this step."""
+        self._step = step
+
+    def next(self) -> None:
+        """The next draws are for the next step."""
+        self._step += 1
 
     def prepare(self, step: int, count: int) -> None:
         """Lay the samples or their order ready for so many steps."""
@@ -133,8 +176,8 @@ class DeviceDraws(Draws):
         first, last = step * p.d_steps, (step + count) * p.d_steps - 1
         if not p.data.resident:
             for k, update in enumerate(range(first, last + 1)):
-                images = images_of(p, update)
-                self._fed[k][: len(images)].copy_(images)
+                batch = batch_of(p, update)
+                map_condition(lambda to, part: to[: len(part)].copy_(part), self._fed[k], batch)
             return
         for epoch in range(first // self._per_epoch, last // self._per_epoch + 1):
             row = epoch % len(self._epochs)
@@ -156,26 +199,33 @@ class DeviceDraws(Draws):
         where = self.problem.seed, stream, self._counter, *counter
         return ops.linear_leaky_relu_dropout_at(x, *parts, p, *where, start=start)
 
-    def _batch(self, counter: Counter, size: int) -> Tensor:
+    def _batch(self, counter: Counter, size: int) -> Batch:
         p = self.problem
         if not p.data.resident:
-            return self._fed[counter.offset][:size]
+            return Batch(*map_condition(lambda part: part[:size], self._fed[counter.offset]))
         out = torch.empty(
             (size, *p.data.shape),
             dtype=torch.float32,
             device=p.device,
             memory_format=self._format,
         )
-        return ops.gather_normalize(
+        batches = self._per_epoch * len(self._epochs)
+        ops.gather_normalize(
             self._samples,
             self._order.view(-1),
             self._counter,
             multiplier=counter.multiplier,
             offset=counter.offset,
             batch=p.batch_size,
-            batches_per_epoch=self._per_epoch * len(self._epochs),
+            batches_per_epoch=batches,
             out=out,
         )
+        if not p.uses_conditions:
+            return Batch(out)
+        update = self._counter * counter.multiplier + counter.offset
+        first = update.remainder(batches) * p.batch_size
+        rows = self._order.view(-1)[first + torch.arange(size, device=p.device)]
+        return Batch(out, conditions.taken(p.data.condition, rows))
 
     def _normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor:
         p = self.problem
@@ -184,7 +234,7 @@ class DeviceDraws(Draws):
         return out
 
 
-def images_of(problem: Problem, update: int) -> Tensor:
-    """The samples of D's update of that number; what came with them has no place in a step yet."""
+def batch_of(problem: Problem, update: int) -> Batch:
+    """The samples of D's update of that number, and what came with them."""
     p = problem
-    return p.data.batch(p.seed, update, p.batch_size, p.drop_last).images
+    return p.data.batch(p.seed, update, p.batch_size, p.drop_last)

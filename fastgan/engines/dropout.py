@@ -68,7 +68,7 @@ class Masks:
         """A pass begins.
 
         Args:
-            number: of the Pass, which tells its masks from those of other passes.
+            number: of the pass, which tells its masks from those of other passes.
             counter: the number of the update.
             size: rows of the whole batch.
             grad: whether autograd records it.
@@ -95,7 +95,8 @@ class Masks:
         return start
 
     def _stream(self, index: int) -> int:
-        return Stream.DROPOUT + 8 * index + self._number
+        later, first = divmod(self._number, 8)
+        return Stream.DROPOUT + 8 * index + first + (later << 16)
 
     def _forward_of(self, index: int):
         layer = self._layers[index]

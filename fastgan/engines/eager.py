@@ -89,6 +89,7 @@ class EagerEngine(Engine):
                     self._draws.step = self.step
                     rows += self._once(shape_of(p, self.step))
                     self.step += 1
+                    self.logged = self._once.logged
         except BaseException:
             self.unreported = self._table(rows) if self._once.whole else None
             raise

@@ -7,6 +7,7 @@ and statistics are found by a counter on the device, which the last operation of
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from fastgan.engines.device_updates import unsupported as no_update
 from fastgan.engines.probe import attributes_kept, has_hooks
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.step import StepShape, shape_of
+from fastgan.memory import Memory
 from fastgan.statistics import table
 
 if TYPE_CHECKING:
@@ -144,6 +146,7 @@ class GraphEngine(Engine):
         self._unrecordable: set[StepShape] = set()
         self._together = CHUNK if self.problem.data.resident else 1
         self._body = DeviceStep(self.problem)
+        self.logged = self._body.logged
 
     def _settled(self) -> bool:
         """Whether the optimisers have their state: some make it in their first step only."""
@@ -155,7 +158,7 @@ class GraphEngine(Engine):
         self._body.count_from(self.step)
 
     def _end(self, steps: int) -> None:
-        for update, times in zip(self._body.updates, (self.problem.d_steps, 1), strict=True):
+        for update, times in zip(self._body.updates, self._body.times, strict=True):
             update.end(steps * times)
         if steps:
             # What autograd has saved of these before is out of date now, and must say so.
@@ -253,12 +256,21 @@ class GraphEngine(Engine):
             body.do(shapes)
 
         with self._untouched():
-            before = Snapshot({"generator": p.generator, "discriminator": p.discriminator})
+            before = Snapshot(
+                {"generator": p.generator, "discriminator": p.discriminator},
+                also=lambda: _own_state(p),
+            )
+            body.asked  # noqa: B018 - from here on
             recorder.aside(work)
             if difference := before.difference():
                 raise CannotRun(
                     f"{difference} by a pass, which a replay cannot repeat; write into a buffer "
                     "instead, as copy_() does"
+                )
+            if body.asked:
+                raise CannotRun(
+                    "the method or a term asks for the number of the step, which a replay cannot "
+                    "repeat"
                 )
         try:
             with self._untouched():
@@ -285,7 +297,7 @@ class GraphEngine(Engine):
             generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
         states = [generator.get_state() for generator in generators]
         try:
-            with attributes_kept((p.generator, p.discriminator)):
+            with attributes_kept((p.generator, p.discriminator)), _own_state_kept(p):
                 yield
         finally:
             with torch.no_grad():
@@ -312,6 +324,27 @@ def _unsupported_parts(problem: Problem) -> str | None:
     if torch_private.global_hooks():
         return "hooks for all modules would be called while recording only"
     return None
+
+
+def _own_state(problem: Problem) -> dict[str, object]:
+    """Plain attributes of what a user's method and terms are."""
+    owners = {"method": problem.method} | {f"terms[{t.name!r}]": t.of for t in problem.terms}
+    return {
+        f"attribute {name} of {what}": value
+        for what, owner in owners.items()
+        for name, value in getattr(owner, "__dict__", {}).items()
+    }
+
+
+@contextmanager
+def _own_state_kept(problem: Problem) -> Iterator[None]:
+    """The plain attributes of a user's method are put back, its tensors in place."""
+    memory = Memory({"method": problem.method} | {t.name: t.of for t in problem.terms})
+    before = copy.deepcopy(memory.everything())
+    try:
+        yield
+    finally:
+        memory.load_state_dict(before)
 
 
 def _generators(problem: Problem) -> list[torch.Generator]:

@@ -14,12 +14,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastgan import torch_private
+from fastgan.data.batch import map_condition
 from fastgan.engines import draws
 from fastgan.random import Stream, normal, uniform
 
@@ -112,10 +113,16 @@ def has_hooks(network: nn.Module) -> bool:
     )
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The floating-point type of a network's first parameter; float32 if it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
 def latents(problem: Problem, size: int) -> Tensor:
     """The latents of D's first update, as far as a batch of that size takes them."""
     p = problem
-    return normal(p.seed, Stream.LATENT_D, 0, (size, *p.latent_shape), device=p.device)
+    shape = (size, *p.latent.drawn)
+    return p.latent.of(normal(p.seed, Stream.LATENT_D, 0, shape, device=p.device))
 
 
 def samples(problem: Problem, size: int) -> Tensor:
@@ -126,8 +133,26 @@ def samples(problem: Problem, size: int) -> Tensor:
     """
     p = problem
     if p.data.samples is not None:
-        return draws.images_of(p, 0)[:size]
+        return draws.batch_of(p, 0).images[:size]
     return uniform(p.seed, Stream.SAMPLE, 0, (size, *p.data.shape), device=p.device) * 2 - 1
+
+
+def condition(problem: Problem, size: int) -> Any:
+    """What belongs to `samples`; zeros where reading it leaves a trace."""
+    p = problem
+    if p.data.samples is not None:
+        return map_condition(lambda part: part[:size], draws.batch_of(p, 0).condition)
+    return p.data.blank(size).condition
+
+
+def given_g(problem: Problem, g: nn.Module, size: int) -> tuple:
+    """What G is called with."""
+    p, given = problem, []
+    if p.latent.shape is not None:
+        given.append(latents(p, size).to(dtype_of(g)))
+    if p.conditioned[1]:
+        given.append(condition(p, size))
+    return tuple(given)
 
 
 @contextmanager

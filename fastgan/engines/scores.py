@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from fastgan import torch_private
 from fastgan.engines import probe
+from fastgan.engines.probe import dtype_of
 from fastgan.engines.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from fastgan.losses import Loss
     from fastgan.problem import Problem
 
 logger = logging.getLogger("fastgan")
@@ -40,11 +40,6 @@ def as_logits(score: object, batch: int) -> Tensor:
     return score if score.dtype == torch.float64 else score.float()
 
 
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """The floating-point type of a network's first parameter; float32 if it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-
-
 def trained(problem: Problem) -> None:
     """ValueError unless both optimisers have a weight to train."""
     for name, optimizer in (
@@ -65,6 +60,8 @@ def check(problem: Problem) -> None:
     samples as a batch has, and as many as an epoch's last batch has. Nothing remains of it.
     """
     trained(problem)
+    if problem.loss is None:
+        return  # what a method calls with what is its own; the first step tells
     try:
         _try(problem, hooks=False)
     except ValueError:
@@ -88,7 +85,8 @@ def _try(problem: Problem, *, hooks: bool) -> None:
                     f"fit: {error}; use drop_last=True, or another batch_size"
                 ) from error
         _check_loss(p, on_real, on_fake)
-        inputs = samples.to(dtype_of(d)), fake.to(dtype_of(d))
+        condition = (probe.condition(p, full),) if p.conditioned[0] else ()
+        inputs = [(images.to(dtype_of(d)), *condition) for images in (samples, fake)]
         bounded = are_probabilities(on_real) and are_probabilities(on_fake)
         if p.loss.scores == "probabilities":
             if not bounded:
@@ -116,26 +114,31 @@ def _pass(
 ) -> tuple[Tensor, Tensor, Tensor, str | None]:
     """One pass of each network: (fake samples, scores of real, scores of fake, D's sigmoid)."""
     p, shape = problem, tuple(problem.data.shape)
-    latents, real = probe.latents(p, size), samples[:size]
+    real = samples[:size]
+    condition = (probe.condition(p, size),) if p.conditioned[0] else ()
+    given = probe.given_g(p, g, size)
     try:
-        fake = g(latents.to(dtype_of(g)))
+        fake = g(*given)
     except Exception as error:
+        told = probe.first_line(error)
+        if p.latent.shape is None:
+            raise ValueError(f"generator failed on the condition alone: {told}") from error
         raise ValueError(
-            f"generator failed on latents of shape {list(latents.shape)}: "
-            f"{probe.first_line(error)}. latent_dim must be what the generator takes: a length, or "
-            f"the shape of one latent such as (100, 1, 1){_swapped(p, g, d, latents, real)}"
+            f"generator failed on latents of shape {list(given[0].shape)}: {told}. latent_dim must "
+            "be what the generator takes: a length, or the shape of one latent such as (100, 1, 1)"
+            f"{_swapped(p, g, d, given[0], real)}"
         ) from error
     if not isinstance(fake, Tensor) or fake.shape != (size, *shape):
         got = list(fake.shape[1:]) if isinstance(fake, Tensor) else type(fake).__name__
         raise ValueError(
             f"generator makes {got}, but the samples of data {p.data.name!r} are {list(shape)}; it "
             f"must return a tensor [batch, {', '.join(map(str, shape))}]"
-            f"{_swapped(p, g, d, latents, real)}"
+            f"{_swapped(p, g, d, given[0], real)}"
         )
     scores = []
     for images in (real, fake):
         try:
-            score, sigmoid = scored(d, images.to(dtype_of(d)))
+            score, sigmoid = scored(d, images.to(dtype_of(d)), *condition)
         except Exception as error:
             raise ValueError(
                 f"discriminator failed on samples of shape {list(images.shape)}: "
@@ -174,20 +177,26 @@ def _check_loss(problem: Problem, on_real: Tensor, on_fake: Tensor) -> None:
                     f"loss {loss.name!r}: {name} failed on scores of shape {list(on_fake.shape)}: "
                     f"{probe.first_line(error)}"
                 ) from error
-            require_scalar(value, loss, name)
+            require_scalar(value, f"loss {loss.name!r}", name)
 
 
-def require_scalar(value: object, loss: Loss, name: str) -> Tensor:
-    """What a loss returned, as a scalar; ValueError unless it is one number with a gradient."""
+def require_scalar(value: object, owner: str, name: str) -> Tensor:
+    """What a loss returned, as a scalar; ValueError unless it is one number with a gradient.
+
+    Args:
+        value: what it returned.
+        owner: whose loss, for messages.
+        name: of the function.
+    """
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
         raise ValueError(
-            f"loss {loss.name!r}: {name} returned {got}; expected one number as a tensor, such as "
+            f"{owner}: {name} returned {got}; expected one number as a tensor, such as "
             "the mean over the batch"
         )
     if not value.requires_grad:
         raise ValueError(
-            f"loss {loss.name!r}: {name} returned a tensor without a gradient; compute it from the "
+            f"{owner}: {name} returned a tensor without a gradient; compute it from the "
             "scores by tensor operations, without .item(), .detach() or torch.no_grad()"
         )
     return value if value.dim() == 0 else value.reshape(())
@@ -220,8 +229,7 @@ def _warn_of_range(problem: Problem, g: nn.Module, samples: Tensor, fake: Tensor
     """Say that a generator of values in [0, 1] cannot make samples below 0."""
     if samples.amin() >= 0 or not are_probabilities(fake):
         return
-    latents = probe.latents(problem, len(fake)).to(dtype_of(g))
-    if always_probabilities(g, latents):
+    if always_probabilities(g, probe.given_g(problem, g, len(fake))):
         logger.warning(
             "the generator's outputs lie in [0, 1], and the samples of data %r go down to %.3g; "
             "end it in tanh where the samples lie in [-1, 1]",
@@ -242,14 +250,15 @@ def final_sigmoid(problem: Problem) -> tuple[nn.Sigmoid | str | None, list[tuple
     with probe.tried(problem) as (_, d):
         before = Snapshot({"discriminator": d}, tensors=False)
         images = probe.samples(problem, min(problem.batch_size, len(problem.data)))
-        _, where = scored(d, images.to(dtype_of(d)))
+        condition = (probe.condition(problem, len(images)),) if problem.conditioned[0] else ()
+        _, where = scored(d, images.to(dtype_of(d)), *condition)
         volatile = before.changed()
     if where in (None, "function") or probe.has_hooks(problem.discriminator):
         return where and "function", volatile
     return problem.discriminator.get_submodule(where), volatile
 
 
-def scored(d: nn.Module, images: Tensor) -> tuple[object, str | None]:
+def scored(d: nn.Module, *inputs: Any) -> tuple[object, str | None]:
     """D's output, and the sigmoid that it comes out of: a module's path, "function" or None."""
     calls: list[tuple[str, Tensor]] = []
     paths = [(path, m) for path, m in d.named_modules() if type(m) is nn.Sigmoid]
@@ -259,7 +268,7 @@ def scored(d: nn.Module, images: Tensor) -> tuple[object, str | None]:
     ]
     try:
         with FinalSigmoid() as trace:
-            score = d(images)
+            score = d(*inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -308,7 +317,7 @@ def are_probabilities(values: Tensor) -> bool:
     return bool(((values >= -_SLACK) & (values <= 1 + _SLACK)).all())
 
 
-def always_probabilities(network: nn.Module, *inputs: Tensor) -> bool:
+def always_probabilities(network: nn.Module, *inputs: Tensor | tuple) -> bool:
     """Whether a network's outputs lie in [0, 1] whatever its weights, as far as trying tells.
 
     The scores of a fresh network may all happen to lie there. The weights are changed and not put
@@ -316,7 +325,7 @@ def always_probabilities(network: nn.Module, *inputs: Tensor) -> bool:
 
     Args:
         network: a copy.
-        inputs: batches that it takes.
+        inputs: batches that it takes, each a tensor or a tuple of arguments.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     with_weights = [m for m in network.modules() if any(p is not None for p in _own(m))]
@@ -331,7 +340,7 @@ def always_probabilities(network: nn.Module, *inputs: Tensor) -> bool:
                 if p is not None:
                     p.neg_()
         for x in inputs:
-            out = network(x)
+            out = network(*x) if isinstance(x, tuple) else network(x)
             if not isinstance(out, Tensor) or not are_probabilities(out):
                 return False
     return True

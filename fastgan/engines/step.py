@@ -10,14 +10,15 @@ into D's weights, and no waiting for the device.
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastgan.data.batch import Batch
 from fastgan.engines.average import Average
-from fastgan.engines.draws import PENALTY_STREAM, Counter, Draws
+from fastgan.engines.context import StepContext
+from fastgan.engines.draws import Counter, Draws
 from fastgan.engines.dropout import Masks, forward_replaced
 from fastgan.engines.probe import has_hooks
 from fastgan.engines.scores import (
@@ -30,25 +31,14 @@ from fastgan.engines.scores import (
     trained,
 )
 from fastgan.engines.snapshot import Snapshot
-from fastgan.engines.updates import Update
-from fastgan.random import Stream
+from fastgan.engines.updates import Update, together
+from fastgan.method import LossMethod, name_of
+from fastgan.terms import ADAPTIVE, Term, adapted
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Pass(IntEnum):
-    """The passes of a step, by the number that tells their dropout masks apart."""
-
-    D_ON_REAL = 0
-    D_ON_FAKE = 1
-    D_FOR_G = 2
-    G_FOR_D = 3
-    G_FOR_G = 4
-    D_BETWEEN = 5
-    D_REAL_FOR_G = 6
 
 
 class DUpdate(NamedTuple):
@@ -86,6 +76,8 @@ class Step:
 
     Attributes:
         whole: whether no step is half done.
+        logged: what the method said of the last step, by name: scalars on the device.
+        dtypes: of D's and G's weights.
     """
 
     def __init__(
@@ -103,6 +95,9 @@ class Step:
         self.updates = update_d, update_g
         self.cached = cached
         self.whole = True
+        self.logged: dict[str, Tensor] = {}
+        self._plays_game = isinstance(problem.method, LossMethod)
+        self._cast = problem.precision != "fp32"
         self._masks: list[Masks | None] = [None, None]
         self._look_at_end()
 
@@ -123,7 +118,7 @@ class Step:
             self._look_at_end()
         trained(p)
         # Walking the module trees takes as long as a small layer: once a run, not once a use.
-        self._dtypes = dtype_of(p.generator), dtype_of(p.discriminator)
+        self.dtypes = dtype_of(p.discriminator), dtype_of(p.generator)
         self._average = None if p.ema is None else Average(p.generator, p.ema, p.ema_decay)
         # What D shares with G is trained by G's optimiser, too, as in a plain loop.
         shared = {w for group in p.optimizer_g.param_groups for w in group["params"]}
@@ -155,90 +150,114 @@ class Step:
             the last of its updates and without penalties, G's, and the means of the scores that the
             former is made of.
         """
+        p = self.problem
+        self.logged = {}
         for k, (size, due) in enumerate(shape):
-            d_loss, real, on_real, on_fake = self._update_d(Counter(len(shape), k), size, due)
-        g_loss = self._update_g(Counter(1, 0), shape[-1].size, real)
-        self.whole = True
-        return d_loss, g_loss, on_real.mean(), on_fake.mean()
-
-    def _update_d(
-        self, counter: Counter, size: int, due: tuple[bool, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        p = self.problem
-        penalties = [penalty for penalty, now in zip(p.penalties, due, strict=True) if now]
-        places = {penalty.at for penalty in penalties}
-        real = self.draws.batch(counter, size).to(self._dtypes[1])
-        self.whole = False
-        if "real" in places:
-            real = real.detach().requires_grad_()
-        with torch.no_grad(), self._autocast():
-            fake = self._generate(Stream.LATENT_D, counter, size, Pass.G_FOR_D)
-        if "fake" in places:
-            fake = fake.to(self._dtypes[1]).detach().requires_grad_()
-        with self._autocast():
-            on_real = self._head(real, counter, size, Pass.D_ON_REAL)
-            on_fake = self._head(fake, counter, size, Pass.D_ON_FAKE)
-        points = {"real": (on_real, real), "fake": (on_fake, fake)}
-        loss = total = require_scalar(p.loss.d_loss(on_real, on_fake), p.loss, "d_loss")
-        if "between" in places:
-            eps = torch.special.ndtr(self.draws.normal(PENALTY_STREAM, counter, (size,)))
-            eps = eps.to(real.dtype).view(-1, *[1] * (real.dim() - 1))
-            between = torch.lerp(fake.detach().to(real.dtype), real.detach(), eps).requires_grad_()
-            with self._autocast():
-                points["between"] = self._head(between, counter, size, Pass.D_BETWEEN), between
-        with self._backward():
-            for penalty in penalties:
-                total = total + self._penalty(penalty, *points[penalty.at])
-            self.updates[0](total, size, narrow=bool(penalties))
-        return loss.detach(), real.detach(), on_real.detach(), on_fake.detach()
-
-    def _penalty(self, penalty, scores: Tensor, images: Tensor) -> Tensor:
-        p = self.problem
-        scale = None
-        if p.scalers is not None:
-            scale = p.scalers[0].scale(torch.ones((), dtype=torch.float32, device=p.device))
-        return penalty.value(scores, images, scale)
-
-    def _update_g(self, counter: Counter, size: int, real: Tensor) -> Tensor:
-        p = self.problem
+            counter = Counter(len(shape), k)
+            batch = self.draws.batch(counter, size)
+            batch = batch._replace(images=batch.images.to(self.dtypes[0]))
+            self.whole = False
+            context = self._context("d", counter, size, batch, due)
+            d_loss = self._loss(context, "d_loss")
+            with self.in_backward():
+                self.updates[0](d_loss, size, narrow=context.narrow)
+            d_loss = d_loss.detach() if context.reported is None else context.reported
+            scores = [_mean(s, d_loss) for s in context.scores]
+        context = self._context("g", Counter(1, 0), size, batch)
         with _without_gradients(self._frozen):
-            with self._autocast():
-                fake = self._generate(Stream.LATENT_G, counter, size, Pass.G_FOR_G)
-                scores = [self._head(fake, counter, size, Pass.D_FOR_G)]
-            if p.loss.needs_real:
-                with torch.no_grad(), self._autocast():
-                    scores.append(self._head(real, counter, size, Pass.D_REAL_FOR_G))
-            loss = require_scalar(p.loss.g_loss(*scores), p.loss, "g_loss")
-            with self._backward():
-                self.updates[1](loss, size)
+            g_loss = total = self._loss(context, "g_loss")
+            for term in p.terms:
+                total = total + self._term(context, term, g_loss)
+            with self.in_backward():
+                self.updates[1](total, size)
+        if hasattr(p.method, "joint_loss"):
+            context = self._context("joint", Counter(1, 0), size, batch)
+            joint = self._loss(context, "joint_loss")
+            context.log("joint_loss", joint)
+            with self.in_backward():
+                together(self.updates, joint, size)
         if self._average is not None:
             self._average.update()
-        return loss.detach()
+        self.whole = True
+        return d_loss, g_loss.detach(), *scores
 
-    def _generate(self, stream: Stream, counter: Counter, size: int, use: Pass) -> Tensor:
+    def _context(
+        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
+    ) -> StepContext:
+        return StepContext(self, player, counter, size, batch, due)
+
+    def _loss(self, context: StepContext, name: str) -> Tensor:
+        method = self.problem.method
+        loss = getattr(method, name)(context)
+        if not self._plays_game:
+            loss = require_scalar(loss, name_of(method), name)
+        self.logged |= context.logged
+        if self._cast:
+            # Inside another autocast, which a program may have around everything, the cache would
+            # live on: with weights that have moved since.
+            torch.clear_autocast_cache()
+        return loss
+
+    def _term(self, context: StepContext, term: Term, g_loss: Tensor) -> Tensor:
+        """A term of G's loss with its weight; it is logged without."""
+        value = require_scalar(term.of(context), f"terms[{term.name!r}]", "it")
+        context.log(term.name, value)
+        self.logged |= context.logged
+        if term.weight != ADAPTIVE:
+            weight = term.weight(context.number) if callable(term.weight) else term.weight
+            return weight * value
+        last = [w for w in self.problem.generator.parameters() if w.requires_grad][-1:]
+        with self.in_backward():
+            slopes = [
+                torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)[0]
+                for loss in (g_loss, value)
+            ]
+        return adapted(*slopes) * term.factor * value
+
+    # --- what a context asks for ------------------------------------------------------------------
+
+    def call(
+        self, which: int, number: int, counter: Counter, size: int, function: Any, args: tuple,
+        kwargs: dict,
+    ) -> Any:  # fmt: skip
+        """A pass of D (0) or G (1), with its masks and in the run's precision."""
+        grad = torch.is_grad_enabled()
+        self._masks[which].begin(number, counter, size, grad=grad)
+        with self._autocast():
+            out = function(*args, **kwargs)
+        return out
+
+    def arguments(self, latents: Tensor | None, condition: Any) -> tuple:
+        """What the generator is called with."""
         p = self.problem
-        latents = self.draws.normal(stream, counter, (size, *p.latent_shape))
-        self._masks[1].begin(use, counter, size, grad=torch.is_grad_enabled())
-        return p.generator(latents.to(self._dtypes[0]))
+        found = [] if latents is None else [latents.to(self.dtypes[1])]
+        return (*found, condition) if p.conditioned[1] else tuple(found)
 
-    def _head(self, images: Tensor, counter: Counter, size: int, use: Pass) -> Tensor:
+    def score(self, context: StepContext, samples: Tensor, condition: Any) -> Tensor:
         """What the loss is computed from: D's scores, [b], without a sigmoid that it absorbs."""
         d = self.problem.discriminator
-        self._masks[0].begin(use, counter, size, grad=torch.is_grad_enabled())
-        images = images.to(self._dtypes[1])
-        if self.sigmoid != "function" and not self._hooked:
-            return as_logits(d(images), len(images))
+        samples = samples.to(self.dtypes[0])
+        args = context.given_d(samples, condition)
+        if not self._plays_game or (self.sigmoid != "function" and not self._hooked):
+            return as_logits(context.call(0, d, *args), len(samples))
         with FinalSigmoid() as trace:
-            score = d(images)
+            score = context.call(0, d, *args)
         logits = trace.input_of(score)
         if self.sigmoid != "function":
-            return as_logits(self._of_hooks(score, logits), len(images))
+            return as_logits(self._of_hooks(score, logits), len(samples))
         if logits is None:
             raise ValueError(
                 "discriminator ended in a sigmoid when it was looked at and does not now; return "
                 "the logits, without the sigmoid, from every path of its forward"
             )
-        return as_logits(logits, len(images))
+        return as_logits(logits, len(samples))
+
+    def scale_of_d(self) -> Tensor | None:
+        """The factor by which D's loss is scaled for float16."""
+        p = self.problem
+        if p.scalers is None:
+            return None
+        return p.scalers[0].scale(torch.ones((), dtype=torch.float32, device=p.device))
 
     def _of_hooks(self, score: Tensor, logits: Tensor | None) -> Tensor:
         """The scores of a D whose hooks, which the look leaves out, may end in a sigmoid."""
@@ -256,12 +275,13 @@ class Step:
     def _look_at_end(self) -> None:
         p = self.problem
         self.sigmoid, self._seen = None, None
-        if p.loss.scores == "logits":
+        if self._plays_game and p.loss.scores == "logits":
             self.sigmoid, volatile = final_sigmoid(p)
             self._seen = Snapshot({"discriminator": p.discriminator}, tensors=False, but=volatile)
 
     @contextmanager
-    def _backward(self):
+    def in_backward(self):
+        """What recomputes a pass meanwhile draws from torch's generator."""
         for masks in self._masks:
             masks.in_backward = True
         try:
@@ -276,12 +296,16 @@ class Step:
         if p.precision == "fp32":
             yield
             return
-        dtype = AUTOCAST[p.precision]
-        with torch.autocast(p.device.type, dtype=dtype, cache_enabled=self.cached):
+        # The cache is one update's; a weight cast without a gradient must not get into it.
+        cached = self.cached and torch.is_grad_enabled()
+        with torch.autocast(p.device.type, dtype=AUTOCAST[p.precision], cache_enabled=cached):
             yield
-        # Inside another autocast, which a program may have around everything, the cache would live
-        # on: with weights that have moved since, or that were cast where nothing had a gradient.
-        torch.clear_autocast_cache()
+
+
+def _mean(scores: Tensor | None, like: Tensor) -> Tensor:
+    if scores is None:
+        return torch.full_like(like, float("nan"))
+    return (scores if scores.element_size() >= 4 else scores.float()).mean()
 
 
 def _unchanged(x: Tensor) -> Tensor:

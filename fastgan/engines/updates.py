@@ -44,8 +44,13 @@ class Update:
             loss.backward(inputs=weights)
         else:
             loss.backward()
+        self.use(batch)
+
+    def use(self, batch: int) -> None:
+        """Move by the gradients that a backward pass has left, after their mean over the ranks."""
         if (world := self.problem.world).size > 1:
-            world.mean_([w.grad for w in weights if w.grad is not None], batch)
+            weights = [w for w in self._weights() if w.grad is not None]
+            world.mean_([w.grad for w in weights], batch)
         if self.scaler is None:
             self.step()
         else:
@@ -62,6 +67,15 @@ class Update:
 
     def _weights(self) -> list[Tensor]:
         return [w for group in self.optimizer.param_groups for w in group["params"]]
+
+
+def together(updates: tuple[Update, Update], loss: Tensor, batch: int) -> None:
+    """One update of both networks by one loss, over this rank's rows of a batch of that size."""
+    for update in updates:
+        update.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for update in updates:
+        update.use(batch)
 
 
 @contextmanager

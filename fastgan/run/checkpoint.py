@@ -72,10 +72,8 @@ _LOG = Record(
     {
         "columns": sequence(text),
         "lines": integer(0),
-        "unlogged": schema.tensor(
-            torch.float32, (None, None), "a finite float32 tensor [steps, columns]", finite=True
-        ),
-        "last": optional(sequence(number())),
+        "unlogged": schema.tensor(torch.float32, (None, None), "a float32 tensor [steps, columns]"),
+        "last": optional(sequence(optional(number()))),
     }
 )
 
@@ -85,6 +83,9 @@ def _log(value: Any, where: str) -> None:
     count, unlogged, last = len(value["columns"]), value["unlogged"], value["last"]
     if unlogged.shape[1] != count:
         raise schema.Wrong(f"{where}.unlogged", unlogged, f"as many columns as 'columns': {count}")
+    losses = [i for i, name in enumerate(value["columns"]) if name.endswith("_loss")]
+    if not torch.isfinite(unlogged[:, losses]).all():
+        raise schema.Wrong(f"{where}.unlogged", unlogged, "losses that are finite")
     if last is not None and len(last) != count:
         raise schema.Wrong(f"{where}.last", last, f"as many numbers as 'columns': {count}")
 

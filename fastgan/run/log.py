@@ -57,11 +57,12 @@ class RunLog:
         """Look at the statistics since the last line.
 
         Returns:
-            None if all are finite; else, of the first step where they are not, how many steps have
-            followed it, and the statistics by name.
+            None if all losses are finite; else, of the first step where they are not, how many
+            steps have followed it, and the statistics by name.
         """
         values = self._read()
-        bad = (~torch.isfinite(values).all(1)).nonzero()
+        losses = [i for i, name in enumerate(self.columns) if name.endswith("_loss")]
+        bad = (~torch.isfinite(values[:, losses]).all(1)).nonzero()
         if len(bad):
             first = int(bad[0])
             return len(values) - first - 1, self._named(values[first].tolist())
@@ -138,12 +139,11 @@ class RunLog:
         """What a checkpoint keeps; the lines themselves are in the file, which is synced."""
         for file in self._files:
             os.fsync(file.fileno())
-        seen = all(map(math.isfinite, self.last.values()))
         return {
             "columns": list(self.columns),
             "lines": self._whole_lines,
             "unlogged": self._read(),
-            "last": list(self.last.values()) if seen else None,
+            "last": [v if math.isfinite(v) else None for v in self.last.values()],
         }
 
     def load_state_dict(self, state: dict[str, Any], file: Path) -> None:
@@ -180,7 +180,7 @@ class RunLog:
         self._whole_lines = len(history)
         self._unlogged = [state["unlogged"]]
         if state["last"] is not None:
-            self.last = self._named(state["last"])
+            self.last = self._named([math.nan if v is None else v for v in state["last"]])
 
     def _parsed(self, path: Path, number: int, line: bytes) -> dict[str, Any]:
         numbers = (self.columns, (f"{name}_mean" for name in self.columns))

@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 
 from fastgan import random
 from fastgan.engines.base import Engine
-from fastgan.engines.draws import images_of
+from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
 from fastgan.engines.fused.support import chains, rate
@@ -243,7 +243,7 @@ class FusedEngine(Engine):
         """The batches of one step, read through the data's own loader."""
         p = self.problem
         first = self.step * p.d_steps
-        batches = [images_of(p, u) for u in range(first, first + p.d_steps)]
+        batches = [batch_of(p, u).images for u in range(first, first + p.d_steps)]
         batches = [batch.float().contiguous() for batch in batches]
         return batches[0] if len(batches) == 1 else torch.cat(batches)
 

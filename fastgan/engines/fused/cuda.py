@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan import torch_private
 from fastgan.engines.capture import CudaRecorder, Work
-from fastgan.engines.draws import images_of
+from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
@@ -116,7 +116,7 @@ class FusedCudaEngine(FusedEngine):
             self._feed = torch.zeros(size, dtype=torch.float32, device=p.device)
         first = self.step * p.d_steps
         for place, update in zip(self._feed, range(first, first + p.d_steps), strict=True):
-            batch = images_of(p, update)
+            batch = batch_of(p, update).images
             place[: len(batch)].copy_(batch)
         return self._feed
 

@@ -13,6 +13,7 @@ from fastgan.engines.fused import plan
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
 from fastgan.losses import LOSSES, loss
+from fastgan.method import name_of
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -39,9 +40,9 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     _check_loss(p)
     for name in ("optimizer_g", "optimizer_d"):
         _check_kind(getattr(p, name), name)
-    g = plan.read(p.generator, "generator", p.latent_shape, p.device)
+    g = plan.read(p.generator, "generator", p.latent.shape, p.device)
     d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape), p.device)
-    prove(g, p.generator, "generator", p.latent_shape)
+    prove(g, p.generator, "generator", p.latent.shape)
     prove(d, p.discriminator, "discriminator", tuple(p.data.shape))
     if p.loss.scores == "logits":
         plan.absorb_sigmoid(d)
@@ -90,6 +91,15 @@ def _check_machine(problem: Problem) -> None:
 
 def _check_loss(problem: Problem) -> None:
     p = problem
+    if p.loss is None:
+        raise plan.NoPlan(f"{name_of(p.method)} is a method of its own, which has no fused form")
+    if p.terms:
+        raise plan.NoPlan(f"the term {p.terms[0].name!r} of G's loss has no fused form")
+    if not p.latent.is_noise:
+        raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
+    for taking, name in zip(p.conditioned, ("discriminator", "generator"), strict=True):
+        if taking:
+            raise plan.NoPlan(f"{name} takes a condition, which has no fused form")
     if p.penalties:
         raise plan.NoPlan(
             f"penalty {p.penalties[0].name!r} differentiates a gradient, which has no fused form"

@@ -1,0 +1,298 @@
+"""What a method may ask for in one update, made when it is first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import conditions, losses, statistics
+from fastgan.data.batch import Batch
+from fastgan.engines.draws import CONDITION_STREAM, METHOD_STREAM, PENALTY_STREAM, Counter
+from fastgan.random import Stream
+
+if TYPE_CHECKING:
+    from fastgan.engines.step import Step
+
+PLAYERS = ("d", "g", "joint")
+"""Whose loss an update minimises."""
+_LATENTS = {"d": Stream.LATENT_D, "g": Stream.LATENT_G, "joint": Stream.LATENT_JOINT}
+
+
+class StepContext:
+    """One update of D, of G or of both.
+
+    Attributes:
+        player: "d", "g" or "joint": whose loss it is.
+        real: float32 [b, *shape], the batch; in G's update the last one that D has seen.
+        cond: what came with it: a tensor [b, ...], a tuple or dict of such, or None.
+        fake: G's samples, [b, *shape]; with a gradient into G unless it is D's update.
+        fake_cond: the conditions they were made for (the setting `fake_condition`).
+        z: latents [b, *latent_shape], or None. parts: named parts of them.
+        G, D: the networks: call them, or what they consist of, as the modules themselves.
+        due: which of the run's penalties this update has.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        player: str,
+        counter: Counter,
+        size: int,
+        batch: Batch,
+        due: tuple[bool, ...] = (),
+    ):
+        """For one update.
+
+        Args:
+            step: what does the work.
+            player: see above.
+            counter: the number of the update.
+            size: rows of the whole batch, of all ranks.
+            batch: this rank's rows.
+            due: see above.
+        """
+        self._step, self.player, self._counter, self._size = step, player, counter, size
+        self.real, self.cond = batch
+        self.due = due
+        self._calls = [0, 0]
+        self._draws = 0
+        self.narrow = False
+        """Whether the loss holds gradients of gradients."""
+        self.reported: Tensor | None = None
+        self.scores: list[Tensor | None] = [None, None]
+        self.logged: dict[str, Tensor] = {}
+
+    # --- what it is made of ----------------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """The number of the step, counted from 0."""
+        return self._step.draws.host_step
+
+    @property
+    def update(self) -> int:
+        """The number of this update among those of its player, counted from 0."""
+        return self._counter.multiplier * self.number + self._counter.offset
+
+    @cached_property
+    def z(self) -> Tensor | None:
+        """Latents, or None if the generator takes none."""
+        latent = self._step.problem.latent
+        if latent.shape is None:
+            return None
+        shape = (self._size, *latent.drawn)
+        return latent.of(self._step.draws.normal(_LATENTS[self.player], self._counter, shape))
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The named parts of the latents."""
+        return {} if self.z is None else self._step.problem.latent.split(self.z)
+
+    @cached_property
+    def fake_cond(self) -> Any:
+        """The conditions of the fake samples."""
+        how = self._step.problem.config.fake_condition
+        if self.cond is None or not conditions.is_drawn(how, self.cond):
+            return self.cond
+        stream = CONDITION_STREAM + PLAYERS.index(self.player)
+        return self._step.draws.conditions(stream, self._counter, self._size, self.cond)
+
+    @cached_property
+    def fake(self) -> Any:
+        """G's samples."""
+        with torch.set_grad_enabled(self.player != "d"):
+            made = self.G(*self._step.arguments(self.z, self.fake_cond))
+        return converted(made, self._step.dtypes[0])
+
+    @cached_property
+    def G(self) -> Network:
+        """The generator."""
+        return Network(self, 1, self._step.problem.generator)
+
+    @cached_property
+    def D(self) -> Network:
+        """The discriminator; ``D["name"]`` of a dict of modules."""
+        return Network(self, 0, self._step.problem.discriminator)
+
+    @property
+    def discriminator(self) -> nn.Module:
+        """The discriminator itself, to look at; call `D`."""
+        return self._step.problem.discriminator
+
+    def given_d(self, samples: Tensor, condition: Any = None) -> tuple:
+        """What D is called with: the samples, and the condition if it takes one."""
+        return (samples, condition) if self._step.problem.conditioned[0] else (samples,)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normals [b, *shape], the same in every engine and after a resume."""
+        self._draws += 1
+        stream = METHOD_STREAM + len(PLAYERS) * self._draws + PLAYERS.index(self.player)
+        return self._step.draws.normal(stream, self._counter, (self._size, *shape))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1], [b, *shape], likewise."""
+        return torch.special.ndtr(self.normal(*shape))
+
+    # --- scores and penalties --------------------------------------------------------------------
+
+    def score(self, samples: Tensor, condition: Any = None) -> Tensor:
+        """D's score of each sample, float32 [b], as the run's loss takes them.
+
+        A final Sigmoid of D is left out where the loss works on logits.
+
+        Args:
+            samples: [b, *shape].
+            condition: what D is given beside them, if it takes it.
+        """
+        return self._step.score(self, samples, condition)
+
+    def penalty(self, which: str | losses.Penalty) -> Tensor:
+        """A penalty on the slope of D's score, to be added to D's loss, if it is due: a scalar.
+
+        Args:
+            which: as the setting `penalties`, such as "r1", "wgan-gp:10" or "r1:10:16". One that
+                is lazy asks for the number of the update.
+        """
+        (penalty,) = losses.penalties(which)
+        if penalty.every > 1 and not penalty.due(self.update):
+            return torch.zeros((), device=self.real.device)
+        condition = self.fake_cond if penalty.at == "fake" else self.cond
+        points = self.real if penalty.at == "real" else self.fake
+        if penalty.at == "between":
+            points = self.between(self.real, self.fake)
+        else:
+            points = points.detach().requires_grad_()
+        return self.penalty_of(penalty, self.score(points, condition), points)
+
+    def penalty_of(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:
+        """The same at points, requiring gradients, that D has scored."""
+        self.narrow = True
+        with self._step.in_backward():
+            return penalty.value(scores, points, self._step.scale_of_d())
+
+    def between(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Points on the lines between real and fake samples, [b, *shape], requiring gradients."""
+        eps = torch.special.ndtr(
+            self._step.draws.normal(PENALTY_STREAM, self._counter, (self._size,))
+        )
+        eps = eps.to(real.dtype).view(-1, *[1] * (real.dim() - 1))
+        return torch.lerp(fake.detach().to(real.dtype), real.detach(), eps).requires_grad_()
+
+    # --- what it is told -------------------------------------------------------------------------
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Put a number into the log lines: that of the last step before a line.
+
+        Args:
+            name: the line's key.
+            value: a number, or a tensor with one; it is kept without its gradient.
+        """
+        if not isinstance(value, Tensor):
+            value = torch.tensor(float(value))
+        if name.removesuffix("_mean") in (*statistics.NAMES, "step", "epoch"):
+            raise ValueError(f"log({name!r}): log lines have that already; use another name")
+        if value.numel() != 1:
+            raise ValueError(f"log({name!r}): a tensor {list(value.shape)}; expected one number")
+        self.logged[str(name)] = value.detach().reshape(())
+
+    def report(
+        self, loss: Tensor, on_real: Tensor | None = None, on_fake: Tensor | None = None
+    ) -> None:
+        """Say what D's loss is without what was added to it, and D's scores, for the statistics."""
+        self.reported = loss.detach()
+        self.scores = [s if s is None else s.detach() for s in (on_real, on_fake)]
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def call(self, which: int, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A pass of a network (0: D, 1: G), in the run's precision."""
+        number = self._calls[which]
+        self._calls[which] += 1
+        return self._step.call(
+            which, pass_number(self.player, which, number), self._counter, self._size,
+            function, args, kwargs,
+        )  # fmt: skip
+
+    def seen(self, samples: object, score: object) -> None:
+        """Note what D makes of the two batches, for the statistics."""
+        if self.player != "d" or not isinstance(score, Tensor):
+            return
+        for i, batch in enumerate((self.real, self.__dict__.get("fake"))):
+            if samples is batch and self.scores[i] is None:
+                self.scores[i] = score.detach()
+
+
+class Network:
+    """A network as a method sees it: its calls are passes of the step.
+
+    They have the step's dropout masks and precision; what they return in half precision becomes
+    float32. Modules and methods of the network are had by its attributes and items.
+    """
+
+    def __init__(self, context: StepContext, which: int, target: Any):
+        """A view of a network, or of a part of it."""
+        self._context, self._which, self._target = context, which, target
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A pass."""
+        out = self._context.call(self._which, self._target, *args, **kwargs)
+        out = converted(out, torch.float32, narrower=True)
+        if self._which == 0 and args:
+            first = next(iter(out)) if isinstance(out, (tuple, list)) and out else out
+            self._context.seen(args[0], first)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        """What the network has under that name."""
+        if name == "get_submodule":
+            return lambda path: self._view(self._target.get_submodule(path))
+        return self._view(getattr(self._target, name))
+
+    def __getitem__(self, key: Any) -> Any:
+        """A part of a ModuleDict, ModuleList or Sequential."""
+        return self._view(self._target[key])
+
+    def _view(self, part: Any) -> Any:
+        owner = getattr(part, "__self__", None)
+        if isinstance(part, nn.Module) or isinstance(owner, nn.Module):
+            return Network(self._context, self._which, part)
+        return part
+
+
+def converted(out: Any, dtype: torch.dtype, *, narrower: bool = False) -> Any:
+    """The floating-point tensors of what a network returned in a dtype; all else as it is.
+
+    Args:
+        out: a tensor, or tuples, lists and dicts of such.
+        dtype: theirs afterwards.
+        narrower: convert only those in half precision.
+    """
+    if isinstance(out, Tensor):
+        wide = not out.is_floating_point() or (narrower and out.element_size() > 2)
+        return out if wide else out.to(dtype)
+    if type(out) in (tuple, list):
+        return type(out)(converted(part, dtype, narrower=narrower) for part in out)
+    if type(out) is dict:
+        return {key: converted(part, dtype, narrower=narrower) for key, part in out.items()}
+    return out
+
+
+_NUMBERS = {("d", 0): (0, 1, 5), ("d", 1): (3,), ("g", 0): (2, 6), ("g", 1): (4,)}
+"""Passes of the plain games: D on real, on fake, between; D for G, and on real for G; G."""
+
+
+def pass_number(player: str, which: int, call: int) -> int:
+    """The number that tells the dropout masks of a pass apart.
+
+    Args:
+        player: whose update.
+        which: 0 for D, 1 for G.
+        call: how many calls of that network the update has had.
+    """
+    known = _NUMBERS.get((player, which), ())
+    if call < len(known):
+        return known[call]
+    return 8 + (call * len(PLAYERS) + PLAYERS.index(player)) * 2 + which

@@ -1,0 +1,254 @@
+"""Weighted terms of G's loss beside the adversarial one.
+
+A term is a function of a step (`fastgan.engines.context.StepContext`) that returns a scalar::
+
+    Trainer(G, D, data, terms={"l1": (100, terms.l1)})
+
+Those that are classes here take what they need when they are made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan.plain import real
+
+if TYPE_CHECKING:
+    from fastgan.engines.context import StepContext
+
+__all__ = [
+    "ADAPTIVE", "Cycle", "FeatureMatching", "Perceptual", "Term", "cross_entropy", "kl", "l1", "l2",
+    "terms",
+]  # fmt: skip
+
+ADAPTIVE = "adaptive"
+"""The weight that keeps a term's slope at G's last layer as long as the adversarial loss's."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of G's loss.
+
+    Attributes:
+        name: under which log lines have it, without its weight.
+        of: (step) -> scalar.
+        weight: a number; a function of the step's number, counted from 0; or "adaptive": the ratio
+            of the lengths of two gradients, the adversarial loss's over the term's, with respect to
+            G's last parameter (P. Esser, R. Rombach and B. Ommer, "Taming Transformers for
+            High-Resolution Image Synthesis", CVPR 2021).
+        factor: on an adaptive weight. Default 1.
+    """
+
+    name: str
+    of: Callable[[StepContext], Tensor]
+    weight: float | str | Callable[[int], float] = 1.0
+    factor: float = 1.0
+
+
+def terms(given: Any = None) -> tuple[Term, ...]:
+    """The terms that were asked for.
+
+    Args:
+        given: None, or a dict of name: function, name: (weight, function), or name: Term. A weight
+            is a number, a function of the step, "adaptive" or "adaptive:factor".
+
+    Raises:
+        ValueError: one is something else.
+    """
+    if given is None or (isinstance(given, (list, tuple)) and not given):
+        return ()
+    if isinstance(given, tuple) and all(isinstance(one, Term) for one in given):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError("expected a dict of name: (weight, function of the step)")
+    return tuple(_read(str(name), one) for name, one in given.items())
+
+
+def _read(name: str, given: Any) -> Term:
+    if isinstance(given, Term):
+        return given
+    weight, of = given if isinstance(given, (tuple, list)) and len(given) == 2 else (1.0, given)
+    if not callable(of) or isinstance(of, type):
+        raise ValueError(
+            f"{name!r} is {of!r}; expected a function of the step, or (weight, function)"
+        )
+    try:
+        inspect.signature(of).bind(None)
+    except TypeError:
+        raise ValueError(f"{name!r} takes {inspect.signature(of)}; expected (step)") from None
+    except ValueError:  # of C: it will say so itself
+        pass
+    factor = 1.0
+    if isinstance(weight, str):
+        word, _, number = weight.partition(":")
+        try:
+            factor = float(number or 1.0)
+        except ValueError:
+            factor = math.nan
+        weight = ADAPTIVE if word == ADAPTIVE and math.isfinite(factor) else None
+    elif not callable(weight):
+        weight = real(weight)
+    if weight is None or (isinstance(weight, float) and not math.isfinite(weight)):
+        raise ValueError(
+            f"the weight of {name!r} is {given[0]!r}; expected a finite number, a function of the "
+            "step's number, 'adaptive' or 'adaptive:factor'"
+        )
+    return Term(name, of, weight, factor)
+
+
+def adapted(loss: Tensor | None, term: Tensor | None) -> Tensor | float:
+    """An adaptive weight from the gradients of the loss and of the term, at most 10,000."""
+    if loss is None or term is None:
+        return 0.0
+    return (loss.norm() / (term.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+
+# --- terms --------------------------------------------------------------------------------------
+
+
+def l1(step: StepContext) -> Tensor:
+    """Mean distance of G's samples from the real ones that belong to them.
+
+    P. Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017.
+    """
+    return F.l1_loss(step.fake, step.real)
+
+
+def l2(step: StepContext) -> Tensor:
+    """Mean squared distance of G's samples from the real ones that belong to them."""
+    return F.mse_loss(step.fake, step.real)
+
+
+def cross_entropy(step: StepContext) -> Tensor:
+    """Of the classes that D finds in G's samples, where D returns (score, logits [b, classes]).
+
+    A. Odena, C. Olah and J. Shlens, "Conditional Image Synthesis with Auxiliary Classifier GANs",
+    ICML 2017.
+    """
+    out = step.D(step.fake)
+    return F.cross_entropy(out[1], step.fake_cond)
+
+
+def kl(step: StepContext) -> Tensor:
+    """Of the normals that G returns beside its samples, from standard normals.
+
+    G returns (samples, mean [b, n], logarithm of the variance [b, n]); the sum over n, the mean
+    over b. A. B. L. Larsen et al., "Autoencoding beyond pixels using a learned similarity metric",
+    ICML 2016.
+    """
+    _, mean, log_variance = step.fake
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+
+
+class FeatureMatching:
+    """Mean distance of what D's layers make of fake and of real samples.
+
+    T. Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016; over several layers:
+    T.-C. Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with Conditional
+    GANs", CVPR 2018.
+    """
+
+    def __init__(self, *layers: str, means: bool = False):
+        """Look at layers of D.
+
+        Args:
+            layers: their names, as `named_modules` has them.
+            means: compare the means over the batch, for samples that do not belong together.
+        """
+        if not layers:
+            raise ValueError("FeatureMatching: name at least one layer of D")
+        self.layers, self.means = layers, means
+
+    def __call__(self, step: StepContext) -> Tensor:
+        """The term."""
+        with torch.no_grad():
+            real = self._features(step, step.real, step.cond)
+        fake = self._features(step, step.fake, step.fake_cond)
+        if self.means:
+            real, fake = ([one.mean(0) for one in some] for some in (real, fake))
+        losses = [F.l1_loss(a, b) for a, b in zip(fake, real, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _features(self, step: StepContext, samples: Tensor, condition: Any) -> list[Tensor]:
+        found: dict[str, Tensor] = {}
+        named = dict(step.discriminator.named_modules())
+        if missing := [name for name in self.layers if name not in named]:
+            raise ValueError(
+                f"FeatureMatching: D has no layer {missing[0]!r}; it has "
+                f"{', '.join(name for name in named if name)[:200]}"
+            )
+        handles = [
+            named[name].register_forward_hook(
+                lambda _, __, out, name=name: found.__setitem__(name, out)
+            )
+            for name in self.layers
+        ]
+        try:
+            step.D(*step.given_d(samples, condition))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [found[name].float() for name in self.layers]
+
+
+class Perceptual:
+    """Mean distance of what a network that is not trained makes of fake and of real samples.
+
+    J. Johnson, A. Alahi and L. Fei-Fei, "Perceptual Losses for Real-Time Style Transfer and
+    Super-Resolution", ECCV 2016.
+    """
+
+    def __init__(self, network: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None):
+        """Freeze the network and put it into eval mode.
+
+        Args:
+            network: samples to features: a tensor or several.
+            prepare: what samples in [-1, 1] go through before. Default: nothing.
+        """
+        self.network = network.eval().requires_grad_(False)
+        self.prepare = prepare or (lambda x: x)
+
+    def __call__(self, step: StepContext) -> Tensor:
+        """The term."""
+        self.network.to(step.real.device)
+        with torch.no_grad():
+            real = self._features(step.real)
+        fake = self._features(step.fake)
+        losses = [F.mse_loss(a, b) for a, b in zip(fake, real, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _features(self, samples: Tensor) -> list[Tensor]:
+        found = self.network(self.prepare(samples))
+        return (
+            list(found.values() if isinstance(found, dict) else found)
+            if isinstance(found, (dict, tuple, list))
+            else [found]
+        )
+
+
+class Cycle:
+    """Mean distance of the condition from what a second network makes of G's sample.
+
+    J.-Y. Zhu et al., "Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
+    Networks", ICCV 2017. The way back is trained where it is part of the generator.
+    """
+
+    def __init__(self, back: str):
+        """Go back by a part of G.
+
+        Args:
+            back: its name, as `named_modules` of the generator has it; samples to conditions.
+        """
+        self.back = back
+
+    def __call__(self, step: StepContext) -> Tensor:
+        """The term."""
+        return F.l1_loss(step.G.get_submodule(self.back)(step.fake), step.fake_cond)
