@@ -124,6 +124,8 @@ class _Bucket:
     done: float
     step: Tensor
     weights: list[Tensor] = field(default_factory=list)
+    moved: list[Tensor] | None = None
+    """Those that updates move; None before the first."""
 
 
 class _AdamUpdate(DeviceUpdate):
@@ -188,6 +190,12 @@ class _AdamUpdate(DeviceUpdate):
             weights = [w for w in bucket.weights if w.grad is not None]
             if not weights:
                 continue
+            if bucket.moved is not None and list(map(id, weights)) != list(map(id, bucket.moved)):
+                raise CannotRun(
+                    "some weights have a gradient in some updates only, so that their numbers of "
+                    "updates differ"
+                )
+            bucket.moved = weights
             self._used.update(weights)
             states = [self.optimizer.state[w] for w in weights]
             group = self.optimizer.param_groups[bucket.group]
