@@ -178,6 +178,8 @@ class Step:
         with self._autocast():
             on_real = self._head(real, counter, size, Pass.D_ON_REAL)
             on_fake = self._head(fake, counter, size, Pass.D_ON_FAKE)
+        if not (on_real.requires_grad or on_fake.requires_grad):
+            raise _cut("discriminator's scores have no gradient", "discriminator")
         points = {"real": (on_real, real), "fake": (on_fake, fake)}
         loss = total = require_scalar(p.loss.d_loss(on_real, on_fake), p.loss, "d_loss")
         if "between" in places:
@@ -208,6 +210,11 @@ class Step:
             if p.loss.needs_real:
                 with torch.no_grad(), self._autocast():
                     scores.append(self._head(real, counter, size, Pass.D_REAL_FOR_G))
+            if not fake.requires_grad:
+                raise _cut("generator's samples have no gradient", "generator")
+            if not scores[0].requires_grad:
+                what = "discriminator's scores have no gradient with respect to its input"
+                raise _cut(what, "generator")
             loss = require_scalar(p.loss.g_loss(*scores), p.loss, "g_loss")
             with self._backward():
                 self.updates[1](loss, size)
@@ -231,6 +238,12 @@ class Step:
         with FinalSigmoid() as trace:
             score = d(images)
         logits = trace.input_of(score)
+        if logits is not None and score.requires_grad and not logits.requires_grad:
+            raise ValueError(
+                "the discriminator's final sigmoid is called within a reentrant activation "
+                "checkpoint, which hides its input; return the logits, use_reentrant=False, or an "
+                "nn.Sigmoid instead of a function"
+            )
         if self.sigmoid != "function":
             return as_logits(self._of_hooks(score, logits), len(images))
         if logits is None:
@@ -282,6 +295,14 @@ class Step:
         # Inside another autocast, which a program may have around everything, the cache would live
         # on: with weights that have moved since, or that were cast where nothing had a gradient.
         torch.clear_autocast_cache()
+
+
+def _cut(what: str, untrained: str) -> ValueError:
+    return ValueError(
+        f"the {what}, so the {untrained} cannot be trained; let the gradient through, without "
+        "torch.no_grad(), .detach() or .data, and without reentrant activation checkpointing of an "
+        "input that needs no gradient (use_reentrant=False does it)"
+    )
 
 
 def _unchanged(x: Tensor) -> Tensor:
