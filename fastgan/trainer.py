@@ -86,9 +86,10 @@ class Trainer:
     ) -> None:
         self.own_callbacks = callback_room.check(callbacks)
         self.problem = problem.make_problem(generator, discriminator, data, config)
-        self._modes = wrapped.Modes(self.generator, self.discriminator)
+        self.modes = wrapped.Modes(self.generator, self.discriminator)
         self.engine, self.explanation = engines.choose(self.problem, config.engine)
         logger.info(self.explanation)
+        self.fell_back = False
         self.log = RunLog(NAMES)
         self.guard = callback_room.NonFiniteGuard()
         self.callbacks = callback_room.of_a_run(self.own_callbacks, config.console)
@@ -151,8 +152,16 @@ class Trainer:
             self, {"epochs": epochs, "steps": steps, "seconds": seconds}, until
         )
         own = [] if until is None else [callback_room.Until(until)]
-        self._modes.restore()
+        self.modes.restore()
+        self._return_to_faster()
         return loop.Loop(self, [*self.callbacks, *own]).run()
+
+    def _return_to_faster(self) -> None:
+        """What an engine could not run may have been undone since."""
+        if self.fell_back and (found := engines.faster(self.engine)):
+            self.engine, self.explanation = found
+            self.fell_back = False
+            logger.info("from step %d on %s", self.step, self.explanation)
 
     def stop(self, why: str) -> None:
         """End `fit` after the chunk at hand; for callbacks."""

@@ -14,7 +14,7 @@ from fastgan.engines.scores import check
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
-__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "load"]
+__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "faster", "load"]
 
 logger = logging.getLogger("fastgan")
 
@@ -64,6 +64,27 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
     if name == "auto":
         raise ValueError("no engine can run this: " + "; ".join(passed_over))
     raise ValueError(f"engine={name!r} cannot run this ({passed_over[0]}); use engine='auto'")
+
+
+def faster(engine: Engine) -> tuple[Engine, str] | None:
+    """A faster engine that can go on where this one stands, for a run that fell back from it.
+
+    Returns:
+        the engine, in place of the other, and a sentence that says which it is; None if there is
+        none.
+    """
+    for candidate in ORDER[: ORDER.index(engine.name)]:
+        kind = load(candidate)
+        if kind.unsupported(engine.problem) is not None:
+            continue
+        try:
+            other = kind(engine.problem)
+        except CannotRun:  # which was told when it was tried first
+            continue
+        other.step = engine.step
+        engine.close()
+        return other, f"engine {candidate}: {other.describe()}"
+    return None
 
 
 def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]:
