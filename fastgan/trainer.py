@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from fastgan import config as config_room
 from fastgan import engines, loop, problem, resuming, sampling, wrapped
 from fastgan.callbacks import Callback
 from fastgan.config import Config, ConfigError, takes_settings
+from fastgan.config.config import HINTS
 from fastgan.data import Data
 from fastgan.run import checkpoint, directory, pictures, torch_rng
 from fastgan.run.log import RunLog
 from fastgan.statistics import NAMES
+from fastgan.words import by_name
 
 logger = logging.getLogger("fastgan")
 
@@ -116,6 +119,14 @@ class Trainer:
     step = property(lambda self: self.engine.step)
     history = property(lambda self: self.log.history)
 
+    @by_name(
+        HINTS,
+        {
+            f.name: f"; it is a setting: Trainer(..., {f.name}=...)"
+            for f in fields(Config)
+            if f.name not in config_room.LIMITS
+        },
+    )
     def fit(
         self,
         *,
@@ -198,7 +209,7 @@ class Trainer:
             raise ConfigError("there is nowhere to save: make the Trainer with out='runs/name'")
         self.guard.look_at_losses(self)
         self.guard.look_at_weights(self)
-        self.out.mkdir(parents=True, exist_ok=True)
+        directory.make(self.out)
         path = self.out / checkpoint.FILE
         checkpoint.save(path, resuming.state_of(self), keep=self.config.keep)
         self.saved, self.saved_step = path, self.step

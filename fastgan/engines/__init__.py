@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgan.engines.base import CannotRun, Engine
 from fastgan.engines.scores import check
+from fastgan.engines.updates import require_numbers
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -103,8 +104,10 @@ def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]
         fewer where the engine is another one.
 
     Raises:
-        ValueError: the engine cannot go on, and was asked for by name; or no engine can.
+        ValueError: the engine cannot go on, and was asked for by name; or no engine can; or a
+            value of an optimiser's group is no number.
     """
+    require_numbers(engine.problem)
     try:
         return engine, engine.run(n)
     except CannotRun as reason:
