@@ -34,13 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["bench"]:
         # Before the parser sees them: every option that follows, --help too, is the benchmark's.
         return _bench(arguments[1:])
-    parser = _parser()
-    chosen, unknown = parser.parse_known_args(options.readable(arguments))
-    chosen.began = began
     notices = _Notices()
     logger = logging.getLogger("fastgan")
     logger.addHandler(notices)
     try:
+        chosen, unknown = _parser().parse_known_args(options.readable(arguments))
+        chosen.began = began
         options.refuse_unknown(unknown, chosen.parser)
         return chosen.command(chosen)
     except FloatingPointError as error:
@@ -60,16 +59,29 @@ class _Notices(logging.Handler):
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(f"fastgan: {record.getMessage()}", file=sys.stderr)
+        words = options.in_options(record.getMessage())
+        tqdm.write(f"fastgan: {words}", file=sys.stderr)
 
 
 def _complain(error: Exception, status: int) -> int:
-    line = " ".join(str(error).split())
+    line = options.in_options(" ".join(str(error).split()))
     print(f"fastgan: {line or type(error).__name__}", file=sys.stderr)
     return status
 
 
 # --- train ---------------------------------------------------------------------------------------
+
+
+class _Console(Console):
+    """Says the preset first, once nothing is left that could be refused."""
+
+    name = "Console"
+    preset: str | None = None
+
+    def start(self, trainer: Trainer) -> None:
+        if self.preset is not None:
+            self.say(self.preset)
+        super().start(trainer)
 
 
 class _LossPlot(Callback):
@@ -84,7 +96,7 @@ def _train(chosen: argparse.Namespace) -> int:
     given = options.given(chosen)
     mode = "none" if chosen.quiet else given.get("console", "auto")
     # With --json stdout belongs to the summary.
-    console = Console(mode, sys.stderr if chosen.json else None)
+    console = _Console(mode, sys.stderr if chosen.json else None)
     callbacks = (console, _LossPlot())
     if chosen.resume is None:
         run = _new_run(chosen, given, callbacks, console)
@@ -105,11 +117,11 @@ def _train(chosen: argparse.Namespace) -> int:
 
 
 def _new_run(
-    chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple, console: Console
+    chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple, console: _Console
 ) -> Trainer:
     if chosen.data_changed:
         raise ConfigError("--data-changed goes with --resume")
-    config = options.config_of(chosen, given)
+    config, preset = options.config_of(chosen, given)
     if chosen.name is not None:
         if "out" in given:
             raise ConfigError("--out and --name both say where the run goes; give one of them")
@@ -117,11 +129,10 @@ def _new_run(
     elif config.out is None:
         stem = Path(str(config.data)).stem or "run"
         config = config.with_(out=Path("runs", stem), if_exists="count")
-    if chosen.config is None:
-        name = chosen.preset or options.preset_of(given)
+    if preset is not None:
         plain = config.to_dict()
-        shown = [f"{k}={json.dumps(plain[k])}" for k in config_room.PRESETS[name].values]
-        console.say(f"preset {name}: {', '.join(shown)}")
+        shown = [f"{k}={json.dumps(plain[k])}" for k in config_room.PRESETS[preset].values]
+        console.preset = f"preset {preset}: {', '.join(shown)}"
     return Trainer(None, None, None, config, callbacks=callbacks)
 
 
@@ -192,7 +203,7 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = options.Parser(
         prog="fastgan",
         description="Train generative adversarial networks, fast.",
         epilog="Start with: fastgan train",
@@ -208,8 +219,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a pair of networks that fastgan ships, and leave samples.png, loss.png, "
         "log.jsonl, config.json, checkpoint.pt, generator.pth and discriminator.pth in the run's "
         "directory. Without options: the reference pair on the bundled digits, about a minute on "
-        "two cores. A preset says what suits a pair; without --preset and --config it is the one "
-        "of --model: "
+        "two cores. A preset says what suits a pair; without --preset it is the one of the "
+        "model, --model or that of the file: "
         + ", ".join(f"{m.preset} for {name}" for name, m in models.MODELS.items())
         + ".",
     )

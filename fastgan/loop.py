@@ -132,7 +132,7 @@ class Loop:
             since = time.perf_counter()
             engine, statistics = engines.advance(t.engine, n, t.config.engine)
             if engine is not t.engine:
-                t.engine, n = engine, len(statistics)
+                t.engine, n, t.fell_back = engine, len(statistics), True
                 t.explanation = f"engine {engine.name}: {engine.describe()}"
                 if not n:
                     continue
@@ -165,7 +165,8 @@ class Loop:
     def _tell(self, event: str, *what: Any) -> None:
         with self.trainer.random_states.outside():
             for callback in self.callbacks:
-                getattr(callback, event)(self.trainer, *what)
+                with self.trainer.modes.kept():
+                    getattr(callback, event)(self.trainer, *what)
 
     def _end(self, error: BaseException | None) -> None:
         with self.trainer.random_states.outside():

@@ -172,6 +172,10 @@ LOSSES: dict[str, Loss] = {
     )
 }
 
+_AVERAGED = (
+    "loss='relativistic' (pairs in place of averages) or a losses.Loss of your own functions of "
+    "both scores"
+)
 ALIASES = {
     "bce": "non-saturating",
     "ns": "non-saturating",
@@ -182,12 +186,34 @@ ALIASES = {
     "lsgan": "least-squares",
     "mse": "least-squares",
     "wgan": "wasserstein",
+    "emd": "wasserstein",
+    "earth-mover": "wasserstein",
+    "critic": "wasserstein",
     "wgan-gp": "loss='wasserstein' with penalties='wgan-gp'",
     "gan": "non-saturating",
     "logistic": "non-saturating",
     "rpgan": "relativistic",
     "rgan": "relativistic",
     "rsgan": "relativistic",
+    "ragan": _AVERAGED,
+    "rasgan": _AVERAGED,
+    "ralsgan": _AVERAGED,
+    "rahinge": _AVERAGED,
+    "r1": "penalties='r1'",
+    "r2": "penalties='r2'",
+    "gp": "penalties='wgan-gp'",
+    "l2": "least-squares",
+    "softplus": "non-saturating",
+    "cross-entropy": "non-saturating",
+    "bce-loss": "non-saturating",
+    "bce-with-logits": "non-saturating",
+    "bce-with-logits-loss": "non-saturating",
+    "binary-cross-entropy": "non-saturating",
+    "binary-cross-entropy-with-logits": "non-saturating",
+    "soft-margin-loss": "non-saturating",
+    "mse-loss": "least-squares",
+    "hinge-embedding-loss": "hinge",
+    "geometric": "hinge",
 }
 """Words that others use, for the message that names ours."""
 
@@ -209,10 +235,9 @@ def loss(name: str | Loss = "non-saturating", label_smoothing: float = 0.0) -> L
     elif isinstance(name, str) and name in LOSSES:
         chosen = LOSSES[name]
     else:
-        own = "; make an instance of the class" if isinstance(name, type) else ""
         raise ValueError(
             f"loss is {name!r}; it must be one of {', '.join(LOSSES)}, or a losses.Loss"
-            f"{own}{nearest(name, LOSSES, ALIASES)}"
+            f"{_way_out(name)}"
         )
     smoothing = real(label_smoothing)
     if smoothing is None or not 0.0 <= smoothing < 1.0:
@@ -226,6 +251,18 @@ def loss(name: str | Loss = "non-saturating", label_smoothing: float = 0.0) -> L
         )
     smoothed = _MinimaxD(1.0 - smoothing)
     return replace(chosen, d_loss=smoothed, label_smoothing=smoothing)
+
+
+def _way_out(given: Any) -> str:
+    """What the message adds about something that is no loss, such as a module of torch."""
+    if isinstance(given, str):
+        return nearest(given, LOSSES, ALIASES)
+    if not callable(given):
+        return ""
+    called = getattr(given, "__name__", type(given).__name__)
+    of_two = "two functions of D's scores make one: losses.Loss('mine', d_loss, g_loss, 'logits')"
+    own = "make an instance of the class" if isinstance(given, type) else of_two
+    return nearest(called, LOSSES, ALIASES) or f"; {own}"
 
 
 # --- penalties -----------------------------------------------------------------------------------

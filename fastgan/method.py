@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from fastgan.engines.scores import require_scalar
+from fastgan.engines.scores import cut, require_scalar
 from fastgan.losses import Loss, Penalty
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class LossMethod:
             fake = fake.detach().requires_grad_()
         on_real = step.score(real, step.cond)
         on_fake = step.score(fake, step.fake_cond)
+        if not (on_real.requires_grad or on_fake.requires_grad):
+            raise cut("discriminator's scores have no gradient", "discriminator")
         points = {"real": (on_real, real), "fake": (on_fake, fake)}
         loss = require_scalar(self.loss.d_loss(on_real, on_fake), name_of(self), "d_loss")
         step.report(loss, on_real, on_fake)
@@ -83,6 +85,11 @@ class LossMethod:
         if self.loss.needs_real:
             with torch.no_grad():
                 scores.append(step.score(step.real, step.cond))
+        if not step.fake.requires_grad:
+            raise cut("generator's samples have no gradient", "generator")
+        if not scores[0].requires_grad:
+            what = "discriminator's scores have no gradient with respect to its input"
+            raise cut(what, "generator")
         return require_scalar(self.loss.g_loss(*scores), name_of(self), "g_loss")
 
 

@@ -6,11 +6,11 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from fastgan import config as config_room
 from fastgan import models
-from fastgan.config import Config, ConfigError
+from fastgan.config import Config, ConfigError, field_of
 from fastgan.config.config import HINTS
 from fastgan.words import nearest
 
@@ -66,22 +66,74 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def config_of(options: argparse.Namespace, chosen: dict[str, Any]) -> Config:
+def config_of(options: argparse.Namespace, chosen: dict[str, Any]) -> tuple[Config, str | None]:
     """The settings of a new run: a preset, a file over it, options over both.
 
-    Without a preset and a file, the preset is that of the model.
+    Where neither the command line nor the file names a preset, it is that of the model.
+
+    Returns:
+        the settings, and the preset; None where a file says every setting.
     """
-    base = None if options.preset is None else config_room.preset(options.preset)
-    if options.config is not None:
-        base = config_room.load(options.config, base)
-    elif base is None:
-        base = config_room.preset(preset_of(chosen))
-    return base.with_(**chosen)
+    values = {} if options.config is None else dict(config_room.read(options.config))
+    named = values.pop("preset", None)
+    if named is not None and options.preset not in (None, named):
+        raise ConfigError(
+            f"--preset is {options.preset!r}, and {options.config} names preset {named!r}; leave "
+            "one of them out"
+        )
+    name = options.preset or named
+    if name is None:
+        default = field_of("model").default
+        model = chosen.get("model", values.get("model", default))
+        # A word that is no model is refused with the file's other values.
+        name = models.MODELS[model if model in [*models.MODELS] else default].preset
+    base = Config.from_dict(values, where=str(options.config), base=config_room.preset(name))
+    left = config_room.PRESETS[name].values.keys() - values.keys()
+    return base.with_(**chosen), name if left or options.preset else None
 
 
-def preset_of(chosen: dict[str, Any]) -> str:
-    """The preset that suits the model that was chosen."""
-    return models.MODELS[chosen.get("model", config_room.field_of("model").default)].preset
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line: ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        """What was found, what was expected, the nearest right word, and where to look."""
+        found = re.fullmatch(r"argument ([^:]+): (.*)", message, re.DOTALL)
+        names, problem = found.groups() if found else ("", message)
+        action = next((a for a in self._actions if found and names in _names_of(a)), None)
+        if action is not None and "ignored explicit argument" in problem:
+            message = f"{names} takes no value"
+        elif action is not None and "invalid choice" in problem:
+            word = re.search(r"'(.*?)'", problem).group(1)
+            message = f"there is no {names.lower()} {word!r}; expected {', '.join(action.choices)}"
+            message += nearest(word, action.choices)
+        elif action is not None:
+            message = f"{names}: {problem}"
+            if action.dest in Config.__dataclass_fields__:
+                message += f": {field_of(action.dest).metadata['kind'].expected}"
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def _names_of(action: argparse.Action) -> tuple[str, ...]:
+    """What argparse may call an argument in a message."""
+    return "/".join(action.option_strings), str(action.metavar), action.dest
+
+
+_AS_KEYWORD = re.compile(
+    rf"\b({'|'.join(f.name for f in fields(Config) if f.metadata['kind'].metavar)})="
+    r"(True|False|'[^']*'|\.\.\.|[\w.+-]*\w)"
+)
+
+
+def in_options(message: str) -> str:
+    """A message of the library with its keywords as a command line has them."""
+
+    def replaced(found: re.Match) -> str:
+        name, value = found.groups()
+        if value in ("True", "False"):
+            return option(name if value == "True" else f"no_{name}")
+        return f"{option(name)} {value.strip(chr(39))}"
+
+    return _AS_KEYWORD.sub(replaced, message)
 
 
 def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
@@ -89,10 +141,11 @@ def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
     if unknown:
         word = unknown[0].split("=")[0].strip()
         if not word.startswith("-"):
-            raise ConfigError(f"{word!r} belongs to no option")
+            raise ConfigError(f"{word!r} belongs to no option; see `{parser.prog} --help`")
         names = [name for action in parser._actions for name in action.option_strings]
         hints = {option(other): option(ours) for other, ours in HINTS.items()}
-        raise ConfigError(f"there is no option {word!r}{nearest(word, names, hints)}")
+        near = nearest(word, names, hints) or f"; see `{parser.prog} --help`"
+        raise ConfigError(f"there is no option {word!r}{near}")
 
 
 def _shown(plain: Any) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from fastgan import conditions, engines, loop, problem, resuming, sampling, wrap
 from fastgan import config as config_room
 from fastgan.callbacks import Callback
 from fastgan.config import Config, ConfigError, takes_settings
+from fastgan.config.config import HINTS
 from fastgan.config.kinds import integer
 from fastgan.data import Data
 from fastgan.run import checkpoint, directory, pictures, torch_rng
 from fastgan.run.log import RunLog
 from fastgan.statistics import NAMES
+from fastgan.words import by_name
 
 logger = logging.getLogger("fastgan")
 
@@ -89,9 +92,10 @@ class Trainer:
     ) -> None:
         self.own_callbacks = callback_room.check(callbacks)
         self.problem = problem.make_problem(generator, discriminator, data, config)
-        self._modes = wrapped.Modes(self.generator, self.discriminator)
+        self.modes = wrapped.Modes(self.generator, self.discriminator)
         self.engine, self.explanation = engines.choose(self.problem, config.engine)
         logger.info(self.explanation)
+        self.fell_back = False
         self.log = RunLog(NAMES)
         self.guard = callback_room.NonFiniteGuard()
         self.callbacks = callback_room.of_a_run(self.own_callbacks, config.console)
@@ -118,6 +122,14 @@ class Trainer:
     step = property(lambda self: self.engine.step)
     history = property(lambda self: self.log.history)
 
+    @by_name(
+        HINTS,
+        {
+            f.name: f"; it is a setting: Trainer(..., {f.name}=...)"
+            for f in fields(Config)
+            if f.name not in config_room.LIMITS
+        },
+    )
     def fit(
         self,
         *,
@@ -154,8 +166,16 @@ class Trainer:
             self, {"epochs": epochs, "steps": steps, "seconds": seconds}, until
         )
         own = [] if until is None else [callback_room.Until(until)]
-        self._modes.restore()
+        self.modes.restore()
+        self._return_to_faster()
         return loop.Loop(self, [*self.callbacks, *own]).run()
+
+    def _return_to_faster(self) -> None:
+        """What an engine could not run may have been undone since."""
+        if self.fell_back and (found := engines.faster(self.engine)):
+            self.engine, self.explanation = found
+            self.fell_back = False
+            logger.info("from step %d on %s", self.step, self.explanation)
 
     def stop(self, why: str) -> None:
         """End `fit` after the chunk at hand; for callbacks."""
@@ -198,7 +218,7 @@ class Trainer:
             raise ConfigError("there is nowhere to save: make the Trainer with out='runs/name'")
         self.guard.look_at_losses(self)
         self.guard.look_at_weights(self)
-        self.out.mkdir(parents=True, exist_ok=True)
+        directory.make(self.out)
         path = self.out / checkpoint.FILE
         checkpoint.save(path, resuming.state_of(self), keep=self.config.keep)
         self.saved, self.saved_step = path, self.step

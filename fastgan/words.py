@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -26,6 +28,43 @@ def nearest(word: object, names: Iterable[str], hints: Mapping[str, str] = _NONE
     by_key = {_key(name): name for name in names}
     close = difflib.get_close_matches(key, by_key, 1, 0.6)
     return f"; did you mean {by_key[close[0]]!r}?" if close else ""
+
+
+def by_name(hints: Mapping[str, str] = _NONE, elsewhere: Mapping[str, str] = _NONE) -> Callable:
+    """Gives a method that takes all by name errors that say the nearest right name.
+
+    Args:
+        hints: as for `nearest`.
+        elsewhere: names that belong somewhere else, and what to say of each.
+    """
+
+    def give(method: Callable) -> Callable:
+        names = [*inspect.signature(method).parameters][1:]
+        called = f"{method.__name__}()"
+
+        @functools.wraps(method)
+        def named(self, *positional, **given):
+            if positional:
+                raise TypeError(
+                    f"{called} takes its arguments by name: {method.__name__}({names[0]}="
+                    f"{positional[0]!r})? There are {', '.join(names)}"
+                )
+            for name in given:
+                if name not in names:
+                    ours = {other: right for other, right in hints.items() if right in names}
+                    way = elsewhere.get(name) or nearest(name, names, ours)
+                    raise TypeError(
+                        f"{called} has no argument {name!r}{way or f'; it has {_listed(names)}'}"
+                    )
+            return method(self, **given)
+
+        return named
+
+    return give
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _key(word: str) -> str:

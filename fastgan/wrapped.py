@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -48,6 +50,15 @@ class Modes:
 
     def _note(self) -> None:
         self._modes = [{m: m.training for m in network.modules()} for network in self.networks]
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What a callback leaves in eval mode is put back after it."""
+        self._note()
+        try:
+            yield
+        finally:
+            self.restore()
 
     def restore(self) -> None:
         """Before steps are done: put back what a look at the network has left in eval mode."""

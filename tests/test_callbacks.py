@@ -172,6 +172,22 @@ def test_eval_left_between_two_fits_does_not_change_how_the_next_trains():
     assert not t.generator.body[2].training, "a layer of the user's own in eval stays there"
 
 
+def test_eval_left_by_a_callback_does_not_change_how_the_fit_goes_on():
+    def look(trainer):
+        trainer.generator.eval()
+        trainer.discriminator.eval()
+
+    def freeze(trainer):
+        trainer.generator.body[2].eval()
+
+    t = own(callbacks=[Seen(freeze), Seen(look)], log_every=1)
+    same = own(callbacks=Seen(freeze), log_every=1)
+    for trainer in (t, same):
+        trainer.fit(steps=6)
+    assert_same_bits(every_bit(t), every_bit(same))
+    assert t.discriminator[3].training and not t.generator.body[2].training
+
+
 def test_networks_that_are_in_eval_mode_as_a_whole_are_trained():
     pair = [network.eval() for network in own_pair()]
     t, same = own(pair=lambda: pair), own()

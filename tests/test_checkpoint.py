@@ -170,6 +170,16 @@ def test_keep_counts_the_saves_that_stay(tmp_path, monkeypatch, links):
     assert [p.name for p in checkpoint.saves(path)] == ["checkpoint-200.pt", "checkpoint-250.pt"]
 
 
+def test_a_run_that_goes_on_with_one_save_keeps_no_older_ones(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for step in (100, 200):
+        checkpoint.save(path, state(step), keep=3)
+    assert len(checkpoint.saves(path)) == 2
+    checkpoint.save(path, state(300), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert checkpoint.load(path)["step"] == 300
+
+
 def test_weights_alone(tmp_path):
     network, other = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
     network(torch.randn(5, 3))

@@ -15,6 +15,7 @@ from small_runs import own
 import fastgan
 from fastgan import Config, config, options
 from fastgan.cli import _parser, main
+from fastgan.config import ConfigError
 from fastgan.run import checkpoint
 
 QUICK = ["--engine", "eager", "--device", "cpu", "--batch-size", "16", "--latent-dim", "8"]
@@ -160,8 +161,30 @@ def test_a_file_a_preset_and_options_over_both(here):
     (here / "run.yaml").write_text("lr: 1e-3\nbatch_size: 32\nseconds: 9\n")
     arguments = ["--config", "run.yaml", "--preset", "mnist-mlp", "--batch-size", 16]
     chosen = _parser().parse_args(["train", *map(str, arguments), "--steps", "7"])
-    c = options.config_of(chosen, options.given(chosen))
+    c, preset = options.config_of(chosen, options.given(chosen))
     assert c == Config(lr=1e-3, batch_size=16, steps=7, ema=0.9995, precision="auto")
+    assert preset == "mnist-mlp"
+
+
+def test_a_model_brings_its_preset_from_a_file_as_from_an_option(here):
+    def found(*arguments):
+        chosen = _parser().parse_args(["train", *arguments])
+        return options.config_of(chosen, options.given(chosen))
+
+    (here / "run.yaml").write_text("model: dcgan\n")
+    (here / "lr.toml").write_text("lr = 1e-3\n")
+    (here / "other.yaml").write_text("preset: dcgan-32\n")
+    assert found("--config", "run.yaml") == found("--model", "dcgan")
+    assert found("--config", "run.yaml")[0].batch_size == 128
+    assert found("--config", "lr.toml") == found("--lr", "1e-3")
+    assert found("--config", "lr.toml", "--model", "dcgan")[1] == "dcgan-64"
+    assert found("--config", "other.yaml")[1] == "dcgan-32"
+    assert found("--config", "other.yaml", "--preset", "dcgan-32")[1] == "dcgan-32"
+    with pytest.raises(ConfigError, match="--preset is 'dcgan-64', and other.yaml names preset"):
+        found("--config", "other.yaml", "--preset", "dcgan-64")
+    (here / "wrong.yaml").write_text("model: dc-gan\n")
+    with pytest.raises(ConfigError, match="wrong.yaml: model is 'dc-gan'.*did you mean 'dcgan'"):
+        found("--config", "wrong.yaml")
 
 
 def test_config_json_is_read_back(here):
@@ -244,7 +267,20 @@ def test_a_folder_of_images(here):
         (["train", "stray"], "'stray' belongs to no option"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["train", "--name", "a", "--out", "b"], "give one of them"),
-        (["train", "--name", "taken"], "already holds a run"),
+        (["train", "--name", "taken"], "replace it with --if-exists overwrite, keep both with"),
+        (["train", "--out", "/dev/null/x"], "out: /dev/null is a file"),
+        (["train", "--steps", "1", "--out", "/proc/x"], "out: /proc/x cannot be written"),
+        (["train", "--lr"], "--lr: expected at least one argument: a finite number of at least 0"),
+        (["train", "--lr"], "see `fastgan train --help`"),
+        (["train", "--batch-size"], "--batch-size: expected one argument: an integer of at least"),
+        (["train", "--drop-last=3"], "--drop-last/--no-drop-last takes no value; see `fastgan"),
+        (["train", "--zzz"], "there is no option '--zzz'; see `fastgan train --help`"),
+        (["dance"], "there is no command 'dance'; expected train, sample, "),
+        (["trian"], "did you mean 'train'?; see `fastgan --help`"),
+        ([], "the following arguments are required: COMMAND; see `fastgan --help`"),
+        (["sample"], "the following arguments are required: RUN; see `fastgan sample --help`"),
+        (["sample", "x", "--n", "3.5"], "--n: invalid int value: '3.5'; see `fastgan sample"),
+        (["sample", "runs/taken", "--out", "/proc/x.png"], "/proc/x.png cannot be written"),
         (["train", "--data-changed"], "--data-changed goes with --resume"),
         (["train", "--resume", "nowhere"], "there is no checkpoint"),
         (["train", "--resume", "nowhere", "--name", "a"], "--name begins a new run"),
@@ -269,15 +305,18 @@ def test_wrong_input_is_one_line_and_status_2(here, capsys, arguments, words):
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith("fastgan: ") and err.count("\n") == 1 and words in err
-    assert not out or out.startswith("preset"), "what was chosen is said before it is made"
+    assert not out, "nothing is said of a run that will not be"
 
 
-@pytest.mark.parametrize("arguments", [["dance"], [], ["train", "--lr"]])
-def test_commands_that_do_not_exist(capsys, arguments):
-    with pytest.raises(SystemExit) as caught:
-        run(*arguments)
-    assert caught.value.code == 2
-    assert "usage: fastgan" in capsys.readouterr().err
+def test_messages_have_options_where_the_library_has_keywords():
+    for message, expected in (
+        ("pass augmented=True, or drop_last=False", "pass --augmented, or --no-drop-last"),
+        ("image_size=... and channels=... do it", "--image-size ... and --channels ... do it"),
+        ("use penalties='wgan-gp'.", "use --penalties wgan-gp."),
+        ("try lr=1e-4, please", "try --lr 1e-4, please"),
+        ("generator= and scores='raw' stay", "generator= and scores='raw' stay"),
+    ):
+        assert options.in_options(message) == expected
 
 
 def test_a_run_of_own_networks_says_what_it_needs(here, capsys):

@@ -129,7 +129,7 @@ def test_a_config_comes_back_from_a_command_line(c):
             words = ["none" if v is None else str(v) for v in parts] or ["none"]
             arguments += [options.option(name), *words]
     chosen = _parser().parse_args(options.readable(arguments))
-    found = options.config_of(chosen, options.given(chosen))
+    found, _ = options.config_of(chosen, options.given(chosen))
     if all(getattr(c, name) is None for name in config.LIMITS):
         c = dataclasses.replace(c, steps=20_000)  # the preset's
     if c.augmented is None:
@@ -235,6 +235,19 @@ def test_a_wrong_value_is_one_sentence(values, message):
         ({"loss": "wgan-gp"}, "'wgan-gp' is loss='wasserstein' with penalties='wgan-gp' here"),
         ({"loss": "hinge_loss"}, "did you mean 'hinge'"),
         ({"loss": "wassertein"}, "did you mean 'wasserstein'"),
+        ({"loss": torch.nn.BCEWithLogitsLoss()}, "'BCEWithLogitsLoss' is 'non-saturating' here"),
+        ({"loss": torch.nn.MSELoss}, "'MSELoss' is 'least-squares' here"),
+        (
+            {"loss": torch.nn.functional.binary_cross_entropy_with_logits},
+            "'binary_cross_entropy_with_logits' is 'non-saturating' here",
+        ),
+        ({"loss": torch.nn.L1Loss()}, "losses.Loss('mine', d_loss, g_loss, 'logits')"),
+        ({"loss": lambda real, fake: real}, "losses.Loss('mine', d_loss, g_loss, 'logits')"),
+        ({"loss": "ragan"}, "or a losses.Loss of your own functions"),
+        ({"loss": "RpGAN"}, "'RpGAN' is 'relativistic' here"),
+        ({"loss": "rsgan"}, "'rsgan' is 'relativistic' here"),
+        ({"loss": "cross-entropy"}, "'cross-entropy' is 'non-saturating' here"),
+        ({"loss": "r1"}, "'r1' is penalties='r1' here"),
         ({"penalties": "gp"}, "'gp' is 'wgan-gp' here"),
         ({"penalties": "R1:10"}, "did you mean 'r1'"),
         ({"optimizer": "AdamW"}, "did you mean 'adamw'"),

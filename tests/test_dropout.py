@@ -12,7 +12,6 @@ from fastgan.engines.eager import EagerEngine
 from fastgan.nn import fuse
 from fastgan.random import Stream
 
-
 SEEN = []
 
 

@@ -183,6 +183,34 @@ def test_a_trainer_goes_on_by_itself(caplog):
     assert caplog.text.count("cannot go on") == 1
 
 
+def test_a_trainer_returns_to_the_engine_it_fell_back_from(caplog, capsys):
+    trainer = Trainer(
+        None, None, "digits", batch_size=32, device="cpu", log_every=5, console="lines"
+    )
+    trainer.fit(steps=2)
+    handle = trainer.discriminator.register_forward_hook(note)
+    trainer.fit(steps=4)
+    trainer.fit(steps=6)
+    assert trainer.engine.name == "eager", "the hook is still there"
+    handle.remove()
+    capsys.readouterr()
+    with caplog.at_level(logging.INFO, "fastgan"):
+        trainer.fit(steps=9)
+    assert trainer.engine.name == "fused" and trainer.step == 9
+    assert trainer.explanation.startswith("engine fused: ")
+    assert "engine fused: " in capsys.readouterr().out
+    assert "from step 6 on engine fused" in caplog.text
+
+
+def test_a_run_that_was_given_an_engine_stays_with_it():
+    trainer = Trainer(
+        None, None, "digits", batch_size=32, device="cpu", engine="eager", console="none"
+    )
+    trainer.fit(steps=1)
+    trainer.fit(steps=2)
+    assert trainer.engine.name == "eager"
+
+
 def test_a_call_that_fails_reports_the_steps_that_it_did():
     p = problem(lr_schedule=lambda t: 1.0 if t < 3 else float("nan"))
     for kind in (FusedEngine, EagerEngine):

@@ -263,6 +263,28 @@ def test_reasons(module, reason):
     assert reason in str(error.value)
 
 
+def test_a_network_that_is_one_layer_is_a_chain():
+    assert summary(chain(nn.Linear(12, 5))) == [(5, False, "none", 0.0, 0)]
+    assert summary(chain(LinearLeakyReLU(12, 5, negative_slope=0.1))) == [
+        (5, False, "leaky_relu", 0.1, 0)
+    ]
+    assert chain(nn.Linear(12, 5)).layers[0].name == "generator"
+    with pytest.raises(plan.NoPlan, match="^generator: Conv1d has no fused form"):
+        chain(nn.Conv1d(12, 5, 1))
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_layer_of_a_users_own_class_is_named(inside):
+    network = sequence(OwnLinear(12, 5)) if inside else OwnLinear(12, 5)
+    where = r"generator\.1" if inside else "generator"
+    with pytest.raises(plan.NoPlan, match=f"^{where}: OwnLinear computes with its own tensor 'wei"):
+        chain(network)
+
+
 def test_reading_leaves_the_module_alone():
     net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pairs import SHAPE, discriminator, problem
+from pairs import SHAPE, discriminator, generator, problem
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fastgan import engines, losses
 from fastgan.engines.eager import EagerEngine
@@ -134,6 +135,66 @@ def test_probabilities_are_not_taken_for_logits(end, engine):
         engines.choose(problem(d=d), engine)
     with pytest.raises(ValueError, match="'hinge' works on raw scores.*remove the sigmoid"):
         engines.choose(problem(d=d, loss="hinge"), engine)
+
+
+class TwoScores(nn.Module):
+    """Classes as a classifier has them, of which the second is "real"."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.fc, self.end = nn.Linear(36, 2), end
+
+    def forward(self, x):
+        return self.end(self.fc(x.flatten(1)))
+
+
+LOGARITHMS = {
+    "logsigmoid": lambda: Head(F.logsigmoid),
+    "module": lambda: nn.Sequential(discriminator(), nn.LogSigmoid()),
+    "log of sigmoid": lambda: Head(lambda x: (torch.sigmoid(x) + 1e-8).log()),
+    "mean of a map": lambda: Head(lambda x: F.logsigmoid(x.repeat(1, 4)).mean(1)),
+    "log_softmax": lambda: TwoScores(lambda x: F.log_softmax(x, 1)[:, 1]),
+    "log of softmax": lambda: TwoScores(lambda x: torch.log(x.softmax(1))[:, :1]),
+}
+
+
+@pytest.mark.parametrize("end", LOGARITHMS)
+def test_log_probabilities_are_taken_for_no_scores(end):
+    known = losses.LOSSES["hinge"]
+    mine = losses.Loss("mine", known.d_loss, known.g_loss)
+    for loss, says in (
+        ("non-saturating", "'non-saturating' works on logits"),
+        ("hinge", "'hinge' works on raw scores"),
+        (mine, "'mine' does not say"),
+    ):
+        with pytest.raises(ValueError, match=f"{says}.* log-probabilities; return the logits"):
+            engines.choose(problem(d=LOGARITHMS[end](), loss=loss), "eager")
+    raw = losses.Loss("mine", known.d_loss, known.g_loss, scores="raw")
+    engine, _ = engines.choose(problem(d=LOGARITHMS[end](), loss=raw), "eager")
+    assert engine.run(1).isfinite().all(), "the user's own loss says that it takes them"
+
+
+def test_scores_that_are_never_above_zero_are_no_logits_but_may_be_raw():
+    energy = Head(lambda x: -x.square())
+    with pytest.raises(ValueError, match="works on logits.* never above 0"):
+        engines.choose(problem(d=energy), "eager")
+    for d in (energy, Head(lambda x: -torch.log1p(x.square()))):
+        assert engines.choose(problem(d=d, loss="wasserstein"), "eager")
+
+
+@pytest.mark.parametrize("sigmoid", [nn.Sigmoid(), nn.Hardsigmoid()])
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), Head(lambda x: x)])
+def test_dropout_behind_a_sigmoid_hides_no_probabilities(sigmoid, dropout):
+    if isinstance(dropout, Head):
+        dropout = Head(lambda x: F.dropout(x, 0.5))
+        dropout.body = nn.Identity()
+    d = nn.Sequential(discriminator(), sigmoid, dropout)
+    with pytest.raises(ValueError, match="works on logits.* dropout behind them"):
+        engines.choose(problem(d=d))
+    with pytest.raises(ValueError, match="works on raw scores.* dropout behind them"):
+        engines.choose(problem(d=d, loss="hinge"))
+    plain = nn.Sequential(discriminator(), nn.Softplus(), nn.Dropout(0.5))
+    assert engines.choose(problem(d=plain), "eager")
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.4])
@@ -283,3 +344,78 @@ def test_a_hook_that_returns_a_sigmoid_is_refused_by_a_raw_loss():
     p.discriminator.register_forward_hook(lambda module, args, out: torch.sigmoid(out))
     with pytest.raises(ValueError, match="a hook of the discriminator returns a sigmoid"):
         EagerEngine(p).run(1)
+
+
+# --- gradients that do not come through -----------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, sigmoid, reentrant):
+        super().__init__()
+        self.body, self.sigmoid, self.reentrant = discriminator(), sigmoid, reentrant
+
+    def forward(self, x):
+        x = x if x.requires_grad or not self.reentrant else x.detach().requires_grad_()
+        return checkpoint(lambda x: self.sigmoid(self.body(x)), x, use_reentrant=self.reentrant)
+
+
+def test_a_sigmoid_within_a_checkpoint_is_absorbed_or_told():
+    for sigmoid, reentrant in (
+        (torch.sigmoid, False),
+        (nn.Sigmoid(), False),
+        (nn.Sigmoid(), True),
+    ):
+        plain = problem(d=Checkpointed(nn.Identity(), reentrant))
+        absorbed = problem(d=Checkpointed(sigmoid, reentrant))
+        absorbed.generator.load_state_dict(plain.generator.state_dict())
+        absorbed.discriminator.load_state_dict(plain.discriminator.state_dict())
+        assert torch.equal(EagerEngine(absorbed).run(3), EagerEngine(plain).run(3))
+    engine = EagerEngine(problem(d=Checkpointed(torch.sigmoid, True)))
+    with pytest.raises(ValueError, match="reentrant activation checkpoint.*use_reentrant=False"):
+        engine.run(1)
+
+
+def without(x, body):
+    with torch.no_grad():
+        return body(x)
+
+
+CUTS = {
+    "no_grad": without,
+    "detach": lambda x, body: body(x).detach(),
+    "data": lambda x, body: body(x).data,
+}
+
+
+class Cut(nn.Module):
+    def __init__(self, body, how):
+        super().__init__()
+        self.body, self.how = body, CUTS[how]
+
+    def forward(self, x):
+        return self.how(x, self.body)
+
+
+class CutInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.end = nn.Linear(36, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.end(self.body(x.flatten(1)).detach())
+
+
+@pytest.mark.parametrize("how", CUTS)
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_a_network_that_cuts_its_gradient_is_named_and_not_the_loss(how, engine):
+    mine = losses.Loss("mine", lambda r, f: (f - r).mean(), lambda f: -f.mean(), scores="raw")
+    for loss in ("non-saturating", mine):
+        p = problem(d=Cut(discriminator(), how), loss=loss)
+        with pytest.raises(ValueError, match="^the discriminator's scores have no gradient, so"):
+            engines.choose(p, engine)[0].run(1)
+        p = problem(g=Cut(generator(), how), loss=loss)
+        with pytest.raises(ValueError, match="^the generator's samples have no gradient"):
+            engines.choose(p, engine)[0].run(1)
+        p = problem(d=CutInside(), loss=loss)
+        with pytest.raises(ValueError, match="^the discriminator's scores .* respect to its input"):
+            engines.choose(p, engine)[0].run(1)

@@ -60,6 +60,55 @@ def test_steps_per_epoch_with_several_d_updates():
     assert (last.step, last.epoch, last.target) == (6, 2, 6)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda t: t.fit(epoch=3), r"fit\(\) has no argument 'epoch'; did you mean 'epochs'"),
+        (lambda t: t.fit(n_epochs=3), "'n_epochs' is 'epochs' here"),
+        (lambda t: t.fit(max_steps=3), "'max_steps' is 'steps' here"),
+        (lambda t: t.fit(lr=3), r"'lr'; it is a setting: Trainer\(..., lr=...\)"),
+        (lambda t: t.fit(learning_rate=3), "'learning_rate'; it has epochs, steps, seconds and"),
+        (lambda t: t.fit(3), r"takes its arguments by name: fit\(epochs=3\)"),
+    ],
+)
+def test_fit_names_the_nearest_right_argument(call, words):
+    t = small()
+    with pytest.raises(TypeError, match=words):
+        call(t)
+    assert t.step == 0
+    assert [*inspect.signature(t.fit).parameters] == ["epochs", "steps", "seconds", "until"]
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("lr", "x", "a number such as 2e-4"),
+        ("lr", None, "a number"),
+        ("lr", [1e-3], "a number"),
+        ("eps", "1e-8", "a number"),
+        ("betas", (0.5, "x"), "two numbers"),
+    ],
+)
+def test_what_is_no_number_in_an_optimiser_is_named(engine, key, value, expected):
+    t = small(engine=engine)
+    t.optimizer_d.param_groups[0][key] = value
+    with pytest.raises(ValueError) as caught:
+        t.fit(steps=2)
+    said = str(caught.value)
+    assert said.startswith(
+        f"optimizer_d.param_groups[0]['{key}'] is {value!r}; expected {expected}"
+    )
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_learning_rates_of_any_library_are_numbers(engine):
+    t = small(engine=engine)
+    for lr in (numpy.float32(1e-3), 1, torch.tensor(1e-3)):
+        t.optimizer_d.param_groups[0]["lr"] = lr
+        t.fit(steps=t.step + 1)
+
+
 def test_fit_needs_a_limit_and_a_sensible_one():
     with pytest.raises(ValueError, match="say when to stop"):
         small().fit()

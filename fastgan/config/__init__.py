@@ -1,7 +1,7 @@
 """The description of a run: `Config`, its kinds of values, its files and presets."""
 
 from fastgan.config.config import LIMITS, Config, field_of, settings_of
-from fastgan.config.files import load
+from fastgan.config.files import load, read
 from fastgan.config.forms import described, table, takes_settings
 from fastgan.config.kinds import ConfigError
 from fastgan.config.objects import needs
@@ -17,6 +17,7 @@ __all__ = [
     "load",
     "needs",
     "preset",
+    "read",
     "settings_of",
     "table",
     "takes_settings",

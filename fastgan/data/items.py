@@ -23,7 +23,8 @@ log = logging.getLogger("fastgan")
 # Items read at opening, to learn shape, dtype and range, and twice to learn whether the set
 # augments: one that changes an item in fifty is then overlooked in one opening of 30,000
 _PROBED = 256
-# These hold what they give and cannot change it, so nothing has to be said about it
+# These, and none of their subclasses, hold what they give and cannot change it, so nothing has to
+# be said about it
 _HOLDS = (TensorDataset, list, tuple)
 
 
@@ -135,7 +136,7 @@ class Items(Dataset):
             batch.tell_key(self._what, self._key)
 
     def _say(self, augmented: bool, count: int, times: int) -> None:
-        if augmented or isinstance(self._source, _HOLDS):
+        if augmented or type(self._source) in _HOLDS:
             return  # what is read anew says so itself
         log.warning(
             f"{self._what}: taken for fixed, as {count} of its {self._count} items were the same "

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fastgan.engines.base import CannotRun, Engine
 from fastgan.engines.scores import check
+from fastgan.engines.updates import require_numbers
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
-__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "load"]
+__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "faster", "load"]
 
 logger = logging.getLogger("fastgan")
 
@@ -66,6 +67,27 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
     raise ValueError(f"engine={name!r} cannot run this ({passed_over[0]}); use engine='auto'")
 
 
+def faster(engine: Engine) -> tuple[Engine, str] | None:
+    """A faster engine that can go on where this one stands, for a run that fell back from it.
+
+    Returns:
+        the engine, in place of the other, and a sentence that says which it is; None if there is
+        none.
+    """
+    for candidate in ORDER[: ORDER.index(engine.name)]:
+        kind = load(candidate)
+        if kind.unsupported(engine.problem) is not None:
+            continue
+        try:
+            other = kind(engine.problem)
+        except CannotRun:  # which was told when it was tried first
+            continue
+        other.step = engine.step
+        engine.close()
+        return other, f"engine {candidate}: {other.describe()}"
+    return None
+
+
 def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]:
     """Do n steps, or find another engine where this one cannot run what was made of the networks.
 
@@ -82,8 +104,10 @@ def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]
         fewer where the engine is another one.
 
     Raises:
-        ValueError: the engine cannot go on, and was asked for by name; or no engine can.
+        ValueError: the engine cannot go on, and was asked for by name; or no engine can; or a
+            value of an optimiser's group is no number.
     """
+    require_numbers(engine.problem)
     try:
         return engine, engine.run(n)
     except CannotRun as reason:

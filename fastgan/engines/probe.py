@@ -155,6 +155,12 @@ def given_g(problem: Problem, g: nn.Module, size: int) -> tuple:
     return tuple(given)
 
 
+def given_d(problem: Problem, d: nn.Module, samples: Tensor) -> tuple:
+    """What D is called with."""
+    first = samples.to(dtype_of(d))
+    return (first, condition(problem, len(samples))) if problem.conditioned[0] else (first,)
+
+
 @contextmanager
 def kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
     """Values of parameters and buffers are put back afterwards, like `attributes_kept`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fastgan import torch_private
 from fastgan.engines import probe
 from fastgan.engines.probe import dtype_of
 from fastgan.engines.snapshot import Snapshot
+from fastgan.losses import LOSSES
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -85,19 +87,17 @@ def _try(problem: Problem, *, hooks: bool) -> None:
                     f"fit: {error}; use drop_last=True, or another batch_size"
                 ) from error
         _check_loss(p, on_real, on_fake)
-        condition = (probe.condition(p, full),) if p.conditioned[0] else ()
-        inputs = [(images.to(dtype_of(d)), *condition) for images in (samples, fake)]
-        bounded = are_probabilities(on_real) and are_probabilities(on_fake)
+        scores = torch.cat([on_real, on_fake])
         if p.loss.scores == "probabilities":
-            if not bounded:
-                low, high = torch.cat([on_real, on_fake]).aminmax()
+            if not are_probabilities(scores):
+                low, high = scores.aminmax()
                 raise ValueError(
                     f"loss {p.loss.name!r} works on probabilities, but the discriminator returned "
                     f"scores from {low:.3g} to {high:.3g}; end it in a sigmoid, or use a loss with "
                     "scores='logits'"
                 )
-        elif sigmoid or (bounded and always_probabilities(d, *inputs)):
-            _refuse_probabilities(p, sigmoid)
+        else:
+            _refuse_bounded(p, d, (samples, fake), scores, sigmoid)
         _warn_of_range(p, g, samples, fake)
 
 
@@ -115,7 +115,6 @@ def _pass(
     """One pass of each network: (fake samples, scores of real, scores of fake, D's sigmoid)."""
     p, shape = problem, tuple(problem.data.shape)
     real = samples[:size]
-    condition = (probe.condition(p, size),) if p.conditioned[0] else ()
     given = probe.given_g(p, g, size)
     try:
         fake = g(*given)
@@ -138,7 +137,7 @@ def _pass(
     scores = []
     for images in (real, fake):
         try:
-            score, sigmoid = scored(d, images.to(dtype_of(d)), *condition)
+            score, sigmoid = scored(d, *probe.given_d(p, d, images))
         except Exception as error:
             raise ValueError(
                 f"discriminator failed on samples of shape {list(images.shape)}: "
@@ -202,20 +201,71 @@ def require_scalar(value: object, owner: str, name: str) -> Tensor:
     return value if value.dim() == 0 else value.reshape(())
 
 
-def _refuse_probabilities(problem: Problem, sigmoid: str | None) -> None:
+def _refuse_bounded(
+    problem: Problem,
+    d: nn.Module,
+    samples: tuple[Tensor, Tensor],
+    scores: Tensor,
+    sigmoid: str | None,
+) -> None:
+    """ValueError if D, a copy that is spoilt by this, returns probabilities or their logarithms."""
+    if sigmoid:
+        _refuse_probabilities(problem, "ends in a sigmoid", absorbed=True)
+        return
+    inputs = [probe.given_d(problem, d, x) for x in samples]
+    low, high = scores.aminmax()
+    with _Undropped() as trace:  # dropout scales probabilities beyond 1
+        if low >= -_SLACK and always(are_probabilities, d, *inputs):
+            ends = "returns probabilities: its scores lie in [0, 1]"
+            if high > 1 + _SLACK:
+                ends = "returns probabilities with dropout behind them"
+            _refuse_probabilities(problem, ends)
+        elif high <= _SLACK and always(_are_negative, d, *inputs):
+            _refuse_logarithms(problem, trace.takes_logarithms)
+
+
+def _refuse_logarithms(problem: Problem, found: bool) -> None:
+    """The same of log-probabilities, `found` by their calls; else scores are never above 0.
+
+    A loss on raw scores may be meant for such, if it is the user's own and says so.
+    """
     loss = problem.loss
-    ends = "ends in a sigmoid" if sigmoid else "returns probabilities: its scores lie in [0, 1]"
+    ours = loss.name in LOSSES and LOSSES[loss.name] == loss
+    if loss.scores != "logits" and not (found and (ours or loss.scores is None)):
+        return
+    takes = {"logits": "works on logits", "raw": "works on raw scores"}
+    what = "log-probabilities" if found else "scores that are never above 0, as log-probabilities"
+    raise ValueError(
+        f"loss {loss.name!r} {takes.get(loss.scores, 'does not say what scores it works on')}, but "
+        f"the discriminator returns {what}; return the logits (the input of logsigmoid, or of "
+        "log_softmax over two outputs their difference), or take the scores as they are by a "
+        "losses.Loss of your own with scores='raw'"
+    )
+
+
+def cut(what: str, untrained: str) -> ValueError:
+    """What to say where no gradient reaches the weights of a network."""
+    return ValueError(
+        f"the {what}, so the {untrained} cannot be trained; let the gradient through, without "
+        "torch.no_grad(), .detach() or .data, and without reentrant activation checkpointing of an "
+        "input that needs no gradient (use_reentrant=False does it)"
+    )
+
+
+def _refuse_probabilities(problem: Problem, ends: str, *, absorbed: bool = False) -> None:
+    loss = problem.loss
     if loss.scores == "logits":
-        if sigmoid is None:
+        if not absorbed:
             raise ValueError(
                 f"loss {loss.name!r} works on logits, but the discriminator {ends}, and does not "
                 "end in a sigmoid that could be left out; return the logits, or use a loss with "
                 "scores='probabilities'"
             )
     elif loss.scores == "raw":
+        way = ", or use loss='non-saturating' or 'minimax'" if absorbed else ""
         raise ValueError(
             f"loss {loss.name!r} works on raw scores, but the discriminator {ends}; remove the "
-            "sigmoid, or use loss='non-saturating' or 'minimax'"
+            f"sigmoid{way}"
         )
     else:
         raise ValueError(
@@ -229,7 +279,7 @@ def _warn_of_range(problem: Problem, g: nn.Module, samples: Tensor, fake: Tensor
     """Say that a generator of values in [0, 1] cannot make samples below 0."""
     if samples.amin() >= 0 or not are_probabilities(fake):
         return
-    if always_probabilities(g, probe.given_g(problem, g, len(fake))):
+    if always(are_probabilities, g, probe.given_g(problem, g, len(fake))):
         logger.warning(
             "the generator's outputs lie in [0, 1], and the samples of data %r go down to %.3g; "
             "end it in tanh where the samples lie in [-1, 1]",
@@ -250,8 +300,7 @@ def final_sigmoid(problem: Problem) -> tuple[nn.Sigmoid | str | None, list[tuple
     with probe.tried(problem) as (_, d):
         before = Snapshot({"discriminator": d}, tensors=False)
         images = probe.samples(problem, min(problem.batch_size, len(problem.data)))
-        condition = (probe.condition(problem, len(images)),) if problem.conditioned[0] else ()
-        _, where = scored(d, images.to(dtype_of(d)), *condition)
+        _, where = scored(d, *probe.given_d(problem, d, images))
         volatile = before.changed()
     if where in (None, "function") or probe.has_hooks(problem.discriminator):
         return where and "function", volatile
@@ -312,18 +361,47 @@ class FinalSigmoid(TorchFunctionMode):
         return x if same and output._version == version else None
 
 
+class _Undropped(TorchFunctionMode):
+    """Leaves dropout out, and notes what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "").removeprefix("special_")
+        if "dropout" in name:
+            return args[0] if args else kwargs["input"]
+        self.names.add(name)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def takes_logarithms(self) -> bool:
+        """Whether logarithms of probabilities were computed."""
+        names = self.names
+        return bool(names & {"log_softmax", "log_sigmoid", "logsigmoid"}) or (
+            bool(names & {"log", "log_"}) and bool(names & {"sigmoid", "sigmoid_", "softmax"})
+        )
+
+
 def are_probabilities(values: Tensor) -> bool:
     """Whether all values lie in [0, 1]."""
     return bool(((values >= -_SLACK) & (values <= 1 + _SLACK)).all())
 
 
-def always_probabilities(network: nn.Module, *inputs: Tensor | tuple) -> bool:
-    """Whether a network's outputs lie in [0, 1] whatever its weights, as far as trying tells.
+def _are_negative(values: Tensor) -> bool:
+    """Whether no value is above 0."""
+    return bool((values <= _SLACK).all())
 
-    The scores of a fresh network may all happen to lie there. The weights are changed and not put
-    back.
+
+def always(holds: Callable[[Tensor], bool], network: nn.Module, *inputs: Tensor) -> bool:
+    """Whether something holds of a network's outputs whatever its weights, as far as trying tells.
+
+    The scores of a fresh network may all happen to lie in [0, 1], say. The weights are changed and
+    not put back.
 
     Args:
+        holds: of an output.
         network: a copy.
         inputs: batches that it takes, each a tensor or a tuple of arguments.
     """
@@ -341,7 +419,7 @@ def always_probabilities(network: nn.Module, *inputs: Tensor | tuple) -> bool:
                     p.neg_()
         for x in inputs:
             out = network(*x) if isinstance(x, tuple) else network(x)
-            if not isinstance(out, Tensor) or not are_probabilities(out):
+            if not isinstance(out, Tensor) or not holds(out):
                 return False
     return True
 

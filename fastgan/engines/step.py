@@ -243,6 +243,12 @@ class Step:
         with FinalSigmoid() as trace:
             score = context.call(0, d, *args)
         logits = trace.input_of(score)
+        if logits is not None and score.requires_grad and not logits.requires_grad:
+            raise ValueError(
+                "the discriminator's final sigmoid is called within a reentrant activation "
+                "checkpoint, which hides its input; return the logits, use_reentrant=False, or an "
+                "nn.Sigmoid instead of a function"
+            )
         if self.sigmoid != "function":
             return as_logits(self._of_hooks(score, logits), len(samples))
         if logits is None:

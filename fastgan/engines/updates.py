@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,23 @@ def together(updates: tuple[Update, Update], loss: Tensor, batch: int) -> None:
     loss.backward()
     for update in updates:
         update.use(batch)
+
+
+def require_numbers(problem: Problem) -> None:
+    """ValueError that names a value of an optimiser's group which is no number."""
+    for name in ("optimizer_g", "optimizer_d"):
+        optimizer = getattr(problem, name)
+        for i, group in enumerate(optimizer.param_groups):
+            for key in ("lr", "eps", "weight_decay", "momentum", "betas"):
+                value = group.get(key, 0.0)
+                parts = value if key == "betas" and isinstance(value, (tuple, list)) else (value,)
+                if value is None and optimizer.defaults.get(key, 0.0) is None:
+                    continue  # the optimiser's own choice
+                if not all(isinstance(x, (numbers.Real, Tensor)) for x in parts):
+                    raise ValueError(
+                        f"{name}.param_groups[{i}][{key!r}] is {value!r}; expected "
+                        + ("two numbers" if key == "betas" else "a number such as 2e-4")
+                    )
 
 
 @contextmanager

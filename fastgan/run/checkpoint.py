@@ -153,12 +153,13 @@ def save(path: str | os.PathLike, state: Mapping[str, Any], *, keep: int = 1) ->
     saved = {"format": FORMAT, "version": VERSION, **_savable(state, compact)}
     files.sweep(path.parent)
     temporary = files.draft(path, lambda file: torch.save(saved, file))
-    if keep > 1:
+    numbered = keep if keep > 1 else 0
+    if numbered:
         files.link(temporary, path.with_name(f"{path.stem}-{saved['step']}{path.suffix}"))
-        earlier = sorted(saves(path), key=lambda p: p.stat().st_mtime_ns)
-        for old in earlier[:-keep]:
-            old.unlink(missing_ok=True)
     os.replace(temporary, path)
+    earlier = sorted(saves(path), key=lambda p: p.stat().st_mtime_ns)
+    for old in earlier[: max(0, len(earlier) - numbered)]:
+        old.unlink(missing_ok=True)
     files.sync_directory(path.parent)
 
 

@@ -87,12 +87,20 @@ def at_work(out: Path, *, new: bool) -> Iterator[None]:
         InUseError: another run is at work there.
         FileExistsError: `new`, and a run has been saved there since `prepare`.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make(out)
     with RunLock(out):
         if new and _has_run(out):
             raise _exists(out)
         files.sweep(out)
         yield
+
+
+def make(out: Path) -> None:
+    """Make a run's directory, if it is not there; OSError that names it if that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.unwritable(f"out: {out}", error, "choose another directory") from error
 
 
 def absolute(out: str | os.PathLike) -> Path:

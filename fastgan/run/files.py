@@ -1,5 +1,6 @@
 """Files that hold their old or their new content at every moment, whoever else writes beside us."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -44,10 +45,20 @@ def draft(path: Path, fill: Callable[[BinaryIO], None]) -> Path:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error, "give another place, or make room") from error
         raise
     return temporary
+
+
+def unwritable(path: str | os.PathLike, error: OSError, way: str) -> OSError:
+    """The same error in words that name what the user gave, and the way out."""
+    named = type(error)(f"{path} cannot be written ({error.strerror or error}); {way}")
+    named.errno = error.errno
+    return named
 
 
 def link(source: Path, target: Path) -> None:

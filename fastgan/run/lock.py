@@ -11,6 +11,8 @@ import socket
 import weakref
 from pathlib import Path
 
+from fastgan.run import files
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -60,7 +62,11 @@ class RunLock:
         """
         path = self.directory / FILE
         while self._file is None:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                way = "choose another directory"
+                raise files.unwritable(f"out: {self.directory}", error, way) from error
             try:
                 _lock(file)
                 self._exclusive = True

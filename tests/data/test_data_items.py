@@ -138,6 +138,26 @@ def test_what_was_concluded_of_a_dataset_is_said(caplog):
     assert data.open([torch.rand(4)] * 9).resident and not caplog.records
 
 
+class RareTensors(TensorDataset):
+    """Overrides reading, as a subclass that flips does."""
+
+    def __getitem__(self, index):
+        (sample,) = super().__getitem__(index)
+        return sample.flip(-1) if torch.rand(()) < 1e-9 else sample
+
+
+class RareList(list):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample.flip(-1) if torch.rand(()) < 1e-9 else sample
+
+
+@pytest.mark.parametrize("source", [RareTensors(torch.rand(9, 4)), RareList([torch.rand(4)] * 9)])
+def test_a_subclass_of_what_holds_its_samples_may_augment(source, caplog):
+    data.open(source)
+    assert len(caplog.records) == 1 and "augmented=True" in caplog.text
+
+
 def test_augmented_labels_are_noticed():
     class Mixed(Listed):
         def __getitem__(self, index):

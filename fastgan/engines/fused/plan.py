@@ -112,7 +112,7 @@ def _trace(module: nn.Module, name: str) -> fx.Graph:
     try:
         with randomness_kept(_CPU), _tracing, torch.no_grad():
             untouched = drawn()
-            graph = _Tracer().trace(copy)
+            graph = _traced(copy)
             if drawn() != untouched:
                 raise NoPlan(
                     f"{name}: its forward draws random numbers in a way with no fused form"
@@ -123,6 +123,16 @@ def _trace(module: nn.Module, name: str) -> fx.Graph:
         raise NoPlan(f"{name}: torch.fx cannot trace its forward ({first_line(error)})") from error
     if difference := before.difference():
         raise NoPlan(f"{difference} by its forward, which has no fused form")
+    return graph
+
+
+def _traced(module: nn.Module) -> fx.Graph:
+    tracer = _Tracer()
+    if not tracer.is_leaf_module(module, ""):
+        return tracer.trace(module)
+    # A network that is one layer: torch.fx would go into its forward.
+    graph = fx.Graph()
+    graph.output(graph.call_module("", (graph.placeholder("x"),)))
     return graph
 
 
@@ -224,9 +234,7 @@ class _Walk:
             if node.op == "placeholder":
                 self.start(node)
             elif node.op == "get_attr":
-                raise NoPlan(
-                    f"{self.name} uses its tensor {node.target} in a way with no fused form"
-                )
+                raise NoPlan(self.of_tensor(node.target))
             elif node.op == "call_module":
                 self.call_module(node)
             elif node.op == "output":
@@ -235,6 +243,17 @@ class _Walk:
             else:
                 self.call(node)
         return Chain(self.layers)
+
+    def of_tensor(self, target: str) -> str:
+        path, _, tensor = target.rpartition(".")
+        owner = type(self.module.get_submodule(path)).__name__
+        return (
+            f"{self.path(path)}: {owner} computes with its own tensor {tensor!r}, which has no "
+            "fused form; layers that are nn.Linear and nn.BatchNorm1d themselves have"
+        )
+
+    def path(self, inside: str) -> str:
+        return f"{self.name}.{inside}" if inside else self.name
 
     def start(self, node: fx.Node) -> None:
         if self.current is not None:
@@ -249,7 +268,7 @@ class _Walk:
         """What a message calls the place: the innermost module that makes the call."""
         stack = node.meta.get("nn_module_stack") or {}
         path = [entry[0] if isinstance(entry, tuple) else entry for entry in stack.values()]
-        return f"{self.name}.{path[-1]}" if path and path[-1] else self.name
+        return self.path(path[-1] if path else "")
 
     def follow(self, node: fx.Node, where: str, what: str) -> Tensor:
         """The tensor that comes in, which must be the one that the chain has come to."""
@@ -265,7 +284,7 @@ class _Walk:
 
     def call_module(self, node: fx.Node) -> None:
         m = self.module.get_submodule(node.target)
-        where = f"{self.name}.{node.target}"
+        where = self.path(node.target)
         kind = type(m).__name__
         self.used[m] += 1
         if parametrize.is_parametrized(m):

@@ -1,0 +1,92 @@
+"""What belongs to a sample, and which network is given it."""
+
+import pytest
+import torch
+from methods import Conditional, D, G, labelled, plain_d, plain_g
+from pairs import same, weights
+from small_runs import QUICK, SHAPE, pixels
+from torch import nn
+
+from fastgan import Trainer, data, terms
+from fastgan.engines import choose
+from fastgan.engines.eager import EagerEngine
+from fastgan.problem import make_problem
+
+
+def test_networks_that_take_a_condition_are_given_it_by_the_plain_losses():
+    for penalties in ((), "wgan-gp", ["r1", "r2"]):
+        torch.manual_seed(3)
+        p = make_problem(
+            G(), D(), labelled(), batch_size=8, latent_dim=5, device="cpu", penalties=penalties
+        )
+        assert p.conditioned == (True, True)
+        before = weights(p.generator)
+        engine, said = choose(p)
+        assert engine.name == "eager" and "takes a condition" in said
+        assert engine.run(4).isfinite().all() and not same(weights(p.generator), before)
+
+
+def test_fake_conditions_are_drawn_from_the_datas_own_or_are_the_same():
+    seen = []
+
+    class Looking(Conditional):
+        def d_loss(self, step):
+            seen.append((step.cond, step.fake_cond))
+            return super().d_loss(step)
+
+    labels = (torch.arange(50) % 10 == 0).long()  # one in ten
+    for how in ("drawn", "same"):
+        seen.clear()
+        torch.manual_seed(3)
+        p = make_problem(
+            G(), D(), data.open((pixels(), labels)), method=Looking(), batch_size=25,
+            latent_dim=5, device="cpu", fake_condition=how,
+        )  # fmt: skip
+        EagerEngine(p).run(40)
+        alike = [torch.equal(a, b) for a, b in seen]
+        assert all(alike) if how == "same" else not all(alike)
+        share = torch.cat([b for _, b in seen]).double().mean()
+        assert abs(share - 0.1) < 0.04
+
+
+def test_a_condition_that_is_an_image_is_handed_on():
+    class ToImage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 1, 3, 1, 1))
+
+        def forward(self, condition):
+            return torch.tanh(self.body(condition))
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Conv2d(2, 1, 3)
+
+        def forward(self, x, condition):
+            return self.body(torch.cat([x, condition], 1))
+
+    torch.manual_seed(3)
+    source = data.open((pixels(), torch.rand(50, *SHAPE)))
+    trainer = Trainer(
+        ToImage(), Patches(), source, method=Conditional(), terms={"l1": (100, terms.l1)},
+        **{**QUICK, "latent_dim": None},
+    )  # fmt: skip
+    trainer.fit(steps=10)
+    line = trainer.history[-1]
+    assert 0 < line["l1"] < 2 and line["d_loss"] > 0
+    assert trainer.sample(4).shape == (4, *SHAPE)
+    other = trainer.sample(4, condition=torch.zeros(4, *SHAPE))
+    assert not torch.equal(other, trainer.sample(4))
+
+
+def test_samples_of_a_class():
+    trainer = Trainer(G(), D(), labelled(), method=Conditional(), **QUICK)
+    trainer.fit(steps=3)
+    assert torch.equal(trainer.sample(9), trainer.sample(9, condition=[0, 1, 2] * 3))
+    assert not torch.equal(trainer.sample(9), trainer.sample(9, condition=2))
+    with pytest.raises(ValueError, match=r"condition is \[2\]; expected \[9\]"):
+        trainer.sample(9, condition=[0, 1])
+    plain = Trainer(plain_g(), plain_d(), labelled(), **QUICK)
+    with pytest.raises(ValueError, match="the generator takes none"):
+        plain.sample(9, condition=2)
