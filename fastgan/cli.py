@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from fastgan import config as config_room
 from fastgan import models, options, problem, sampling
 from fastgan.callbacks import Callback, Console
 from fastgan.config import ConfigError
+from fastgan.distributed import RankLostError, World, leave
 from fastgan.run import checkpoint, pictures
 from fastgan.trainer import Trainer
 
@@ -36,13 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _bench(arguments[1:])
     notices = _Notices()
     logger = logging.getLogger("fastgan")
-    logger.addHandler(notices)
+    if os.environ.get("RANK", "0") == "0":  # what one rank says, all would
+        logger.addHandler(notices)
     try:
         chosen, unknown = _parser().parse_known_args(options.readable(arguments))
         chosen.began = began
         options.refuse_unknown(unknown, chosen.parser)
         return chosen.command(chosen)
-    except FloatingPointError as error:
+    except (FloatingPointError, RankLostError) as error:
         return _complain(error, 1)
     except (ValueError, OSError) as error:
         return _complain(error, 2)
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         logger.removeHandler(notices)
+        leave()
 
 
 class _Notices(logging.Handler):
@@ -94,7 +98,8 @@ class _LossPlot(Callback):
 
 def _train(chosen: argparse.Namespace) -> int:
     given = options.given(chosen)
-    mode = "none" if chosen.quiet else given.get("console", "auto")
+    leads = World.here().leads
+    mode = "none" if chosen.quiet or not leads else given.get("console", "auto")
     # With --json stdout belongs to the summary.
     console = _Console(mode, sys.stderr if chosen.json else None)
     callbacks = (console, _LossPlot())
@@ -105,6 +110,8 @@ def _train(chosen: argparse.Namespace) -> int:
     before = run.step
     summary = run.fit()
     run.close()
+    if not leads:
+        return 0
     summary["wall_seconds"] = round(time.perf_counter() - chosen.began, 3)
     summary["step_seconds"] = round((summary["ms_per_step"] or 0) * (run.step - before) / 1e3, 3)
     share = summary["step_seconds"] / summary["wall_seconds"]

@@ -1,16 +1,32 @@
 """The processes that train one pair together, as the training step sees them.
 
 A step's batch, noise and masks are those of the whole batch, whatever the number of processes;
-each process (a rank) takes its own rows of them, and what it computes as a mean over its rows is
-averaged over the ranks before it is used, each weighted by its share of the rows.
+each process (a rank) takes its own rows of them. Its loss, a mean over its rows, is weighted by its
+share of the batch, and gradients are summed over the ranks before they are used. So a run has one
+course, whatever the number of ranks, up to the rounding of sums.
+
+The ranks are those of torch.distributed: of a process group that the program has made, or of the
+one that a launcher's environment (torchrun, accelerate) describes, which is then made here: gloo
+between CPUs, NCCL between GPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets."""
+
+
+class RankLostError(RuntimeError):
+    """Another process of the run has ended, or cannot be reached any more."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +41,116 @@ class World:
         if not 0 <= self.rank < self.size:
             raise ValueError(f"rank is {self.rank} of {self.size}; expected 0 <= rank < size")
 
+    @classmethod
+    def here(cls) -> World:
+        """That of this process; joins the process group that a launcher has prepared.
+
+        Raises:
+            RankLostError: the others did not come.
+        """
+        if "torch.distributed" in sys.modules and _ready():
+            return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        if any(name not in os.environ for name in ENVIRONMENT):
+            return cls()
+        if int(os.environ["WORLD_SIZE"]) == 1:
+            return cls()
+        from torch import distributed
+
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        with _told(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])):
+            distributed.init_process_group(backend)
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> str:
+        """The GPU that a launcher means for this rank."""
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', self.rank))}"
+
     def rows(self, batch: int) -> range:
         """The rows of a batch of that size that are this rank's: contiguous, nearly equal parts."""
         return range(self.rank * batch // self.size, (self.rank + 1) * batch // self.size)
 
-    def mean_(self, tensors: Sequence[Tensor], batch: int) -> None:
-        """Make means over this rank's rows means over the whole batch, in place.
+    def share(self, batch: int) -> float:
+        """This rank's part of a batch of that size."""
+        return len(self.rows(batch)) / batch
+
+    def total_(self, tensors: Sequence[Tensor], batch: int) -> None:
+        """Sums over the ranks of what each has computed from its rows of a batch, in place.
 
         Every rank calls this with tensors of the same shapes in the same order. A rank without rows
-        counts for nothing, whatever its tensors hold. With one rank nothing is done.
-
-        Args:
-            tensors: means over the rows of `rows(batch)`.
-            batch: rows of the whole batch.
+        counts for nothing, whatever its tensors hold. With one rank nothing is done. Tensors of one
+        dtype travel as one.
         """
         if self.size == 1:
             return
-        from torch import distributed
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            some = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in some])
+            # What is computed from no rows is not a number.
+            self.sum_(flat if self.share(batch) else flat.zero_())
+            for t, part in zip(some, flat.split([t.numel() for t in some]), strict=True):
+                t.copy_(part.view_as(t))
 
-        rows = len(self.rows(batch))
-        for tensor in tensors:
-            if rows:
-                tensor.mul_(rows / batch)
-            else:
-                tensor.zero_()  # a mean over nothing is not a number
-            distributed.all_reduce(tensor)
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
+        if self.size > 1:
+            with _told(self.rank, self.size):
+                torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def spread_(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank what the first has, in place."""
+        if self.size > 1:
+            for t in tensors:
+                with _told(self.rank, self.size):
+                    torch.distributed.broadcast(t, 0)
+
+    def first(self, number: int) -> int:
+        """The first rank's number, below 2**63 in size."""
+        if self.size == 1:
+            return number
+        told = torch.tensor([number if self.leads else 0], dtype=torch.int64, device=_meeting())
+        return int(self.sum_(told))
+
+    def agree(self, number: int, stop: bool) -> tuple[int, bool]:
+        """The first rank's number, and whether any rank wants to stop."""
+        if self.size == 1:
+            return number, stop
+        told = torch.tensor([number if self.leads else 0, stop], device=_meeting())
+        number, stops = self.sum_(told).tolist()
+        return number, stops > 0
+
+
+def leave() -> None:
+    """Leave the process group, if this program is in one."""
+    if "torch.distributed" in sys.modules and _ready():
+        with suppress(RuntimeError):
+            torch.distributed.destroy_process_group()
+
+
+def _ready() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _meeting() -> torch.device:
+    """Where tensors must lie to travel."""
+    backend = torch.distributed.get_backend()
+    return torch.device("cuda" if backend == "nccl" else "cpu")
+
+
+@contextmanager
+def _told(rank: int, size: int):
+    """An error of the network is one of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RankLostError(
+            f"rank {rank} of {size} has lost another one ({first}); this run cannot go on, and can "
+            "be resumed from its last checkpoint by any number of ranks"
+        ) from error

@@ -123,12 +123,7 @@ class Loop:
 
     def _steps(self, earlier: float) -> None:
         t, began = self.trainer, time.perf_counter()
-        marks = [n for n in (t.config.log_every, t.config.checkpoint_every) if n]
-        while not self.signals.received and not t.stopped:
-            left = [] if t.target is None else [t.target - t.step]
-            if (left and left[0] <= 0) or (t.goal["seconds"] or t.seconds + 1) <= t.seconds:
-                return
-            n = self.pace.chunk(*(every - t.step % every for every in marks), *left)
+        while n := self._next():
             since = time.perf_counter()
             engine, statistics = engines.advance(t.engine, n, t.config.engine)
             if engine is not t.engine:
@@ -149,6 +144,20 @@ class Loop:
         t.seconds = earlier + time.perf_counter() - began
         if self.signals.received:
             t.stopped = self.signals.name
+
+    def _next(self) -> int:
+        """How many steps are to be done next, the same for every rank; 0: the run ends here."""
+        t = self.trainer
+        left = [] if t.target is None else [t.target - t.step]
+        if left and left[0] <= 0:
+            return 0
+        marks = [n for n in (t.config.log_every, t.config.checkpoint_every) if n]
+        n = self.pace.chunk(*(every - t.step % every for every in marks), *left)
+        over = (t.goal["seconds"] or t.seconds + 1) <= t.seconds
+        n, stops = t.world.agree(n, bool(self.signals.received or t.stopped or over))
+        if stops and not (over or t.stopped or self.signals.received):
+            t.stopped = "another rank"
+        return 0 if stops else n
 
     def _write_line(self, *, whole: bool = True) -> None:
         t = self.trainer

@@ -111,10 +111,13 @@ def make_problem(
     Raises:
         ValueError: an argument is out of range; the message names it.
     """
-    config = config_room.settings_of(config, overrides).seeded()
+    world = World.here()
+    config = config_room.settings_of(config, overrides)
+    if config.seed is None:
+        config = config.with_(seed=world.first(config.seeded().seed))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
+    device = choose_device(config.device, world)
     data = data.to(device, config.budget_bytes)
     method = config.method or LossMethod(
         losses.loss(config.loss, config.label_smoothing), config.penalties
@@ -131,6 +134,10 @@ def make_problem(
         _check_network(name, network)
         network.to(device, memory_format=torch.channels_last if config.channels_last else None)
     conditioned = _conditioned(generator, discriminator, data, config)
+    world.spread_(
+        t for m in (generator, discriminator) for t in (*m.state_dict(keep_vars=True).values(),)
+        if isinstance(t, torch.Tensor) and not isinstance(t, nn.parameter.UninitializedTensorMixin)
+    )  # fmt: skip
     average = None
     if config.ema is not None:
         average = copy_of(generator, "generator", "ema").requires_grad_(False)
@@ -157,6 +164,7 @@ def make_problem(
             ema=average,
             precision=precision,
             scalers=scalers,
+            world=world,
             latent=config.latent,
             conditioned=conditioned,
         )
@@ -207,10 +215,17 @@ def make_pair(
         return models.make(config.model, shape, config.latent_dim, config.width, sigmoid=sigmoid)
 
 
-def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """The device asked for, or CUDA if there is one, else the CPU; ValueError if it is absent."""
+def choose_device(
+    device: torch.device | str | None = None, world: World | None = None
+) -> torch.device:
+    """The device asked for, or CUDA if there is one, else the CPU; ValueError if it is absent.
+
+    A rank among several takes a GPU of its own, unless one is named by its number.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if str(device) == "cuda" and world is not None and world.size > 1:
+        device = world.device
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

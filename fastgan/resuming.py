@@ -213,11 +213,13 @@ def load(trainer: Trainer, file: Path, state: Mapping[str, Any]) -> None:
                 callback.load_state_dict(state["callbacks"][name])
     with restore.reading(file, "loss"):
         trainer.memory.load_state_dict(state["loss"] or {})
-    trainer.out, trainer.new = file.parent, False
+    # The first rank writes for all.
+    trainer.out, trainer.new = file.parent if trainer.world.leads else None, False
     trainer.engine.step = trainer.saved_step = state["step"]
     trainer.saved = file
     trainer.seconds = state["seconds"]
     trainer.goal = {**dict.fromkeys(config_room.LIMITS), **state["goal"]}
-    with restore.reading(file, "random"):
-        trainer.random_states.load_state_dict(state["random"])
+    if trainer.world.leads:
+        with restore.reading(file, "random"):
+            trainer.random_states.load_state_dict(state["random"])
     trainer.log.load_state_dict(state["log"], file)

@@ -79,7 +79,7 @@ class Trainer:
         config = config_room.settings_of(config, overrides)
         opened, config = problem.open_data(data, config)
         self._build(generator, discriminator, opened, config, callbacks)
-        if config.out is not None:
+        if config.out is not None and self.world.leads:
             self.out = directory.prepare(config.out, config.if_exists)
 
     def _build(
@@ -94,13 +94,17 @@ class Trainer:
         self.problem = problem.make_problem(generator, discriminator, data, config)
         self.modes = wrapped.Modes(self.generator, self.discriminator)
         self.engine, self.explanation = engines.choose(self.problem, config.engine)
-        logger.info(self.explanation)
+        if self.world.leads:
+            logger.info(self.explanation)
         self.fell_back = False
         self.log = RunLog(NAMES)
         self.guard = callback_room.NonFiniteGuard()
-        self.callbacks = callback_room.of_a_run(self.own_callbacks, config.console)
+        console = config.console if self.world.leads else "none"
+        self.callbacks = callback_room.of_a_run(self.own_callbacks, console)
         self.memory = resuming.memory_of(self.problem)
-        self.random_states = torch_rng.OwnStates(self.config.seed, self.device)
+        # What a user's modules draw themselves must not be the same for every rank's rows.
+        seed = (self.config.seed + self.world.rank) % 2**64
+        self.random_states = torch_rng.OwnStates(seed, self.device)
         self.seconds, self.target, self.ms_per_step = 0.0, None, float("nan")
         self.logged = False
         self.saved: Path | None = None
@@ -118,6 +122,7 @@ class Trainer:
     ema = property(lambda self: self.problem.ema)
     data = property(lambda self: self.problem.data)
     device = property(lambda self: self.problem.device)
+    world = property(lambda self: self.problem.world)
     steps_per_epoch = property(lambda self: self.problem.steps_per_epoch)
     step = property(lambda self: self.engine.step)
     history = property(lambda self: self.log.history)

@@ -31,9 +31,9 @@ def test_a_place_that_is_none(rank, size):
         World(rank, size)
 
 
-def test_alone_a_mean_stays_as_it_is():
+def test_alone_a_total_stays_as_it_is():
     tensor = torch.tensor([3.0, float("nan")])
-    World().mean_([tensor], 5)
+    World().total_([tensor], 5)
     assert tensor[0] == 3 and tensor[1].isnan()
 
 
@@ -57,10 +57,10 @@ def of_a_rank(rank, folder):
     )
     world = World(rank, SIZE)
     batch = torch.arange(5.0).square()
-    mean = batch[world.rows(5).start : world.rows(5).stop].mean(0, keepdim=True)
-    world.mean_([mean], 5)
+    mean = batch[world.rows(5).start : world.rows(5).stop].mean(0, keepdim=True) * world.share(5)
+    world.total_([mean], 5)
     alone = batch[:1][world.rows(1).start : world.rows(1).stop].mean(0, keepdim=True)
-    world.mean_([alone], 1)
+    world.total_([alone], 1)
     torch.save([mean, alone, *trained(world)], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

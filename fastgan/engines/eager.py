@@ -102,8 +102,13 @@ class EagerEngine(Engine):
         p = self.problem
         if p.world.size > 1:
             first = self.step - len(found)
-            for step, row in enumerate(found, first):
-                p.world.mean_([row], shape_of(p, step)[-1].size)
+            sizes = [shape_of(p, step)[-1].size for step in range(first, self.step)]
+            weights = torch.tensor([p.world.share(size) for size in sizes], device=p.device)[
+                :, None
+            ]
+            # A rank without rows has means that are no numbers.
+            found = torch.where(weights > 0, found * weights, 0.0)
+            p.world.sum_(found)
         return found
 
 

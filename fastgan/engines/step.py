@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.data.batch import Batch
+from fastgan.engines import sync_norm
 from fastgan.engines.average import Average
 from fastgan.engines.context import StepContext
 from fastgan.engines.draws import Counter, Draws
@@ -99,6 +100,7 @@ class Step:
         self._plays_game = isinstance(problem.method, LossMethod)
         self._cast = problem.precision != "fp32"
         self._masks: list[Masks | None] = [None, None]
+        self._rows = sync_norm.Rows(problem.world)
         self._look_at_end()
 
     def describe(self) -> list[str]:
@@ -133,6 +135,9 @@ class Step:
                 if self._masks[i] is None or not self._masks[i].fits(network):
                     self._masks[i] = Masks(self.draws, network)
                 stack.enter_context(self._masks[i].in_place())
+                for layer in sync_norm.layers(network) if p.world.size > 1 else ():
+                    forward = sync_norm.forward_of(layer, self._rows)
+                    stack.enter_context(forward_replaced(layer, forward))
             if isinstance(self.sigmoid, nn.Module):
                 stack.enter_context(forward_replaced(self.sigmoid, _unchanged))
             self._hooked = has_hooks(p.discriminator)
@@ -223,6 +228,7 @@ class Step:
         """A pass of D (0) or G (1), with its masks and in the run's precision."""
         grad = torch.is_grad_enabled()
         self._masks[which].begin(number, counter, size, grad=grad)
+        self._rows.size = size
         with self._autocast():
             out = function(*args, **kwargs)
         return out

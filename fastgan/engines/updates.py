@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Update:
-    """Moves weights against the gradient of a loss: backward, mean over the ranks, step."""
+    """Moves weights against the gradient of a loss: backward, sum over the ranks, step."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Update:
         """
         self.optimizer.zero_grad(set_to_none=True)
         weights = [w for w in self._weights() if w.requires_grad]
+        loss = self.own(loss, batch)
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         if narrow:
@@ -47,11 +48,15 @@ class Update:
             loss.backward()
         self.use(batch)
 
+    def own(self, loss: Tensor, batch: int) -> Tensor:
+        """This rank's part of the loss of the whole batch."""
+        world = self.problem.world
+        return loss if world.size == 1 else loss * world.share(batch)
+
     def use(self, batch: int) -> None:
-        """Move by the gradients that a backward pass has left, after their mean over the ranks."""
+        """Move by the gradients that a backward pass has left, summed over the ranks."""
         if (world := self.problem.world).size > 1:
-            weights = [w for w in self._weights() if w.grad is not None]
-            world.mean_([w.grad for w in weights], batch)
+            world.total_([w.grad for w in self._weights() if w.grad is not None], batch)
         if self.scaler is None:
             self.step()
         else:
@@ -74,7 +79,7 @@ def together(updates: tuple[Update, Update], loss: Tensor, batch: int) -> None:
     """One update of both networks by one loss, over this rank's rows of a batch of that size."""
     for update in updates:
         update.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    updates[0].own(loss, batch).backward()
     for update in updates:
         update.use(batch)
 

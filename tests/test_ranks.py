@@ -1,0 +1,147 @@
+"""Runs of several processes: the same course as one, an end on all, a resume by another number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastgan
+from fastgan import Trainer, data
+from fastgan.run import checkpoint
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+TESTS = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = str(Path(fastgan.__file__).resolve().parents[1])
+
+
+def pair():
+    torch.manual_seed(1)
+    g = nn.Sequential(
+        nn.Linear(5, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 36), nn.Tanh(),
+        nn.Unflatten(1, (1, 6, 6)),
+    )  # fmt: skip
+    d = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Dropout(0.3),
+        nn.Linear(64, 1),
+    )  # fmt: skip
+    return g, d
+
+
+def samples():
+    return data.open(torch.rand(43, 1, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+
+
+def run(out, steps):
+    """A batch of 9 and a last one of 7: unequal parts for two ranks and for three."""
+    trainer = Trainer(
+        *pair(), samples(), out=out, batch_size=9, latent_dim=5, device="cpu", optimizer="sgd",
+        lr=0.05, penalties="r1:1:2", ema=0.9, log_every=10, checkpoint_every=20, console="none",
+    )  # fmt: skip
+    trainer.fit(steps=steps)
+    return trainer
+
+
+def resume(out, steps):
+    trainer = Trainer.resume(out, *pair(), samples(), optimizer="sgd")
+    trainer.fit(steps=steps)
+    return trainer
+
+
+def start(size, code, tmp_path, **environment):
+    code = f"import sys; sys.path[:0] = [{TESTS!r}, {PACKAGE!r}]; import test_ranks as t; {code}"
+    port = str(20000 + os.getpid() % 20000 + len(list(tmp_path.iterdir())))
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={
+                **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+                **environment,
+            },
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finished(ranks):
+    told = [rank.communicate(timeout=300) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * len(ranks), told
+    return told
+
+
+def close(a, b):
+    for name in ("generator", "discriminator", "ema"):
+        for key, value in a[name].items():
+            torch.testing.assert_close(value, b[name][key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_take_the_course_of_one(size, tmp_path):
+    run(tmp_path / "one", 50)
+    finished(start(size, f"t.run({str(tmp_path / 'some')!r}, 50)", tmp_path))
+    one, some = (checkpoint.load(checkpoint.find(tmp_path / n)) for n in ("one", "some"))
+    close(one, some)
+    lines = [(tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("one", "some")]
+    assert len(lines[0]) == len(lines[1]) == 5
+    for a, b in zip(*(map(json.loads, part) for part in lines), strict=True):
+        assert a.keys() == b.keys() and a["step"] == b["step"]
+        assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
+
+
+def test_a_run_of_two_is_continued_by_one_and_by_three(tmp_path):
+    run(tmp_path / "one", 40)
+    finished(start(2, f"t.run({str(tmp_path / 'some')!r}, 20)", tmp_path))
+    finished(start(3, f"t.resume({str(tmp_path / 'some')!r}, 30)", tmp_path))
+    resume(tmp_path / "some", 40)
+    close(*(checkpoint.load(checkpoint.find(tmp_path / n)) for n in ("one", "some")))
+
+
+def test_a_rank_that_dies_ends_the_others_soon_and_the_run_is_continued(tmp_path):
+    out = tmp_path / "run"
+    ranks = start(3, f"t.run({str(out)!r}, 10**6)", tmp_path)
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text().count("\n") > 3:
+        assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGKILL)
+    told = [ranks[i].communicate(timeout=60)[1] for i in (0, 2)]
+    for i, text in zip((0, 2), told, strict=True):
+        assert f"rank {i} of 3 has lost another one" in text
+    assert all(ranks[i].returncode not in (0, None) for i in (0, 2))
+    state = checkpoint.load(checkpoint.find(out))
+    assert state["step"] >= 20 or state["step"] == 0
+    resumed = resume(out, state["step"] + 5)
+    assert resumed.step == state["step"] + 5
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
+    out = tmp_path / "run"
+    ranks = start(2, f"t.run({str(out)!r}, 10**6)", tmp_path)
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text().count("\n") > 3:
+        assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 143]
+    state = checkpoint.load(checkpoint.find(out))
+    assert state["step"] > 30
+
+
+def test_torchrun_starts_the_command_line(tmp_path):
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "fastgan", "train", "--data", "digits", "--batch-size", "256", "--steps", "20",
+         "--engine", "eager", "--out", str(out), "--log-every", "10"],
+        env={**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("engine eager") == 1 and (out / "samples.png").exists()
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
