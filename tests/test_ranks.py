@@ -83,25 +83,18 @@ def close(a, b):
             torch.testing.assert_close(value, b[name][key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_take_the_course_of_one(size, tmp_path):
-    run(tmp_path / "one", 50)
-    finished(start(size, f"t.run({str(tmp_path / 'some')!r}, 50)", tmp_path))
-    one, some = (checkpoint.load(checkpoint.find(tmp_path / n)) for n in ("one", "some"))
-    close(one, some)
-    lines = [(tmp_path / n / "log.jsonl").read_text().splitlines() for n in ("one", "some")]
-    assert len(lines[0]) == len(lines[1]) == 5
+def test_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
+    one, some = tmp_path / "one", tmp_path / "some"
+    run(one, 40)
+    finished(start(2, f"t.run({str(some)!r}, 20)", tmp_path))
+    finished(start(3, f"t.resume({str(some)!r}, 30)", tmp_path))
+    resume(some, 40)
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, some)))
+    lines = [(run / "log.jsonl").read_text().splitlines() for run in (one, some)]
+    assert len(lines[0]) == len(lines[1]) == 4
     for a, b in zip(*(map(json.loads, part) for part in lines), strict=True):
         assert a.keys() == b.keys() and a["step"] == b["step"]
         assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
-
-
-def test_a_run_of_two_is_continued_by_one_and_by_three(tmp_path):
-    run(tmp_path / "one", 40)
-    finished(start(2, f"t.run({str(tmp_path / 'some')!r}, 20)", tmp_path))
-    finished(start(3, f"t.resume({str(tmp_path / 'some')!r}, 30)", tmp_path))
-    resume(tmp_path / "some", 40)
-    close(*(checkpoint.load(checkpoint.find(tmp_path / n)) for n in ("one", "some")))
 
 
 def test_a_rank_that_dies_ends_the_others_soon_and_the_run_is_continued(tmp_path):
