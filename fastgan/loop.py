@@ -174,8 +174,12 @@ class Loop:
     def _tell(self, event: str, *what: Any) -> None:
         with self.trainer.random_states.outside():
             for callback in self.callbacks:
+                told = getattr(callback, event)
+                # Most do nothing at most events, and to note the modes of a large network takes ms.
+                if getattr(told, "__func__", None) is getattr(Callback, event):
+                    continue
                 with self.trainer.modes.kept():
-                    getattr(callback, event)(self.trainer, *what)
+                    told(self.trainer, *what)
 
     def _end(self, error: BaseException | None) -> None:
         with self.trainer.random_states.outside():

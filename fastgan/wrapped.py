@@ -58,13 +58,16 @@ class Modes:
         try:
             yield
         finally:
-            self.restore()
+            self._put_back()
 
     def restore(self) -> None:
         """Before steps are done: put back what a look at the network has left in eval mode."""
+        self._put_back()
+        self._note()
+
+    def _put_back(self) -> None:
         for network, modes in zip(self.networks, self._modes, strict=True):
             if not network.training:
                 network.train()
                 for m in network.modules():
                     m.training = modes.get(m, True)
-        self._note()

@@ -344,7 +344,7 @@ def test_every_option_is_explained():
         assert all(action.help for action in command._actions)
         command.format_help()
     given = {action.dest for action in commands["train"]._actions}
-    assert Config.__dataclass_fields__.keys() - given == {"lr_schedule"}
+    assert Config.__dataclass_fields__.keys() - given == {"lr_schedule", "method", "terms"}
 
 
 def test_settings_prints_the_table(capsys):
