@@ -125,7 +125,11 @@ def extensions() -> tuple[list, dict]:
         if part in skipped:
             sys.exit(f"FASTGAN_BUILD={CHOICE} cannot be met: {skipped[part]}")
 
-    cxx = ["-O3", "-std=c++20", "-g0", "-pthread", "-fvisibility=hidden"]
+    cxx = ["-std=c++20", "-pthread", "-fvisibility=hidden"]
+    # These come after CFLAGS, so they would undo the -O1 -g of a sanitizer, which names lines
+    # and compiles far longer with -O3.
+    if "-fsanitize" not in os.environ.get("CFLAGS", ""):
+        cxx += ["-O3", "-g0"]
     cxx += ["-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
     # About passing vectors between functions, which happens only where they are inlined.
     cxx += ["-Wno-psabi"]

@@ -18,16 +18,8 @@ from fastgan.cli import _parser, main
 from fastgan.config import ConfigError
 from fastgan.run import checkpoint
 
+pytestmark = pytest.mark.usefixtures("here")
 QUICK = ["--engine", "eager", "--device", "cpu", "--batch-size", "16", "--latent-dim", "8"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """Runs go to a temporary directory, and --threads does not outlive a test."""
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
 
 
 def run(*arguments):

@@ -26,8 +26,13 @@ FASTGAN_HD double abs(double x) { return ::fabs(x); }
 FASTGAN_HD float sqrt(float x) { return ::sqrtf(x); }
 FASTGAN_HD double sqrt(double x) { return ::sqrt(x); }
 
-// e^x within 2 units in the last place; 0 below the smallest normal result, finite above 88.37.
-FASTGAN_HD float exp(float x) {
+template <class T>
+struct Exp {
+  T whole, less_one;
+};
+// e^x, 0 below the smallest normal result, finite above 88.37; and e^x - 1 for any x up to 88.37.
+// Both within 2 units in the last place.
+FASTGAN_HD Exp<float> exp_and_expm1(float x) {
   const float clamped = x > 88.37f ? 88.37f : (x < -87.33f ? -87.33f : x);
   // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
   const float shifted = clamped * 1.44269504f + 12582912.f;
@@ -40,36 +45,16 @@ FASTGAN_HD float exp(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  const float y = p * (r * r) + r + 1.f;
-  const float power = from_bits((bits(shifted) - 0x4b400000u + 127u) << 23);
-  // NaN goes through: it fails both comparisons above and poisons y.
-  return x < -87.33f ? 0.f : y * power;
-}
-FASTGAN_HD double exp(double x) { return ::exp(x); }
-
-// e^x and e^x - 1, both within 2 units in the last place; of e^x as exp() has it, and e^x - 1 for
-// any x up to 88.37.
-template <class T>
-struct Exp {
-  T whole, less_one;
-};
-FASTGAN_HD Exp<float> exp_and_expm1(float x) {
-  const float clamped = x > 88.37f ? 88.37f : (x < -87.33f ? -87.33f : x);
-  // As in exp(), with r + p r^2 = e^r - 1 kept apart from the 1.
-  const float shifted = clamped * 1.44269504f + 12582912.f;
-  const float n = shifted - 12582912.f;
-  const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
+  // e^r - 1, kept apart from the 1.
   const float rest = p * (r * r) + r;
   const float power = from_bits((bits(shifted) - 0x4b400000u + 127u) << 23);
+  // NaN goes through: it fails the comparisons with x and poisons rest.
   return {x < -87.33f ? 0.f : (rest + 1.f) * power, rest * power + (power - 1.f)};
 }
 FASTGAN_HD Exp<double> exp_and_expm1(double x) { return {::exp(x), ::expm1(x)}; }
+
+FASTGAN_HD float exp(float x) { return exp_and_expm1(x).whole; }
+FASTGAN_HD double exp(double x) { return ::exp(x); }
 
 // ln x for normal x > 0, within 2 units in the last place.
 FASTGAN_HD float log(float x) {

@@ -1,14 +1,10 @@
 // The kernels for any processor of this architecture (SSE2 on x86-64, NEON on arm64), and the
 // choice among the tables.
 #include "cpu/kernels.h"
+#include "cpu/target.h"
 
 #define FASTGAN_VARIANT baseline
 #define FASTGAN_VECTOR_BYTES 16
-#if defined(__aarch64__)
-#  define FASTGAN_VECTOR_REGISTERS 32
-#else
-#  define FASTGAN_VECTOR_REGISTERS 16
-#endif
 #include "cpu/kernels_impl.h"
 
 namespace fastgan::cpu {

@@ -1,7 +1,7 @@
 // The kernels, compiled once per instruction set: included with FASTGAN_VARIANT (a namespace) and
 // FASTGAN_VECTOR_BYTES defined. Loops are plain; the compiler vectorises them for the target.
 //
-// No function of the standard library is called here (see kernels_avx2.cpp); every function is
+// No function of the standard library is called here (see target.h); every function is
 // static or in the variant's namespace.
 
 #include "ops/adam/cpu_kernel.h"

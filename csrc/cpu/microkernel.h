@@ -6,12 +6,10 @@
 // without copying its weight.
 //
 // One source for every instruction set, in GCC's and clang's vector extensions. Include it once per
-// instruction set, inside that set's namespace and after its `#pragma GCC target`, with
-//   FASTGAN_VECTOR_BYTES      64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON)
-//   FASTGAN_VECTOR_REGISTERS  32 (AVX-512, NEON) or 16
-// defined. It includes nothing and defines nothing outside the namespace but the macros
-// FASTGAN_INLINE and FASTGAN_LAMBDA_INLINE. There is no include guard: a second instruction set in
-// one file is a second copy.
+// instruction set, inside that set's namespace and its target (target.h), with FASTGAN_VECTOR_BYTES
+// defined: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON). It includes nothing and defines nothing
+// outside the namespace but the macros FASTGAN_INLINE and FASTGAN_LAMBDA_INLINE. There is no
+// include guard: a second instruction set in one file is a second copy.
 //
 // Each element of C is one chain of multiply-adds over k in increasing order, whatever the tile's
 // shape: how a caller cuts C into tiles changes no bit of the result.

@@ -1,6 +1,6 @@
 // The phases of a step, compiled once per way of taking products: included with FASTGAN_VARIANT (a
-// namespace), FASTGAN_VECTOR_BYTES and FASTGAN_VECTOR_REGISTERS defined, and FASTGAN_INSTRUCTIONS a
-// number of job.h's enum Instructions. job.h states the layout and the division among threads.
+// namespace) and FASTGAN_INSTRUCTIONS (a number of job.h's enum Instructions) defined, which it
+// undefines, and FASTGAN_VECTOR_BYTES. job.h states the layout and the division among threads.
 //
 // As in kernels_impl.h no function of the standard library is called here, and every function is in
 // the variant's namespace. The headers included below are parts of this file.
@@ -167,3 +167,6 @@ void run_thread(void* job, int thread, Barrier& barrier) {
 }
 
 }  // namespace fastgan::cpu::step::FASTGAN_VARIANT
+
+#undef FASTGAN_VARIANT
+#undef FASTGAN_INSTRUCTIONS

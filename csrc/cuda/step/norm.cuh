@@ -9,6 +9,19 @@ namespace fastgan::cuda::step {
 
 constexpr int kFeatures = 8, kLines = kThreads / kFeatures;
 
+// A thread has every kLines-th row, from `line` on, of the block's feature of that number: feature
+// f of the layer, if the layer has so many.
+struct Spot {
+  int line, feature;
+  int64_t f;
+  bool real;
+};
+__device__ __forceinline__ Spot spot_in(const Layer& l) {
+  const int thread = static_cast<int>(threadIdx.x), feature = thread % kFeatures;
+  const int64_t f = static_cast<int64_t>(blockIdx.x) * kFeatures + feature;
+  return {thread / kFeatures, feature, f, f < l.out};
+}
+
 // The sums over the block's lines, each feature's in all of its threads.
 __device__ double sum_lines(double mine, double (*parts)[kFeatures], int line, int feature) {
   __syncthreads();
@@ -28,10 +41,7 @@ __global__ void __launch_bounds__(kThreads)
                 int from, int segments) {
   FASTGAN_SHARED(double, parts, [kLines][kFeatures]);
   const Moment now = moment(s, i, k);
-  const int feature = static_cast<int>(threadIdx.x) % kFeatures;
-  const int line = static_cast<int>(threadIdx.x) / kFeatures;
-  const int64_t f = static_cast<int64_t>(blockIdx.x) * kFeatures + feature;
-  const bool real = f < l.out;
+  const auto [line, feature, f, real] = spot_in(l);
   const double n = static_cast<double>(now.batch);
   for (int part = 0; part < segments; ++part) {
     const int segment = from + part;
@@ -86,10 +96,7 @@ __global__ void __launch_bounds__(kThreads)
                          int64_t k, int from, int segments, bool trained) {
   FASTGAN_SHARED(double, parts, [kLines][kFeatures]);
   const Moment now = moment(s, i, k);
-  const int feature = static_cast<int>(threadIdx.x) % kFeatures;
-  const int line = static_cast<int>(threadIdx.x) / kFeatures;
-  const int64_t f = static_cast<int64_t>(blockIdx.x) * kFeatures + feature;
-  const bool real = f < l.out;
+  const auto [line, feature, f, real] = spot_in(l);
   const float scale = real && l.gamma.value ? l.gamma.value[f] : 1.f;
   float grad_beta = 0, grad_gamma = 0;
   for (int segment = from; segment < from + segments; ++segment) {
