@@ -1,9 +1,10 @@
 """fastgan: the fast way to train generative adversarial networks in PyTorch."""
 
-from fastgan import data, losses, models, nn, ops, optim, random
+from fastgan import data, losses, models, nn, ops, optim, random, terms
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import Config
 from fastgan.info import info
+from fastgan.latents import OneHot, Uniform
 from fastgan.losses import Loss, Penalty
 from fastgan.models import Discriminator, Generator
 from fastgan.nn import fuse, unfuse
@@ -18,8 +19,10 @@ __all__ = [
     "Generator",
     "Loss",
     "NonFiniteLossError",
+    "OneHot",
     "Penalty",
     "Trainer",
+    "Uniform",
     "__version__",
     "data",
     "fuse",
@@ -30,6 +33,7 @@ __all__ = [
     "ops",
     "optim",
     "random",
+    "terms",
     "train_gan",
     "unfuse",
 ]

@@ -32,7 +32,8 @@ def likely_cause(problem: Problem, step: int) -> str:
             "precision='fp16' or 'bf16' do the products in half precision"
         )
     causes = []
-    if p.loss is not None and p.loss.name == "wasserstein" and not p.penalties:
+    wasserstein = p.loss is not None and p.loss.name == "wasserstein"
+    if wasserstein and not p.penalties and p.config.weight_clip is None:
         causes.append("a Wasserstein critic that nothing keeps Lipschitz (try penalties='wgan-gp')")
     if p.precision != "fp32":
         causes.append(f"precision {p.precision!r} (try 'fp32')")

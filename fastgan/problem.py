@@ -56,6 +56,7 @@ class Problem:
 
     batch_size = property(lambda self: self.config.batch_size)
     d_steps = property(lambda self: self.config.d_steps)
+    g_steps = property(lambda self: self.config.g_steps)
     seed = property(lambda self: self.config.seed)
     drop_last = property(lambda self: self.config.drop_last)
     terms = property(lambda self: self.config.terms)

@@ -161,7 +161,11 @@ CASES = {
     "auxiliary": (lambda: (G(), Heads()), Auxiliary, {}),
     "information": (lambda: (plain_g(8), Heads(more=2)), Info, {"latent_dim": NAMED}),
     "boundary": (lambda: (plain_g(), autoencoder()), Boundary, {}),
-    "slope": (lambda: (plain_g(), plain_d()), Slope, {"d_steps": 3}),
+    "slope": (
+        lambda: (plain_g(), plain_d()),
+        Slope,
+        {"d_steps": 3, "g_steps": 2, "grad_clip": 1.0, "weight_clip": 0.5},
+    ),
     "counting": (lambda: (G(), D()), Counting, {}),
     "noisy": (lambda: (plain_g(), plain_d()), Noisy, {}),
 }

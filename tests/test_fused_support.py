@@ -78,6 +78,9 @@ OWN = losses.Loss("hinge", lambda real, fake: real.mean(), lambda fake: fake.mea
         ({"batch_size": 127}, "last batch of 1 sample"),
         ({"penalties": "r1"}, "penalty 'r1'"),
         ({"precision": "fp16"}, "precision 'fp16'"),
+        ({"g_steps": 2}, "g_steps=2 has no fused form"),
+        ({"grad_clip": 1.0}, "grad_clip=1.0 has no fused form"),
+        ({"weight_clip": 0.01}, "weight_clip=0.01 has no fused form"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

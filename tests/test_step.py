@@ -351,3 +351,38 @@ def test_ranks_have_their_rows_of_the_batch_the_noise_and_the_masks():
     for a, b, c in zip(whole, *halves, strict=True):
         torch.testing.assert_close(a, b + c)
         assert not torch.equal(b, c)
+
+
+def test_gradients_and_weights_are_clipped_and_g_has_updates_of_its_own():
+    """Against the step written by hand, with plain gradient descent."""
+    torch.manual_seed(3)
+    g, d = generator().double(), discriminator().double()
+    p = problem(
+        g, d, optimizer="sgd", lr=0.5, g_steps=2, grad_clip=0.05, weight_clip=0.1, loss="hinge"
+    )
+    h, e = copy.deepcopy(g), copy.deepcopy(d)
+    EagerEngine(p).run(2)
+
+    def move(network, loss):
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        norm = torch.stack([x.norm() for x in gradients]).norm()
+        assert norm > 0.05
+        with torch.no_grad():
+            for w, x in zip(network.parameters(), gradients, strict=True):
+                w.sub_(0.5 * 0.05 * x / norm)
+
+    def latents(stream, update):
+        return random.normal(p.seed, stream, update, (8, *p.latent.shape)).double()
+
+    for t in range(2):
+        real = p.data.batch(p.seed, t, 8).images.double()
+        fake = h(latents(Stream.LATENT_D, t)).detach()
+        move(e, (1 - e(real)).relu().mean() + (1 + e(fake)).relu().mean())
+        for w in e.parameters():
+            w.data.clamp_(-0.1, 0.1)
+        for k in range(2):
+            move(h, -e(h(latents(Stream.LATENT_G, 2 * t + k))).mean())
+    for mine, theirs in ((g, h), (d, e)):
+        for a, b in zip(weights(mine), weights(theirs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert max(w.abs().max() for w in d.parameters()) <= 0.1

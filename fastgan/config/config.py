@@ -40,6 +40,8 @@ HINTS = {
         "console": "verbose progress progress_bar",
         "d_steps": "critic_steps n_critic d_iters disc_steps",
         "data": "dataset dataroot data_dir",
+        "g_steps": "gen_steps g_iters",
+        "grad_clip": "clip_grad_norm gradient_clip_val max_grad_norm clip_grad max_norm",
         "device": "cuda gpu ngpu accelerator",
         "ema": "ema_decay average",
         "epochs": "n_epochs num_epochs max_epochs",
@@ -58,6 +60,7 @@ HINTS = {
         "seed": "random_seed manual_seed",
         "steps": "max_steps iterations n_iter iters",
         "threads": "num_threads",
+        "weight_clip": "clip_value clip_weights clamp",
         "weight_decay": "wd",
         "width": "ngf ndf hidden hidden_dim",
         "workers": "num_workers",
@@ -176,6 +179,13 @@ class Config:
         "conditions of fake samples: drawn anew from the data's own, or the same as the real "
         "batch's; auto: labels are drawn")
     d_steps: int = _training(1, _COUNT, "updates of D in a step")
+    g_steps: int = _training(1, _COUNT, "updates of G in a step, after those of D")
+    grad_clip: float | None = _training(None,
+        optional(number(0, above=True), "they stay as they are"),
+        "longest gradient of each network: the norm over all its weights is scaled down to this")
+    weight_clip: float | None = _training(None,
+        optional(number(0, above=True), "they stay as they are"),
+        "largest size of each of D's weights, after each of its updates (Arjovsky et al. 2017)")
     lr: float | tuple[float, float] = _training(2e-4,
         pair(number(0), "generator's and discriminator's"), "learning rate")
     betas: tuple[float, float] = _training((0.5, 0.999),

@@ -1,12 +1,12 @@
 """The contract between the training loop and the engines that carry out its steps.
 
-One engine step, counted by t = 0, 1, ...: `d_steps` updates of the discriminator D, then one update
-of the generator G.
+One engine step, counted by t = 0, 1, ...: `d_steps` updates of the discriminator D, then `g_steps`
+of the generator G (one, unless said otherwise), then, if the method has a joint loss, one of both.
 
 - D's k-th update (u = t * d_steps + k) takes the u-th real batch and latents
   ``normal(seed, Stream.LATENT_D, u, [b, *latent_shape])``. D sees the real and the fake batch in
   two separate passes, and G gets no gradient.
-- G's update takes latents ``normal(seed, Stream.LATENT_G, t, [b, *latent_shape])``, with b the size
+- G's k-th update (t * g_steps + k) takes latents of ``Stream.LATENT_G`` likewise, with b the size
   of the step's last real batch (an epoch's last batch may be smaller), and D gets no gradient, but
   for weights that G's optimiser trains as well. A relativistic loss has D score that real batch
   once more.

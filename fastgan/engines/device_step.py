@@ -101,7 +101,7 @@ class DeviceStep:
     def times(self) -> tuple[int, int]:
         """How many updates of D and of G there are in a step."""
         joint = hasattr(self.problem.method, "joint_loss")
-        return self.problem.d_steps + joint, 1 + joint
+        return self.problem.d_steps + joint, self.problem.g_steps + joint
 
     def written(self) -> list[Tensor]:
         """Every tensor that a step writes to and that a user can see."""

@@ -152,8 +152,8 @@ class Step:
 
         Returns:
             the step's statistics, scalars on the device, in the order of `STATISTICS`: D's loss of
-            the last of its updates and without penalties, G's, and the means of the scores that the
-            former is made of.
+            the last of its updates and without penalties, G's likewise, and the means of the scores
+            that the former is made of.
         """
         p = self.problem
         self.logged = {}
@@ -166,15 +166,20 @@ class Step:
             d_loss = self._loss(context, "d_loss")
             with self.in_backward():
                 self.updates[0](d_loss, size, narrow=context.narrow)
+            if (largest := p.config.weight_clip) is not None:
+                with torch.no_grad():
+                    for w in p.discriminator.parameters():
+                        w.clamp_(-largest, largest)
             d_loss = d_loss.detach() if context.reported is None else context.reported
             scores = [_mean(s, d_loss) for s in context.scores]
-        context = self._context("g", Counter(1, 0), size, batch)
-        with _without_gradients(self._frozen):
-            g_loss = total = self._loss(context, "g_loss")
-            for term in p.terms:
-                total = total + self._term(context, term, g_loss)
-            with self.in_backward():
-                self.updates[1](total, size)
+        for k in range(p.g_steps):
+            context = self._context("g", Counter(p.g_steps, k), size, batch)
+            with _without_gradients(self._frozen):
+                g_loss = total = self._loss(context, "g_loss")
+                for term in p.terms:
+                    total = total + self._term(context, term, g_loss)
+                with self.in_backward():
+                    self.updates[1](total, size)
         if hasattr(p.method, "joint_loss"):
             context = self._context("joint", Counter(1, 0), size, batch)
             joint = self._loss(context, "joint_loss")

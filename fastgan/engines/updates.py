@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -57,6 +57,10 @@ class Update:
         """Move by the gradients that a backward pass has left, summed over the ranks."""
         if (world := self.problem.world).size > 1:
             world.total_([w.grad for w in self._weights() if w.grad is not None], batch)
+        if (longest := self.problem.config.grad_clip) is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._weights(), longest)
         if self.scaler is None:
             self.step()
         else:

@@ -95,6 +95,9 @@ def _check_loss(problem: Problem) -> None:
         raise plan.NoPlan(f"{name_of(p.method)} is a method of its own, which has no fused form")
     if p.terms:
         raise plan.NoPlan(f"the term {p.terms[0].name!r} of G's loss has no fused form")
+    for name, default in (("g_steps", 1), ("grad_clip", None), ("weight_clip", None)):
+        if (value := getattr(p.config, name)) != default:
+            raise plan.NoPlan(f"{name}={value} has no fused form")
     if not p.latent.is_noise:
         raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
     for taking, name in zip(p.conditioned, ("discriminator", "generator"), strict=True):
