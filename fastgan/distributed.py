@@ -108,7 +108,7 @@ class World:
         if self.size > 1:
             for t in tensors:
                 with _told(self.rank, self.size):
-                    torch.distributed.broadcast(t, 0)
+                    torch.distributed.broadcast(t.detach(), 0)
 
     def first(self, number: int) -> int:
         """The first rank's number, below 2**63 in size."""

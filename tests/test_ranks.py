@@ -74,6 +74,7 @@ def start(size, code, tmp_path, **environment):
 def finished(ranks):
     told = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * len(ranks), told
+    assert not any("Warning" in err for _, err in told), told
     return told
 
 
