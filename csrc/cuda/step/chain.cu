@@ -228,7 +228,7 @@ class Chain {
     const Layer* largest = &layer(p.layer);
     for (int n = p.layer; n < p.other; ++n)
       if (layer(n).in * layer(n).out > largest->in * largest->out) largest = &layer(n);
-    with_tile<false, false>(largest->out, update_columns(*largest), rows, [&](auto tile) {
+    with_tile<false, false>(largest->out, largest->in, rows, [&](auto tile) {
       using T = decltype(tile);
       for (int first = p.layer; first < p.other; first += kUpdated) {
         Updated u{};

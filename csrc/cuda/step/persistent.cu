@@ -145,7 +145,7 @@ template <Precision precision>
 __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(FASTGAN_PARAMETER(Program, p)) {
   FASTGAN_DYNAMIC_SHARED(shared);
   float* const resident = reinterpret_cast<float*>(shared + kStaging);
-  constexpr int kTile = ResidentTile::Rows * ResidentTile::Columns;
+  constexpr int kEach = kResidentEach<ResidentTile>;
   const int ends[3] = {0, p.g_layers, p.layers_count};
   for (int network = 0; network < 2; ++network) {
     each_own_tile(p, ends[network], ends[network + 1], resident,
@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(FASTGAN_PARAMET
                     each_resident<ResidentTile>(l, tile,
                                                 [&](int n, float* value, float* m, float* v) {
                                                   kept[n] = *value;
-                                                  kept[n + kTile] = *m;
-                                                  kept[n + 2 * kTile] = *v;
+                                                  kept[n + kEach] = *m;
+                                                  kept[n + 2 * kEach] = *v;
                                                 });
                   });
   }
@@ -181,8 +181,8 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(FASTGAN_PARAMET
     each_own_tile(p, ends[network], ends[network + 1], resident,
                   [&](const Layer& l, int64_t tile, float* kept) {
                     each_resident<ResidentTile>(l, tile, [&](int n, float*, float* m, float* v) {
-                      *m = kept[n + kTile];
-                      *v = kept[n + 2 * kTile];
+                      *m = kept[n + kEach];
+                      *v = kept[n + 2 * kEach];
                     });
                   });
   }

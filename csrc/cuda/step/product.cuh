@@ -17,21 +17,18 @@ struct alignas(16) Four {
 };
 
 // A matrix in memory with element (i, k) at base[i * stride + k] if its sums run along its rows,
-// else at base[k * stride + i]; i counts the rows of A or the columns of B. With `ones` there is
-// one more i, at the end, of ones: it turns the gradient of a bias into one more column.
+// else at base[k * stride + i]; i counts the rows of A or the columns of B.
 struct Operand {
   const float* base;
   int64_t stride, count;
   bool vector;  // base is aligned to 16 bytes and stride a multiple of 4
-  bool ones;
 };
 
 __device__ __forceinline__ bool aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
-__device__ __forceinline__ Operand operand(const float* base, int64_t stride, int64_t count,
-                                           bool ones = false) {
-  return {base, stride, count, stride % 4 == 0 && aligned(base), ones};
+__device__ __forceinline__ Operand operand(const float* base, int64_t stride, int64_t count) {
+  return {base, stride, count, stride % 4 == 0 && aligned(base)};
 }
 
 // The sizes of a tile: the block's, a warp's, how much of the sum a piece has, and how many pieces
@@ -82,15 +79,7 @@ __device__ void load_operand(float* to, const Operand& o, int64_t first, int64_t
     const int64_t left = (Along ? depth : o.count) - column;
     const int valid = !inside || left <= 0 ? 0 : left < 4 ? static_cast<int>(left) : 4;
     const float* const from = valid ? o.base + row * o.stride + column : o.base;
-    if (!Along && o.ones && inside && left >= 0 && left < 4) {
-      for (int e = 0; e < 4; ++e) {
-        if (e < valid) {
-          copy_async<4>(target + e, from + e);
-        } else {
-          target[e] = e == left ? 1.f : 0.f;
-        }
-      }
-    } else if (o.vector && valid % 4 == 0) {
+    if (o.vector && valid % 4 == 0) {
       copy_async<16>(target, from, valid > 0);
     } else {
       for (int e = 0; e < 4; ++e) {
@@ -249,12 +238,48 @@ __device__ __forceinline__ void result_place(int lane, int n, int& row, int& col
   }
 }
 
+// Sums of the lines of A over its pieces: the gradient of a bias beside that of its weight. A line
+// has kShare neighbouring threads.
+template <class T>
+class LineSum {
+ public:
+  static constexpr int kShare = kThreads / T::Rows;
+  static_assert(kShare >= 2 && kShare <= 32 && T::Depth % kShare == 0);
+
+  __device__ explicit LineSum(bool wanted) : wanted_(wanted) {}
+
+  __device__ void add(const float* piece) {
+    constexpr int kStride = kLineStride<T::Rows, T::Depth, false>;
+    if (!wanted_) return;
+#pragma unroll 8
+    for (int k = 0; k < T::Depth; k += kShare) sum_ += piece[(k + part()) * kStride + line()];
+  }
+  // In all threads of the line.
+  __device__ float total() const {
+    float sum = sum_;
+#pragma unroll
+    for (int bits = kShare / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
+    return sum;
+  }
+  __device__ static int line() { return static_cast<int>(threadIdx.x) / kShare; }
+  __device__ static int part() { return static_cast<int>(threadIdx.x) % kShare; }
+
+ private:
+  bool wanted_;
+  float sum_ = 0;
+};
+
+struct NoSum {
+  __device__ void add(const float*) {}
+};
+
 // The tile whose first element is (row, column), with sums `depth` long. finish(row, column, four)
 // gets four neighbours of a row of the product at a time; rows and columns may lie outside the
-// matrices, and the values are then of no meaning.
-template <class T, Precision precision, bool AAlong, bool BAlong, class Finish>
+// matrices, and the values are then of no meaning. `lines` is shown every piece of A.
+template <class T, Precision precision, bool AAlong, bool BAlong, class Finish, class Lines = NoSum>
 __device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t column,
-                        int64_t depth, unsigned char* shared, const Finish& finish) {
+                        int64_t depth, unsigned char* shared, const Finish& finish,
+                        Lines&& lines = {}) {
   float* const stages = reinterpret_cast<float*>(shared);
   constexpr int kA = T::template Piece<T::Rows, AAlong>;
   constexpr int kStage = T::template Stage<AAlong, BAlong>;
@@ -281,6 +306,7 @@ __device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t
     load(piece + T::Stages - 1);
     if (piece < 0) continue;
     const float* const from = stages + piece % T::Stages * kStage;
+    lines.add(from);
     if constexpr (precision == Precision::fp32) {
       multiply_fp32<T, AAlong, BAlong>(place, from, from + kA, sums);
     } else {

@@ -11,13 +11,9 @@ namespace fastgan::cuda::step {
 template <class T>
 constexpr int kUpdateBytes = T::template Bytes<false, false>;
 
-// With the bias as one more column.
-__host__ __device__ __forceinline__ int64_t update_columns(const Layer& l) {
-  return l.in + (l.bias.value != nullptr);
-}
 template <class T>
 __host__ __device__ __forceinline__ int64_t update_tiles(const Layer& l) {
-  return tiles_along(l.out, T::Rows) * tiles_along(update_columns(l), T::Columns);
+  return tiles_along(l.out, T::Rows) * tiles_along(l.in, T::Columns);
 }
 template <class T>
 __host__ __device__ __forceinline__ void update_place(const Layer& l, int64_t tile, int64_t& row,
@@ -27,27 +23,48 @@ __host__ __device__ __forceinline__ void update_place(const Layer& l, int64_t ti
   column = tile / down * T::Columns;
 }
 
-// What a tile keeps on chip from one update to the next: value, exp_avg and exp_avg_sq of its
-// elements, [3][rows][columns].
+// What a tile keeps on chip from one update to the next: value, exp_avg and exp_avg_sq, each of its
+// [rows][columns] elements and then of the [rows] of the bias, which the first column of tiles has.
 template <class T>
-constexpr int kResidentFloats = 3 * T::Rows * T::Columns;
+constexpr int kResidentEach = T::Rows * (T::Columns + 1);
+template <class T>
+constexpr int kResidentFloats = 3 * kResidentEach<T>;
 
-// Calls use(element of the tile, pointers) for this thread's elements of weight and bias.
+// Calls use(element on chip, pointers) for this thread's elements of weight and bias.
 template <class T, class Use>
 __device__ void each_resident(const Layer& l, int64_t tile, const Use& use) {
+  constexpr int kWeights = T::Rows * T::Columns;
   int64_t row, column;
   update_place<T>(l, tile, row, column);
-  for (int n = static_cast<int>(threadIdx.x); n < T::Rows * T::Columns; n += kThreads) {
-    const int64_t r = row + n / T::Columns, c = column + n % T::Columns;
-    if (r >= l.out || c >= update_columns(l)) continue;
-    const Parameter& p = c < l.in ? l.weight : l.bias;
-    const int64_t at = c < l.in ? r * l.in + c : r;
+  const int elements = column == 0 && l.bias.value ? kResidentEach<T> : kWeights;
+  for (int n = static_cast<int>(threadIdx.x); n < elements; n += kThreads) {
+    const bool of_weight = n < kWeights;
+    const int64_t r = row + (of_weight ? n / T::Columns : n - kWeights);
+    const int64_t c = column + (of_weight ? n % T::Columns : 0);
+    if (r >= l.out || c >= l.in) continue;
+    const Parameter& p = of_weight ? l.weight : l.bias;
+    const int64_t at = of_weight ? r * l.in + c : r;
     use(n, p.value + at, p.exp_avg + at, p.exp_avg_sq + at);
   }
 }
 
-// One tile of the gradient of a weight, consumed by Adam and by the average. The state is in memory
-// or, with `resident`, on chip; the weight is always written to memory, where products read it.
+// One element, whose state is in memory or on chip.
+template <class T>
+__device__ __forceinline__ void update_element(const Adam<float>& adam, float average_share,
+                                               const Parameter& p, int64_t at, float grad,
+                                               float* kept) {
+  float* const m = kept ? kept + kResidentEach<T> : p.exp_avg + at;
+  float* const v = kept ? kept + 2 * kResidentEach<T> : p.exp_avg_sq + at;
+  float value = kept ? *kept : p.value[at];
+  adam_update(adam, grad, value, *m, *v);
+  p.value[at] = value;
+  if (kept) *kept = value;
+  if (p.average) p.average[at] += average_share * (value - p.average[at]);
+}
+
+// One tile of the gradient of a weight, and in the first column that of the bias, consumed by Adam
+// and by the average. The state is in memory or, with `resident`, on chip; the weight is always
+// written to memory, where products read it.
 template <class T, Precision precision>
 __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, int from,
                             int segments, int64_t tile, unsigned char* shared, float* resident) {
@@ -55,59 +72,53 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   update_place<T>(l, tile, row, column);
   const Operand grad =
       operand(l.grad_y + (from + l.lift) * now.batch * l.y_stride, l.y_stride, l.out);
-  const Operand x = operand(field_x(l, now) + from * now.batch * l.x_stride, l.x_stride, l.in,
-                            l.bias.value != nullptr);
+  const Operand x = operand(field_x(l, now) + from * now.batch * l.x_stride, l.x_stride, l.in);
   const Adam<float> adam = s.adam[2 * now.copy + (l.in_g ? 1 : 0)];
   const float average_share = static_cast<float>(1.0 - s.average_decay);
   const Parameter& w = l.weight;
   const bool vector = l.in % 4 == 0 && aligned(w.value) && aligned(w.exp_avg) &&
                       aligned(w.exp_avg_sq) && aligned(w.average);
+  const bool biased = column == 0 && l.bias.value;
+  LineSum<T> bias(biased);
   product<T, precision, false, false>(
-      grad, x, row, column, segments * now.batch, shared, [&](int i, int j, const Four& four) {
+      grad, x, row, column, segments * now.batch, shared,
+      [&](int i, int j, const Four& four) {
         const int64_t r = row + i, c = column + j;
-        if (r >= l.out) return;
+        if (r >= l.out || c >= l.in) return;
         float* const kept = resident ? resident + (i * T::Columns + j) : nullptr;
-        if (vector && c < l.in) {
-          const int64_t at = r * l.in + c;
-          Four value, m, v;
-          if (resident) {
-            value = *reinterpret_cast<const Four*>(kept);
-            m = *reinterpret_cast<const Four*>(kept + T::Rows * T::Columns);
-            v = *reinterpret_cast<const Four*>(kept + 2 * T::Rows * T::Columns);
-          } else {
-            value = *reinterpret_cast<const Four*>(w.value + at);
-            m = *reinterpret_cast<const Four*>(w.exp_avg + at);
-            v = *reinterpret_cast<const Four*>(w.exp_avg_sq + at);
-          }
-#pragma unroll
-          for (int e = 0; e < 4; ++e) adam_update(adam, four.v[e], value.v[e], m.v[e], v.v[e]);
-          *reinterpret_cast<Four*>(w.value + at) = value;
-          *reinterpret_cast<Four*>(resident ? kept + T::Rows * T::Columns : w.exp_avg + at) = m;
-          *reinterpret_cast<Four*>(resident ? kept + 2 * T::Rows * T::Columns : w.exp_avg_sq + at) =
-              v;
-          if (resident) *reinterpret_cast<Four*>(kept) = value;
-          if (w.average) {
-            Four average = *reinterpret_cast<const Four*>(w.average + at);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) average.v[e] += average_share * (value.v[e] - average.v[e]);
-            *reinterpret_cast<Four*>(w.average + at) = average;
+        if (!vector) {
+          for (int e = 0; e < 4 && c + e < l.in; ++e) {
+            update_element<T>(adam, average_share, w, r * l.in + c + e, four.v[e],
+                              kept ? kept + e : nullptr);
           }
           return;
         }
-        for (int e = 0; e < 4; ++e) {
-          const int64_t of = c + e;
-          if (of >= update_columns(l)) break;
-          const Parameter& p = of < l.in ? w : l.bias;
-          const int64_t at = of < l.in ? r * l.in + of : r;
-          float* const m = resident ? kept + e + T::Rows * T::Columns : p.exp_avg + at;
-          float* const v = resident ? kept + e + 2 * T::Rows * T::Columns : p.exp_avg_sq + at;
-          float value = resident ? kept[e] : p.value[at];
-          adam_update(adam, four.v[e], value, *m, *v);
-          p.value[at] = value;
-          if (resident) kept[e] = value;
-          if (p.average) p.average[at] += average_share * (value - p.average[at]);
+        const int64_t at = r * l.in + c;
+        float* const at_value = kept ? kept : w.value + at;
+        float* const at_m = kept ? kept + kResidentEach<T> : w.exp_avg + at;
+        float* const at_v = kept ? kept + 2 * kResidentEach<T> : w.exp_avg_sq + at;
+        Four value = *reinterpret_cast<const Four*>(at_value);
+        Four m = *reinterpret_cast<const Four*>(at_m), v = *reinterpret_cast<const Four*>(at_v);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) adam_update(adam, four.v[e], value.v[e], m.v[e], v.v[e]);
+        *reinterpret_cast<Four*>(w.value + at) = value;
+        *reinterpret_cast<Four*>(at_m) = m;
+        *reinterpret_cast<Four*>(at_v) = v;
+        if (kept) *reinterpret_cast<Four*>(kept) = value;
+        if (w.average) {
+          Four average = *reinterpret_cast<const Four*>(w.average + at);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) average.v[e] += average_share * (value.v[e] - average.v[e]);
+          *reinterpret_cast<Four*>(w.average + at) = average;
         }
-      });
+      },
+      bias);
+  if (!biased) return;
+  const float of_bias = bias.total();
+  const int line = LineSum<T>::line();
+  if (LineSum<T>::part() > 0 || row + line >= l.out) return;
+  update_element<T>(adam, average_share, l.bias, row + line, of_bias,
+                    resident ? resident + T::Rows * T::Columns + line : nullptr);
 }
 
 // The mean of a segment's losses or scores, by one block, in all of its threads.
