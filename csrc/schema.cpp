@@ -94,6 +94,8 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   m.def("fused_cuda_memory(Tensor plan, Tensor settings, int copies) -> int");
   // Kernels that the chain launches for a step.
   m.def("fused_cuda_length(Tensor plan, Tensor settings) -> int");
+  // The phases of a step in the persistent kernel, as fused_phases; D's are done d_steps times.
+  m.def("fused_cuda_phases(Tensor plan, Tensor settings) -> str");
   // Why the persistent kernel cannot run the plan; empty if it can. memory: any tensor on the
   // device.
   m.def(
@@ -106,9 +108,11 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // permutations of the epochs; or, without, float32 [d_steps, batch, ...], the batches of one
   // step. rates float64 [rows, 2], statistics float32 [rows, 4]. What the clock and the order say
   // is known on the device only: an image that they name and is not there is NaN, and so is the
-  // learning rate of a step outside the tables. Safe in graph capture.
+  // learning rate of a step outside the tables. Safe in graph capture. stamps, of the persistent
+  // kernel, int64 [3 + phases of all steps]: nanoseconds, clock64() at the start and after every
+  // phase, nanoseconds.
   m.def(
       "fused_cuda_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor(c!) clock, Tensor rates, Tensor(d!) statistics, "
-      "int steps, bool tf32, bool persistent) -> ()");
+      "Tensor(e!)? stamps, int steps, bool tf32, bool persistent) -> ()");
 }

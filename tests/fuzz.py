@@ -98,7 +98,8 @@ class Fused:
         clock = torch.tensor([0, 0, 0, 0, 0])
         rates, statistics = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 4)
         shared = [c.plan, c.settings, c.state, self._memory(size)]
-        tables = [c.images, c.order, clock, rates, statistics]
+        stamps = torch.zeros(200, dtype=torch.int64) if rng.random() < 0.2 else None
+        tables = [c.images, c.order, clock, rates, statistics, stamps]
         return [*shared, *tables, rng.randrange(3), False, persistent]
 
 
@@ -109,6 +110,7 @@ OPERATORS = {
     "fused_run": (Fused, lambda f, rng: f.run(rng)),
     "fused_cuda_memory": (Fused, lambda f, rng: [f.case.plan, f.case.settings, 1]),
     "fused_cuda_length": (Fused, lambda f, rng: [f.case.plan, f.case.settings]),
+    "fused_cuda_phases": (Fused, lambda f, rng: [f.case.plan, f.case.settings]),
     "fused_cuda_why_not_persistent": (
         Fused,
         lambda f, rng: [f.case.plan, f.case.settings, f.case.state, f._memory(256), False],

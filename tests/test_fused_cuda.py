@@ -1,6 +1,7 @@
 """The fused engine on CUDA: its kernels in the emulator, and where there is a GPU on the GPU."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -307,6 +308,51 @@ def test_the_tiles_of_the_weights_of_the_reference_pair(kernels, blocks, rounds)
     for shared, fits in ((110 + 25 * rounds, True), (110 + 25 * rounds - 20, False)):
         kernels.device(blocks, shared=shared)
         assert ("do not fit" not in Emulated(problem("reference")).describe()) == fits
+
+
+@needs_emulator
+@pytest.mark.parametrize("name", ["hinge", "wasserstein"])
+def test_the_persistent_kernel_stamps_its_phases(kernels, name):
+    p, q = problem(name), problem(name)
+    engine, other = Emulated(p), Emulated(q)
+    engine._rows = 2  # as if the tables were short
+    start = time.perf_counter()
+    phases = engine.profile(5)
+    took = time.perf_counter() - start
+    assert engine.step == 5 and engine._stamps is None
+    other.run(5)
+    assert same(p, q) == []  # profiled or not
+    names = [name for name, *_ in phases]
+    assert names == [
+        "both: G forward 0", "both: G forward 1", "D's update: D forward 0",
+        "D's update: D forward 1, loss and back", "D's update: weights of D",
+        "G's update: D forward 0", "G's update: D forward 1, loss and back",
+        "G's update: D backward 0", "G's update: G backward 1", "G's update: weights of G",
+    ]  # fmt: skip
+    weights = [
+        sum(m.weight.numel() for m in n.modules() if isinstance(m, nn.Linear))
+        for n in (p.generator, p.discriminator)
+    ]
+    assert sum(work for _, work, *_ in phases) > 2 * p.batch_size * p.d_steps * sum(weights)
+    # In the emulator the clock is the host's.
+    assert all(seconds > 0 for _, _, seconds, _ in phases)
+    assert 5 * sum(seconds for _, _, seconds, _ in phases) < took
+
+
+@needs_emulator
+def test_what_cannot_be_stamped_says_why(kernels):
+    with pytest.raises(ValueError, match="a kernel a phase .*BatchNorm1d"):
+        Emulated(problem("deep")).profile(3)
+    engine = Emulated(problem("hinge"))
+    with pytest.raises(ValueError, match="n is 0"):
+        engine.profile(0)
+    engine._stamps = torch.zeros(22, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="stamps has 22 elements; expected 23"):
+        engine._enqueue(engine.problem.data.samples, True, 2)
+    chain = EmulatedChain(problem("hinge"))
+    chain._stamps = engine._stamps
+    with pytest.raises(RuntimeError, match="stamps are the persistent kernel's"):
+        chain._enqueue(chain.problem.data.samples, True, 2)
 
 
 @needs_emulator

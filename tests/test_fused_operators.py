@@ -114,6 +114,7 @@ def run_emulated(case, steps=1, persistent=False, **changes):
         "clock": torch.zeros(5, dtype=torch.int64),
         "rates": case.rates.repeat(steps, 1),
         "statistics": torch.full((steps, 4), 7.0),
+        "stamps": None,
     } | changes
     torch.ops.fastgan.fused_cuda_run(
         case.plan, case.settings, case.state, *tables.values(), steps, False, persistent

@@ -58,6 +58,18 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
 // Belongs into every loop that waits for another thread's write. The emulator runs the others here.
 __device__ __forceinline__ void spin_wait() {}
 
+// Asks for the line of global memory at p, which must be in an allocation, to come to the L2 cache.
+__device__ __forceinline__ void prefetch(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+// Nanoseconds since some moment in the past, by a clock of the whole device that moves in jumps.
+__device__ __forceinline__ int64_t nanoseconds() {
+  int64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
+  return now;
+}
+
 // A flag in global memory between blocks: what was written before the release is seen after the
 // acquire that reads it.
 __device__ __forceinline__ uint32_t load_acquire(const uint32_t* flag) {

@@ -280,6 +280,11 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
 }
 
 static inline void spin_wait() { emulator::spin(); }
+// Reads the byte, so that a tool for memory errors sees an address outside.
+static inline void prefetch(const void* p) {
+  [[maybe_unused]] const volatile char byte = *static_cast<const volatile char*>(p);
+}
+static inline int64_t nanoseconds() { return clock64(); }
 static inline uint32_t load_acquire(const uint32_t* flag) {
   return *static_cast<const volatile uint32_t*>(flag);
 }

@@ -54,9 +54,17 @@ __device__ __forceinline__ float* slopes_of(const Layer& l, int segment, int64_t
                   : nullptr;
 }
 
-// y = dropout(activation(x)) on four neighbours of row `row` of a segment of the field above l.
-__device__ __forceinline__ void activate_four(const Step& s, const Layer& l, int segment,
-                                              int64_t row, int64_t column, const Moment& now,
+// Which of four neighbours of row `row` of a segment of the field above l its dropout keeps, as
+// bits.
+__device__ __forceinline__ uint32_t kept_four(const Step& s, const Layer& l, int segment,
+                                              int64_t row, int64_t column, const Moment& now) {
+  return l.drop ? kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold)
+                : 0u;
+}
+
+// y = dropout(activation(x)) on these four.
+__device__ __forceinline__ void activate_four(const Layer& l, int segment, int64_t row,
+                                              int64_t column, const Moment& now, uint32_t kept,
                                               Four& x) {
   Four slope;
 #pragma unroll
@@ -68,16 +76,14 @@ __device__ __forceinline__ void activate_four(const Step& s, const Layer& l, int
   if (float* const slopes = slopes_of(l, segment, row, column, now))
     *reinterpret_cast<Four*>(slopes) = slope;
   if (!l.drop) return;
-  const uint32_t kept =
-      kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
   const float scale = keep_scale(l.drop_threshold);
 #pragma unroll
   for (int e = 0; e < 4; ++e) x.v[e] = kept >> e & 1u ? x.v[e] * scale : 0.f;
 }
 
 // From the gradient after l's dropout and activation to the one before them; y is what l made.
-__device__ __forceinline__ void differentiate_four(const Step& s, const Layer& l, int segment,
-                                                   int64_t row, int64_t column, const Moment& now,
+__device__ __forceinline__ void differentiate_four(const Layer& l, int segment, int64_t row,
+                                                   int64_t column, const Moment& now, uint32_t kept,
                                                    const Four& y, Four& grad) {
   const float* const slopes = slopes_of(l, segment, row, column, now);
   const Four slope = slopes ? *reinterpret_cast<const Four*>(slopes) : Four{};
@@ -87,8 +93,6 @@ __device__ __forceinline__ void differentiate_four(const Step& s, const Layer& l
       grad.v[e] = derivative(l.activation, grad.v[e], y.v[e], slope.v[e], l.slope);
     return;
   }
-  const uint32_t kept =
-      kept_bits<4>(mask_of(s, l, segment, now), row * l.out + column, l.drop_threshold);
   const float scale = keep_scale(l.drop_threshold), inverse = scale > 0.f ? 1.f / scale : 0.f;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {

@@ -18,24 +18,40 @@ __host__ __device__ __forceinline__ int64_t backward_tiles(const Layer& l, int64
 // counts the segments of the field between them.
 template <class T, Precision precision>
 __device__ void backward_tile(const Step& s, const Layer& l, const Layer& lower, const Moment& now,
-                              int from, int segments, int64_t tile, unsigned char* shared) {
-  const int64_t rows = segments * now.batch, down = tiles_along(rows, T::Rows);
-  const int64_t row = tile % down * T::Rows, column = tile / down * T::Columns;
+                              int from, int segments, unsigned tile, unsigned char* shared) {
+  struct Early {
+    Four y;
+    uint32_t kept;
+  };
+  const int64_t rows = segments * now.batch;
+  const Corner corner = corner_of<T>(tile, rows);
   const Operand grad =
       operand(l.grad_y + (from + l.lift) * now.batch * l.y_stride, l.y_stride, rows);
   const Operand weight = operand(l.weight.value, l.in, l.in);
-  const int64_t at = from * now.batch * l.x_stride;
+  const int64_t start = from * now.batch * l.x_stride;
+  const auto place = [&](int i, int j, auto use) {
+    const int64_t r = corner.row + i, c = corner.column + j;
+    if (r >= rows || c >= l.in) return;
+    int segment;
+    int64_t within;
+    locate(r, now.batch, segment, within);
+    use(start + r * l.x_stride + c, c, from + segment - lower.lift, within);
+  };
   product<T, precision, true, false>(
-      grad, weight, row, column, l.out, shared, [&](int i, int j, Four four) {
-        const int64_t r = row + i, c = column + j;
-        if (r >= rows || c >= l.in) return;
-        int segment;
-        int64_t within;
-        locate(r, now.batch, segment, within);
-        const int64_t to = at + r * l.x_stride + c;
-        const Four y = *reinterpret_cast<const Four*>(field_x(l, now) + to);
-        differentiate_four(s, lower, from + segment - lower.lift, within, c, now, y, four);
-        *reinterpret_cast<Four*>(l.grad_x + to) = four;
+      grad, weight, corner, static_cast<int>(l.out), shared,
+      [&](int i, int j) {
+        Early early{};
+        place(i, j, [&](int64_t at, int64_t c, int segment, int64_t within) {
+          early = {*reinterpret_cast<const Four*>(field_x(l, now) + at),
+                   kept_four(s, lower, segment, within, c, now)};
+        });
+        return early;
+      },
+      [&](int i, int j, Four four, const Early& early) {
+        place(i, j, [&](int64_t at, int64_t c, int segment, int64_t within) {
+          differentiate_four(lower, segment, within, c, now, early.kept, early.y, four);
+          *reinterpret_cast<Four*>(l.grad_x + at) = four;
+        });
       });
 }
 

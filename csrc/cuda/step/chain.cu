@@ -18,9 +18,10 @@ namespace {
 
 __global__ void __launch_bounds__(kThreads)
     inputs_kernel(FASTGAN_PARAMETER(Step, s), int64_t i, int64_t k) {
-  const Moment now = moment(s, i, k);
+  const Moment now = moment(s, *s.clock, i, k);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  inputs(s, now, k, k + 1 == s.d_steps, first, static_cast<int64_t>(gridDim.x) * kThreads);
+  inputs(s, *s.clock, now, k, k + 1 == s.d_steps, first,
+         static_cast<int64_t>(gridDim.x) * kThreads);
 }
 
 // A BatchNorm's count of batches is moved on by the kernel after it, when nothing reads it.
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
                    int from, int segments, Count count) {
   FASTGAN_DYNAMIC_SHARED(shared);
   add(count);
-  const Moment now = moment(s, i, k);
+  const Moment now = moment(s, *s.clock, i, k);
   if (blockIdx.x >= forward_tiles<T>(l, segments * now.batch)) return;
   forward_tile<T, precision>(s, l, now, from, segments, blockIdx.x, shared);
 }
@@ -49,10 +50,10 @@ __global__ void __launch_bounds__(kThreads)
                 FASTGAN_PARAMETER(Layer, lower), bool differentiated, int64_t i, int64_t k,
                 int from, int segments, Count count) {
   add(count);
-  const Moment now = moment(s, i, k);
-  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  head_rows(s, l, differentiated ? &lower : nullptr, now, from, segments, warp,
-            static_cast<int64_t>(gridDim.x) * kWarps);
+  const Moment now = moment(s, *s.clock, i, k);
+  const int warp = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
+  head_rows(s, l, lower, differentiated, now, from, segments, warp,
+            static_cast<int>(gridDim.x) * kWarps);
 }
 
 template <class T, Precision precision>
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kThreads)
     backward_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Layer, l),
                     FASTGAN_PARAMETER(Layer, lower), int64_t i, int64_t k, int from, int segments) {
   FASTGAN_DYNAMIC_SHARED(shared);
-  const Moment now = moment(s, i, k);
+  const Moment now = moment(s, *s.clock, i, k);
   if (blockIdx.x >= backward_tiles<T>(l, segments * now.batch)) return;
   backward_tile<T, precision>(s, l, lower, now, from, segments, blockIdx.x, shared);
 }
@@ -76,12 +77,14 @@ struct Updated {
 static_assert(sizeof(Updated) + sizeof(Step) <= 4000);
 
 // Left to itself, ptxas spills the small tile's registers for blocks that shared memory rules out.
+template <class T>
+constexpr int kUpdateBlocks = blocks_that_fit(kUpdateBytes<T>) < 2 ? 1 : 2;
 template <class T, Precision precision>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kUpdateBlocks<T>)
     update_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Updated, u), int64_t i, int64_t k,
                   int from, int segments) {
   FASTGAN_DYNAMIC_SHARED(shared);
-  const Moment now = moment(s, i, k);
+  const Moment now = moment(s, *s.clock, i, k);
   if (blockIdx.x == u.first[u.count]) {
     if (u.statistics) write_statistics(s, now, u.layers[0].in_g, shared);
     // The averaged network takes the statistics over as they are.
@@ -98,8 +101,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   int n = 0;
   while (blockIdx.x >= u.first[n + 1]) ++n;
-  update_tile<T, precision>(s, u.layers[n], now, from, segments, blockIdx.x - u.first[n], shared,
-                            nullptr);
+  update_tile<T, precision>(s, u.layers[n], now, from, segments,
+                            blockIdx.x - static_cast<unsigned>(u.first[n]), shared, nullptr);
 }
 
 __global__ void advance_kernel(Clock* clock, int64_t steps) {

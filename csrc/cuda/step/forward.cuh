@@ -18,29 +18,46 @@ __host__ __device__ __forceinline__ int64_t forward_tiles(const Layer& l, int64_
 // BatchNorm, y is what goes into it.
 template <class T, Precision precision>
 __device__ void forward_tile(const Step& s, const Layer& l, const Moment& now, int from,
-                             int segments, int64_t tile, unsigned char* shared) {
-  const int64_t rows = segments * now.batch, down = tiles_along(rows, T::Rows);
-  const int64_t row = tile % down * T::Rows, column = tile / down * T::Columns;
+                             int segments, unsigned tile, unsigned char* shared) {
+  struct Early {
+    Four bias;
+    uint32_t kept;
+  };
+  const int64_t rows = segments * now.batch;
+  const Corner corner = corner_of<T>(tile, rows);
   const Operand x = operand(field_x(l, now) + from * now.batch * l.x_stride, l.x_stride, rows);
   const Operand weight = operand(l.weight.value, l.in, l.out);
   float* const y = field_y(l, now) + (from + l.lift) * now.batch * l.y_stride;
-  product<T, precision, true, true>(x, weight, row, column, l.in, shared,
-                                    [&](int i, int j, Four four) {
-                                      const int64_t r = row + i, c = column + j;
-                                      if (r >= rows || c >= l.out) return;
-                                      if (l.bias.value) {
+  const auto place = [&](int i, int j, auto use) {
+    const int64_t r = corner.row + i, c = corner.column + j;
+    if (r >= rows || c >= l.out) return;
+    int segment;
+    int64_t within;
+    locate(r, now.batch, segment, within);
+    use(r, c, from + segment, within);
+  };
+  product<T, precision, true, true>(
+      x, weight, corner, static_cast<int>(l.in), shared,
+      [&](int i, int j) {
+        Early early{};
+        place(i, j, [&](int64_t, int64_t c, int segment, int64_t within) {
+          if (l.bias.value) {
 #pragma unroll
-                                        for (int e = 0; e < 4; ++e)
-                                          if (c + e < l.out) four.v[e] += l.bias.value[c + e];
-                                      }
-                                      if (!l.norm) {
-                                        int segment;
-                                        int64_t within;
-                                        locate(r, now.batch, segment, within);
-                                        activate_four(s, l, from + segment, within, c, now, four);
-                                      }
-                                      *reinterpret_cast<Four*>(y + r * l.y_stride + c) = four;
-                                    });
+            for (int e = 0; e < 4; ++e)
+              if (c + e < l.out) early.bias.v[e] = l.bias.value[c + e];
+          }
+          if (!l.norm) early.kept = kept_four(s, l, segment, within, c, now);
+        });
+        return early;
+      },
+      [&](int i, int j, Four four, const Early& early) {
+        place(i, j, [&](int64_t r, int64_t c, int segment, int64_t within) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) four.v[e] += early.bias.v[e];
+          if (!l.norm) activate_four(l, segment, within, c, now, early.kept, four);
+          *reinterpret_cast<Four*>(y + r * l.y_stride + c) = four;
+        });
+      });
 }
 
 }  // namespace fastgan::cuda::step

@@ -16,10 +16,11 @@ __device__ __forceinline__ Score score(const Step& s, int segment, float of, flo
 }
 
 // A warp takes rows first, first + stride, ... of the segments from `from` on. `lower` is the layer
-// that made the field below, null where nothing below is trained in this update.
-__device__ inline void head_rows(const Step& s, const Layer& l, const Layer* lower,
-                                 const Moment& now, int from, int segments, int64_t first,
-                                 int64_t stride) {
+// that made the field below; without `differentiated` nothing below is trained in this update. (A
+// reference, since a pointer that may be null takes the layer out of the kernel's parameters.)
+__device__ inline void head_rows(const Step& s, const Layer& l, const Layer& lower,
+                                 bool differentiated, const Moment& now, int from, int segments,
+                                 int first, int stride) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const float* const w = l.weight.value;
   const bool vector = l.in % 4 == 0 && aligned(w);
@@ -33,7 +34,9 @@ __device__ inline void head_rows(const Step& s, const Layer& l, const Layer* low
     }
     return four;
   };
-  for (int64_t r = first; r < segments * now.batch; r += stride) {
+  const float bias = l.bias.value ? l.bias.value[0] : 0.f;
+  const int rows = segments * static_cast<int>(now.batch);
+  for (int r = first; r < rows; r += stride) {
     int segment;
     int64_t within;
     locate(r, now.batch, segment, within);
@@ -49,8 +52,7 @@ __device__ inline void head_rows(const Step& s, const Layer& l, const Layer* low
     }
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
-    const WithSlope<float> y =
-        activate(l.activation, sum + (l.bias.value ? l.bias.value[0] : 0.f), l.slope);
+    const WithSlope<float> y = activate(l.activation, sum + bias, l.slope);
     const Score result = score(s, segment, y.value, scale);
     const float grad = derivative(l.activation, result.grad, y.value, y.slope, l.slope);
     if (lane == 0) {
@@ -58,13 +60,15 @@ __device__ inline void head_rows(const Step& s, const Layer& l, const Layer* low
       s.score_rows[segment * s.batch + within] = y.value;
       l.grad_y[row * l.y_stride] = grad;
     }
-    if (lower == nullptr) continue;
+    if (!differentiated) continue;
     for (int64_t c = 4 * lane; c < l.in; c += 4 * 32) {
       const Four below = *reinterpret_cast<const Four*>(x + c);
       Four g = weights(c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) g.v[e] *= grad;
-      differentiate_four(s, *lower, segment - lower->lift, within, c, now, below, g);
+      const int of = segment - lower.lift;
+      differentiate_four(lower, of, within, c, now, kept_four(s, lower, of, within, c, now), below,
+                         g);
       *reinterpret_cast<Four*>(l.grad_x + row * l.x_stride + c) = g;
     }
   }

@@ -38,27 +38,49 @@ __device__ inline void latents(const Step& s, const Moment& now, int segment, in
   }
 }
 
-__device__ inline void images(const Step& s, const Moment& now, int64_t k, int64_t first,
-                              int64_t stride) {
+// The image in row `row` of D's update number k, and whether there is one.
+__device__ __forceinline__ bool image_at(const Step& s, const Clock& clock, const Moment& now,
+                                         int64_t k, int64_t row, int64_t& image) {
+  image = k * s.batch + row;
+  if (!s.order) return true;
+  const uint64_t epoch =
+      static_cast<uint64_t>(now.update / s.per_epoch) - static_cast<uint64_t>(clock.epoch);
+  const uint64_t at = epoch * static_cast<uint64_t>(s.count) +
+                      static_cast<uint64_t>(first_row(now.update, s.batch, s.per_epoch) + row);
+  const bool ordered = epoch < s.permutations && at < static_cast<uint64_t>(s.ordered);
+  image = ordered ? s.order[at] : -1;
+  return static_cast<uint64_t>(image) < static_cast<uint64_t>(s.stored);
+}
+
+// Asks for the images of an update, so that images() finds them in the L2 cache.
+__device__ inline void fetch_images(const Step& s, const Clock& clock, const Moment& now, int64_t k,
+                                    int64_t first, int64_t stride) {
+  constexpr unsigned kLine = 128;
+  const char* const base =
+      s.bytes ? reinterpret_cast<const char*>(s.bytes) : reinterpret_cast<const char*>(s.floats);
+  const unsigned size = static_cast<unsigned>(s.image) * (s.bytes ? 1 : sizeof(float));
+  const unsigned lines = size / kLine + 1;
+  for (int64_t item = first; item < now.batch * lines; item += stride) {
+    const unsigned number = static_cast<unsigned>(item);  // a field fits into 32 bits of lines
+    int64_t image;
+    if (!image_at(s, clock, now, k, number / lines, image)) continue;
+    prefetch(base + image * size + min(number % lines * kLine, size - 1));
+  }
+}
+
+__device__ inline void images(const Step& s, const Clock& clock, const Moment& now, int64_t k,
+                              int64_t first, int64_t stride) {
   const int64_t fours = tiles_along(s.image, 4);
   float* const to = s.images + now.copy * s.image_copy;
-  const uint64_t epoch =
-      static_cast<uint64_t>(now.update / s.per_epoch) - static_cast<uint64_t>(s.clock->epoch);
-  const uint64_t place = epoch * static_cast<uint64_t>(s.count) +
-                         static_cast<uint64_t>(first_row(now.update, s.batch, s.per_epoch));
   const bool whole = s.image % 4 == 0;
   const bool vector_bytes = whole && reinterpret_cast<uintptr_t>(s.bytes) % 4 == 0;
   for (int64_t item = first; item < now.batch * fours; item += stride) {
     const int64_t row = item / fours, column = item % fours * 4;
-    int64_t image = k * s.batch + row;
-    if (s.order) {
-      const uint64_t at = place + static_cast<uint64_t>(row);
-      const bool ordered = epoch < s.permutations && at < static_cast<uint64_t>(s.ordered);
-      image = ordered ? s.order[at] : -1;
-    }
+    int64_t image;
+    const bool there = image_at(s, clock, now, k, row, image);
     const int64_t from = image * s.image + column;
     Four x{};
-    if (s.order && static_cast<uint64_t>(image) >= static_cast<uint64_t>(s.stored)) {
+    if (!there) {
       const float nan = math::from_bits(0x7fc00000u);
       for (int e = 0; e < 4 && column + e < s.image; ++e) x.v[e] = nan;
     } else if (s.bytes) {
@@ -81,24 +103,31 @@ __device__ inline void images(const Step& s, const Moment& now, int64_t k, int64
   }
 }
 
-// Everything random or read from outside that D's update number k needs, and with `last` what G's
-// update needs: items first, first + stride, ...
-__device__ inline void inputs(const Step& s, const Moment& now, int64_t k, bool last, int64_t first,
-                              int64_t stride) {
+// Adam's constants of D's update number k, and with `last` of G's: by threads that have the fewest
+// items of anything else, the last of two warps.
+__device__ inline void constants(const Step& s, const Clock& clock, const Moment& now, int64_t k,
+                                 bool last, int64_t first, int64_t stride) {
   const auto rate = [&](int column) {
     return now.known ? s.rates[2 * now.row + column] : static_cast<double>(NAN);
   };
-  if (first == 0) {
-    s.adam[2 * now.copy] = adam_of(
-        s.d_optimizer, wrapped_sum(s.clock->d_updates, now.row * s.d_steps + k + 1), rate(0));
+  if (first + 1 == stride) {
+    s.adam[2 * now.copy] =
+        adam_of(s.d_optimizer, wrapped_sum(clock.d_updates, now.row * s.d_steps + k + 1), rate(0));
   }
-  if (last && first == 32) {  // another warp
+  if (last && first + 33 == stride) {
     s.adam[2 * now.copy + 1] =
-        adam_of(s.g_optimizer, wrapped_sum(s.clock->g_updates, now.row + 1), rate(1));
+        adam_of(s.g_optimizer, wrapped_sum(clock.g_updates, now.row + 1), rate(1));
   }
+}
+
+// Everything random or read from outside that D's update number k needs, and with `last` what G's
+// update needs: items first, first + stride, ...
+__device__ inline void inputs(const Step& s, const Clock& clock, const Moment& now, int64_t k,
+                              bool last, int64_t first, int64_t stride) {
+  constants(s, clock, now, k, last, first, stride);
   latents(s, now, 0, first, stride);
   if (last) latents(s, now, 1, first, stride);
-  images(s, now, k, first, stride);
+  images(s, clock, now, k, first, stride);
 }
 
 }  // namespace fastgan::cuda::step

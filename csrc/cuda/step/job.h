@@ -77,6 +77,9 @@ struct Job : Step {
   Precision precision = Precision::fp32;
   int64_t steps = 0;
   std::vector<Phase> d_phases, g_phases;  // of an update of D, and of G; set by plan_memory
+  // Where block 0 of the persistent kernel writes its clock, if anywhere: nanoseconds(), clock64()
+  // at the start and after every phase, nanoseconds() again.
+  int64_t* stamps = nullptr;
 
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
@@ -102,6 +105,8 @@ int64_t chain_length(const Job& job);
 
 // Why the persistent kernel cannot take the job, in a user's words; null if it can.
 const char* why_not_persistent(const Job& job, const Device& device);
+// Whether a phase is one of that kernel's, with a barrier after it.
+bool in_persistent(const Phase& phase);
 // The same steps in one cooperative launch; needs a job planned with two copies.
 cudaError_t run_persistent(const Job& job, const Device& device, cudaStream_t stream);
 

@@ -28,11 +28,11 @@ __device__ __forceinline__ int64_t wrapped_sum(int64_t a, int64_t b) {
 
 // D's update number k of the i-th step from the clock on. Of the clock nothing is known but that
 // it holds five numbers.
-__device__ __forceinline__ Moment moment(const Step& s, int64_t i, int64_t k) {
+__device__ __forceinline__ Moment moment(const Step& s, const Clock& clock, int64_t i, int64_t k) {
   Moment now;
-  now.step = wrapped_sum(s.clock->step, i);
+  now.step = wrapped_sum(clock.step, i);
   now.row =
-      static_cast<int64_t>(static_cast<uint64_t>(now.step) - static_cast<uint64_t>(s.clock->first));
+      static_cast<int64_t>(static_cast<uint64_t>(now.step) - static_cast<uint64_t>(clock.first));
   now.known = static_cast<uint64_t>(now.step) <= static_cast<uint64_t>(s.last_step) &&
               static_cast<uint64_t>(now.row) < static_cast<uint64_t>(s.rows);
   if (!now.known) now.step = now.row = 0;

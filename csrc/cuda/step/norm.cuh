@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads)
     norm_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Layer, l), int64_t i, int64_t k,
                 int from, int segments) {
   FASTGAN_SHARED(double, parts, [kLines][kFeatures]);
-  const Moment now = moment(s, i, k);
+  const Moment now = moment(s, *s.clock, i, k);
   const auto [line, feature, f, real] = spot_in(l);
   const double n = static_cast<double>(now.batch);
   for (int part = 0; part < segments; ++part) {
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
     norm_backward_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Layer, l), int64_t i,
                          int64_t k, int from, int segments, bool trained) {
   FASTGAN_SHARED(double, parts, [kLines][kFeatures]);
-  const Moment now = moment(s, i, k);
+  const Moment now = moment(s, *s.clock, i, k);
   const auto [line, feature, f, real] = spot_in(l);
   const float scale = real && l.gamma.value ? l.gamma.value[f] : 1.f;
   float grad_beta = 0, grad_gamma = 0;

@@ -1,5 +1,9 @@
 // The operators of the fused engine on CUDA: the plan, the networks' own tensors, the tables of a
 // run and one block of working memory in, steps launched.
+#include <stdio.h>
+
+#include <utility>
+
 #include "cuda/on_device.h"
 #include "cuda/step/job.h"
 #include "step/arguments.h"
@@ -31,6 +35,29 @@ int64_t length_op(const Tensor& plan, const Tensor& settings) {
   return chain_length(job);
 }
 
+// The phases of the persistent kernel: those of D's updates, of which a step has d_steps, then G's.
+std::vector<std::pair<const Phase*, bool>> persistent_phases(const Job& job) {
+  std::vector<std::pair<const Phase*, bool>> phases;
+  for (const bool of_g : {false, true})
+    for (const Phase& phase : of_g ? job.g_phases : job.d_phases)
+      if (in_persistent(phase)) phases.push_back({&phase, of_g});
+  return phases;
+}
+
+std::string phases_op(const Tensor& plan, const Tensor& settings) {
+  Job job = job_of(plan, settings, nullptr, plan, false, nullptr);
+  plan_memory(job, 2, nullptr);
+  const Skeleton skeleton = skeleton_of(job.g, job.d, false, [](const Layer&) { return false; });
+  std::string lines;
+  for (const auto& [phase, of_g] : persistent_phases(job)) {
+    const PhaseReport said = report(skeleton, *phase, of_g, job.batch);
+    char work[64];
+    std::snprintf(work, sizeof work, "%.0f ", said.work);
+    lines += work + said.name + "\n";
+  }
+  return lines;
+}
+
 std::string why_not_persistent_op(const Tensor& plan, const Tensor& settings,
                                   const std::vector<Tensor>& state, const Tensor& memory,
                                   bool tf32) {
@@ -45,8 +72,8 @@ std::string why_not_persistent_op(const Tensor& plan, const Tensor& settings,
 
 void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
             const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
-            const Tensor& clock, const Tensor& rates, const Tensor& statistics, int64_t steps,
-            bool tf32, bool persistent) {
+            const Tensor& clock, const Tensor& rates, const Tensor& statistics,
+            const std::optional<Tensor>& stamps, int64_t steps, bool tf32, bool persistent) {
   check_given(memory, "memory");
   const OnDeviceOf on(memory);
   Apart apart;
@@ -75,6 +102,15 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
 
   const int copies = persistent ? 2 : 1;
   plan_memory(job, copies, check_memory(memory, plan_memory(job, copies, nullptr), 256));
+  if (stamps) {
+    STD_TORCH_CHECK(persistent, "stamps are the persistent kernel's, and persistent is False");
+    int64_t count = 0;
+    for (const auto& [phase, of_g] : persistent_phases(job)) count += of_g ? 1 : job.d_steps;
+    check_table(*stamps, "stamps", ScalarType::Long, "int64", memory, "memory");
+    check_elements(*stamps, "stamps", times(steps, count) + 3);
+    job.stamps = static_cast<int64_t*>(stamps->mutable_data_ptr());
+    apart.written(*stamps, "stamps");
+  }
   apart.written(memory, "memory");
   apart.written(statistics, "statistics");
   apart.written(clock, "clock");
@@ -99,6 +135,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
   m.impl("fused_cuda_memory", TORCH_BOX(&memory_op));
   m.impl("fused_cuda_length", TORCH_BOX(&length_op));
+  m.impl("fused_cuda_phases", TORCH_BOX(&phases_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, FASTGAN_DEVICE, m) {

@@ -29,7 +29,9 @@ constexpr int kStaging =
            larger(larger(kForwardBytes<SmallTile>, kBackwardBytes<SmallTile>),
                   larger(kForwardBytes<MiddleTile>, kBackwardBytes<MiddleTile>)));
 
-static_assert(kStaging % 16 == 0);
+// A block's copy of the clock, which reads from memory only once.
+constexpr int kClockBytes = 64;
+static_assert(kStaging % 16 == 0 && sizeof(Clock) <= kClockBytes);
 
 struct Program {
   Step s;
@@ -37,9 +39,17 @@ struct Program {
   Phase phases[2][kMostPhases];  // of D's update, of G's
   bool small[2][kMostPhases];    // tiles of a product
   int counts[2];
-  int64_t first[kMostLayers + 1];  // tile of each layer's weight, counted through both networks
+  unsigned first[kMostLayers + 1];  // tile of each layer's weight, counted through both networks
   int g_layers, layers_count;
   int64_t steps;
+  int64_t* stamps;  // see Job
+};
+
+// What a block has at hand in every phase.
+struct Block {
+  const Clock& clock;
+  unsigned char* shared;  // for the tile at work
+  float* resident;        // its tiles of the weights
 };
 
 // All blocks of the launch; `target` counts the arrivals of all barriers so far.
@@ -56,10 +66,10 @@ __device__ void wait_for_all(uint32_t* arrivals, uint32_t& target) {
 }
 
 // Where a block keeps the n-th tile of a network's weights, D's tiles first.
-__device__ __forceinline__ float* resident_tile(const Program& p, bool of_g, int64_t n,
+__device__ __forceinline__ float* resident_tile(const Program& p, bool of_g, unsigned n,
                                                 float* resident) {
-  const int64_t d_tiles = p.first[p.layers_count] - p.first[p.g_layers];
-  const int64_t before = of_g ? tiles_along(d_tiles, static_cast<int>(gridDim.x)) : 0;
+  const unsigned d_tiles = p.first[p.layers_count] - p.first[p.g_layers];
+  const unsigned before = of_g ? (d_tiles + gridDim.x - 1) / gridDim.x : 0;
   return resident + (before + n / gridDim.x) * kResidentFloats<ResidentTile>;
 }
 
@@ -67,74 +77,96 @@ __device__ __forceinline__ float* resident_tile(const Program& p, bool of_g, int
 template <class Use>
 __device__ void each_own_tile(const Program& p, int from, int to, float* resident, const Use& use) {
   const bool of_g = from < p.g_layers;
-  const int64_t start = p.first[from];
+  const unsigned start = p.first[from];
   int layer = from;
-  for (int64_t n = blockIdx.x;; n += gridDim.x) {
+  for (unsigned n = blockIdx.x;; n += gridDim.x) {
     while (layer < to && n + start >= p.first[layer + 1]) ++layer;
     if (layer == to) return;
     use(p.layers[layer], n + start - p.first[layer], resident_tile(p, of_g, n, resident));
   }
 }
 
-// The inputs of the update after (i, k), if this launch has one, by blocks `first` and following.
-__device__ void next_inputs(const Program& p, int64_t i, int64_t k, int64_t first) {
-  const int64_t update = i * p.s.d_steps + k + 1;
-  if (update >= p.steps * p.s.d_steps || blockIdx.x < first) return;
-  const int64_t next_k = update % p.s.d_steps;
-  inputs(p.s, moment(p.s, update / p.s.d_steps, next_k), next_k, next_k + 1 == p.s.d_steps,
-         (blockIdx.x - first) * kThreads + threadIdx.x, (gridDim.x - first) * kThreads);
+// The inputs of the update after (i, k), if this launch has one, by blocks `first` and following. A
+// step has two heads, which leave most blocks without a row: where a step ends, D's makes what
+// needs no memory and asks for the images, which G's then finds near by.
+__device__ void next_inputs(const Program& p, const Clock& clock, bool of_g, int64_t i, int64_t k,
+                            unsigned first) {
+  if (blockIdx.x < first) return;
+  const bool ends = k + 1 == p.s.d_steps;
+  if (ends && i + 1 == p.steps) return;
+  const int64_t next_k = ends ? 0 : k + 1;
+  const Moment next = moment(p.s, clock, ends ? i + 1 : i, next_k);
+  const int64_t item = static_cast<int64_t>(blockIdx.x - first) * kThreads + threadIdx.x;
+  const int64_t stride = static_cast<int64_t>(gridDim.x - first) * kThreads;
+  if (of_g) {
+    images(p.s, clock, next, next_k, item, stride);
+    return;
+  }
+  const bool last = next_k + 1 == p.s.d_steps;
+  if (ends) fetch_images(p.s, clock, next, next_k, item, stride);
+  constants(p.s, clock, next, next_k, last, item, stride);
+  latents(p.s, next, 0, item, stride);
+  if (last) latents(p.s, next, 1, item, stride);
+  if (!ends) images(p.s, clock, next, next_k, item, stride);
 }
 
 template <Precision precision>
 __device__ void carry_out(const Program& p, const Phase& phase, bool small, const Moment& now,
-                          int64_t i, int64_t k, unsigned char* shared, float* resident) {
+                          int64_t i, int64_t k, const Block& block) {
   const Step& s = p.s;
   const Layer& l = p.layers[phase.layer];
   const int segments = phase.segments + (phase.shared && k + 1 == s.d_steps ? 1 : 0);
   const int64_t rows = segments * now.batch;
+  const auto each_tile = [&](int64_t tiles, const auto& use) {
+    for (unsigned tile = blockIdx.x; tile < static_cast<unsigned>(tiles); tile += gridDim.x)
+      use(tile);
+  };
   switch (phase.work) {
     case Phase::forward:
       if (small) {
-        const int64_t tiles = forward_tiles<SmallTile>(l, rows);
-        for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
-          forward_tile<SmallTile, precision>(s, l, now, phase.from, segments, tile, shared);
+        each_tile(forward_tiles<SmallTile>(l, rows), [&](unsigned tile) {
+          forward_tile<SmallTile, precision>(s, l, now, phase.from, segments, tile, block.shared);
+        });
       } else {
-        const int64_t tiles = forward_tiles<MiddleTile>(l, rows);
-        for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
-          forward_tile<MiddleTile, precision>(s, l, now, phase.from, segments, tile, shared);
+        each_tile(forward_tiles<MiddleTile>(l, rows), [&](unsigned tile) {
+          forward_tile<MiddleTile, precision>(s, l, now, phase.from, segments, tile, block.shared);
+        });
       }
       break;
     case Phase::head: {
       // The blocks that have no rows make the inputs of the next update.
-      const int64_t blocks = min(tiles_along(rows, kWarps), static_cast<int64_t>(gridDim.x));
+      const unsigned blocks = min(static_cast<unsigned>(tiles_along(rows, kWarps)), gridDim.x);
       if (blockIdx.x < blocks) {
-        head_rows(s, l, phase.other < 0 ? nullptr : &p.layers[phase.other], now, phase.from,
-                  segments, blockIdx.x * kWarps + threadIdx.x / 32, blocks * kWarps);
+        head_rows(s, l, p.layers[phase.other < 0 ? phase.layer : phase.other], phase.other >= 0,
+                  now, phase.from, segments,
+                  static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32),
+                  static_cast<int>(blocks) * kWarps);
       }
-      if (phase.from == 0) next_inputs(p, i, k, blocks < gridDim.x ? blocks : 0);
+      next_inputs(p, block.clock, phase.from == kFakeForG, i, k, blocks < gridDim.x ? blocks : 0);
       break;
     }
     case Phase::backward: {
       const Layer& lower = p.layers[phase.other];
       if (small) {
-        const int64_t tiles = backward_tiles<SmallTile>(l, rows);
-        for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
-          backward_tile<SmallTile, precision>(s, l, lower, now, phase.from, segments, tile, shared);
+        each_tile(backward_tiles<SmallTile>(l, rows), [&](unsigned tile) {
+          backward_tile<SmallTile, precision>(s, l, lower, now, phase.from, segments, tile,
+                                              block.shared);
+        });
       } else {
-        const int64_t tiles = backward_tiles<MiddleTile>(l, rows);
-        for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+        each_tile(backward_tiles<MiddleTile>(l, rows), [&](unsigned tile) {
           backward_tile<MiddleTile, precision>(s, l, lower, now, phase.from, segments, tile,
-                                               shared);
+                                               block.shared);
+        });
       }
       break;
     }
     case Phase::update:
-      each_own_tile(p, phase.layer, phase.other, resident,
-                    [&](const Layer& of, int64_t tile, float* kept) {
+      each_own_tile(p, phase.layer, phase.other, block.resident,
+                    [&](const Layer& of, unsigned tile, float* kept) {
                       update_tile<ResidentTile, precision>(s, of, now, phase.from, segments, tile,
-                                                           shared, kept);
+                                                           block.shared, kept);
                     });
-      if (blockIdx.x == gridDim.x - 1) write_statistics(s, now, l.in_g, shared);
+      if (blockIdx.x == gridDim.x - 1) write_statistics(s, now, l.in_g, block.shared);
       break;
     default:  // the program has no others
       break;
@@ -144,12 +176,16 @@ __device__ void carry_out(const Program& p, const Phase& phase, bool small, cons
 template <Precision precision>
 __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(FASTGAN_PARAMETER(Program, p)) {
   FASTGAN_DYNAMIC_SHARED(shared);
-  float* const resident = reinterpret_cast<float*>(shared + kStaging);
+  Clock& clock = *reinterpret_cast<Clock*>(shared + kStaging);
+  float* const resident = reinterpret_cast<float*>(shared + kStaging + kClockBytes);
+  const Block block{clock, shared, resident};
+  if (threadIdx.x == 0) clock = *p.s.clock;
+  __syncthreads();
   constexpr int kEach = kResidentEach<ResidentTile>;
   const int ends[3] = {0, p.g_layers, p.layers_count};
   for (int network = 0; network < 2; ++network) {
     each_own_tile(p, ends[network], ends[network + 1], resident,
-                  [&](const Layer& l, int64_t tile, float* kept) {
+                  [&](const Layer& l, unsigned tile, float* kept) {
                     each_resident<ResidentTile>(l, tile,
                                                 [&](int n, float* value, float* m, float* v) {
                                                   kept[n] = *value;
@@ -159,27 +195,33 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(FASTGAN_PARAMET
                   });
   }
   // The first update's; all others are made one update ahead.
-  inputs(p.s, moment(p.s, 0, 0), 0, p.s.d_steps == 1,
+  inputs(p.s, clock, moment(p.s, clock, 0, 0), 0, p.s.d_steps == 1,
          static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x,
          static_cast<int64_t>(gridDim.x) * kThreads);
   uint32_t target = 0;
   wait_for_all(p.s.barrier, target);
+  int64_t* stamp = blockIdx.x == 0 && threadIdx.x == 0 ? p.stamps : nullptr;
+  if (stamp) {
+    *stamp++ = nanoseconds();
+    *stamp++ = clock64();
+  }
   for (int64_t i = 0; i < p.steps; ++i) {
     for (int64_t k = 0; k < p.s.d_steps; ++k) {
-      const Moment now = moment(p.s, i, k);
+      const Moment now = moment(p.s, clock, i, k);
       const int networks = k + 1 == p.s.d_steps ? 2 : 1;
       for (int network = 0; network < networks; ++network) {
         for (int n = 0; n < p.counts[network]; ++n) {
-          carry_out<precision>(p, p.phases[network][n], p.small[network][n], now, i, k, shared,
-                               resident);
+          carry_out<precision>(p, p.phases[network][n], p.small[network][n], now, i, k, block);
           wait_for_all(p.s.barrier, target);
+          if (stamp) *stamp++ = clock64();
         }
       }
     }
   }
+  if (stamp) *stamp = nanoseconds();
   for (int network = 0; network < 2; ++network) {
     each_own_tile(p, ends[network], ends[network + 1], resident,
-                  [&](const Layer& l, int64_t tile, float* kept) {
+                  [&](const Layer& l, unsigned tile, float* kept) {
                     each_resident<ResidentTile>(l, tile, [&](int n, float*, float* m, float* v) {
                       *m = kept[n + kEach];
                       *v = kept[n + 2 * kEach];
@@ -197,7 +239,8 @@ int64_t own_tiles(const std::vector<Layer>& layers) {
 int64_t shared_bytes(const Job& job, const Device& device) {
   const int64_t held = tiles_along(own_tiles(job.d.layers), device.multiprocessors) +
                        tiles_along(own_tiles(job.g.layers), device.multiprocessors);
-  return kStaging + held * kResidentFloats<ResidentTile> * static_cast<int64_t>(sizeof(float));
+  return kStaging + kClockBytes +
+         held * kResidentFloats<ResidentTile> * static_cast<int64_t>(sizeof(float));
 }
 
 template <Precision precision>
@@ -232,21 +275,26 @@ const char* why_not_persistent(const Job& job, const Device& device) {
   return nullptr;
 }
 
+// The inputs are made during the update before.
+bool in_persistent(const Phase& phase) { return phase.work != Phase::inputs; }
+
 cudaError_t run_persistent(const Job& job, const Device& device, cudaStream_t stream) {
   Program program{};
   program.s = job;
   program.steps = job.steps;
+  program.stamps = job.stamps;
   program.g_layers = static_cast<int>(job.g.layers.size());
   for (const PlannedNetwork<Layer>* network : {&job.g, &job.d}) {
     for (const Layer& l : network->layers) {
       const int n = program.layers_count++;
       program.layers[n] = l;
-      program.first[n + 1] = program.first[n] + update_tiles<ResidentTile>(l);
+      program.first[n + 1] =
+          program.first[n] + static_cast<unsigned>(update_tiles<ResidentTile>(l));
     }
   }
   for (int network = 0; network < 2; ++network) {
     for (const Phase& phase : network ? job.g_phases : job.d_phases) {
-      if (phase.work == Phase::inputs) continue;  // made during the update before
+      if (!in_persistent(phase)) continue;
       const int n = program.counts[network]++;
       const Layer& l = program.layers[phase.layer];
       const int64_t rows = (phase.segments + (phase.shared ? 1 : 0)) * job.batch;

@@ -3,6 +3,8 @@
 // it is small, the sum too; their parts are added up in a fixed order.
 #pragma once
 
+#include <type_traits>
+
 #include "common/bf16.h"
 #include "cuda/device.cuh"
 #include "cuda/mma.cuh"
@@ -18,9 +20,10 @@ struct alignas(16) Four {
 
 // A matrix in memory with element (i, k) at base[i * stride + k] if its sums run along its rows,
 // else at base[k * stride + i]; i counts the rows of A or the columns of B.
+// Lines and columns fit into 32 bits (step/decode.h), places in memory do not.
 struct Operand {
   const float* base;
-  int64_t stride, count;
+  int stride, count;
   bool vector;  // base is aligned to 16 bytes and stride a multiple of 4
 };
 
@@ -28,7 +31,8 @@ __device__ __forceinline__ bool aligned(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 __device__ __forceinline__ Operand operand(const float* base, int64_t stride, int64_t count) {
-  return {base, stride, count, stride % 4 == 0 && aligned(base)};
+  return {base, static_cast<int>(stride), static_cast<int>(count),
+          stride % 4 == 0 && aligned(base)};
 }
 
 // The sizes of a tile: the block's, a warp's, how much of the sum a piece has, and how many pieces
@@ -54,11 +58,19 @@ struct Tile {
       4 * (Stages * Stage<AAlong, BAlong> > Parts ? Stages * Stage<AAlong, BAlong> : Parts);
   static_assert(Down * Across * Groups == kWarps && Part % 16 == 0);
 };
-// Pieces enough that what is under way covers the time from the L2 cache, and two or more blocks
-// still fit on a multiprocessor of an H100.
+// Pieces enough that what is under way covers the time from the L2 cache.
 using SmallTile = Tile<16, 16, 16, 16, 128, 5>;
 using MiddleTile = Tile<32, 32, 32, 32, 128, 3>;
 using LargeTile = Tile<64, 64, 32, 32, 32, 3>;
+
+// Blocks with so much shared memory that fit on a multiprocessor of an H100: 228 KiB, of which the
+// system takes one for each block.
+constexpr int blocks_that_fit(int bytes) { return 228 * 1024 / (bytes + 1024); }
+template <class T>
+constexpr bool kTwoFitInPasses = blocks_that_fit(T::template Bytes<true, true>) >= 2 &&
+                                 blocks_that_fit(T::template Bytes<true, false>) >= 2;
+static_assert(kTwoFitInPasses<SmallTile> && kTwoFitInPasses<MiddleTile> &&
+              kTwoFitInPasses<LargeTile>);
 
 // How far apart the lines of an operand stand in shared memory. Fragments are read with lanes
 // 4 g + t at line g (or t) and place t (or g): these distances put them into 32 banks.
@@ -68,17 +80,18 @@ constexpr int kLineStride = Along ? Depth + 4 : Lines + 8;
 // Begins to copy elements (first .. first + Lines, k .. k + Depth) of an operand whose sums are
 // `depth` long; what lies outside becomes zero.
 template <int Lines, int Depth, bool Along>
-__device__ void load_operand(float* to, const Operand& o, int64_t first, int64_t k, int64_t depth) {
+__device__ void load_operand(float* to, const Operand& o, int first, int k, int depth) {
   constexpr int kInner = (Along ? Depth : Lines) / 4;
   constexpr int kStride = kLineStride<Lines, Depth, Along>;
   for (int chunk = static_cast<int>(threadIdx.x); chunk < Lines * Depth / 4; chunk += kThreads) {
     const int line = chunk / kInner, at = chunk % kInner * 4;
     float* const target = to + line * kStride + at;
-    const int64_t row = (Along ? first : k) + line, column = (Along ? k : first) + at;
+    const int row = (Along ? first : k) + line, column = (Along ? k : first) + at;
     const bool inside = row < (Along ? o.count : depth);
-    const int64_t left = (Along ? depth : o.count) - column;
-    const int valid = !inside || left <= 0 ? 0 : left < 4 ? static_cast<int>(left) : 4;
-    const float* const from = valid ? o.base + row * o.stride + column : o.base;
+    const int left = (Along ? depth : o.count) - column;
+    const int valid = !inside || left <= 0 ? 0 : left < 4 ? left : 4;
+    const float* const from =
+        valid ? o.base + static_cast<int64_t>(row) * o.stride + column : o.base;
     if (o.vector && valid % 4 == 0) {
       copy_async<16>(target, from, valid > 0);
     } else {
@@ -273,24 +286,52 @@ struct NoSum {
   __device__ void add(const float*) {}
 };
 
-// The tile whose first element is (row, column), with sums `depth` long. finish(row, column, four)
-// gets four neighbours of a row of the product at a time; rows and columns may lie outside the
-// matrices, and the values are then of no meaning. `lines` is shown every piece of A.
-template <class T, Precision precision, bool AAlong, bool BAlong, class Finish, class Lines = NoSum>
-__device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t column,
-                        int64_t depth, unsigned char* shared, const Finish& finish,
+// What a thread reads early where it needs nothing.
+struct Nothing {};
+
+// The first element of a tile: tiles go down the rows first.
+struct Corner {
+  int row, column;
+};
+template <class T>
+__host__ __device__ __forceinline__ Corner corner_of(unsigned tile, int64_t rows) {
+  const unsigned down = (static_cast<unsigned>(rows) + T::Rows - 1) / T::Rows;
+  return {static_cast<int>(tile % down * T::Rows), static_cast<int>(tile / down * T::Columns)};
+}
+
+// The tile of a corner, with sums `depth` long. finish(row, column, four, early) gets four
+// neighbours of a row of the product at a time, counted from the corner; rows and columns may lie
+// outside the matrices, and the values are then of no meaning. early(row, column) is asked while
+// the first pieces are under way for what finish then gets. `lines` is shown every piece of A.
+template <class T, Precision precision, bool AAlong, bool BAlong, class Early, class Finish,
+          class Lines = NoSum>
+__device__ void product(const Operand& a, const Operand& b, const Corner& corner, int depth,
+                        unsigned char* shared, const Early& early, const Finish& finish,
                         Lines&& lines = {}) {
   float* const stages = reinterpret_cast<float*>(shared);
   constexpr int kA = T::template Piece<T::Rows, AAlong>;
   constexpr int kStage = T::template Stage<AAlong, BAlong>;
   const Place<T> place;
-  const int pieces = static_cast<int>((depth + T::Depth - 1) / T::Depth);
+  const int pieces = (depth + T::Depth - 1) / T::Depth;
+  constexpr int kChunks = T::Rows * T::Columns / 4, kOwn = (kChunks + kThreads - 1) / kThreads;
+  using Read = decltype(early(0, 0));
+  [[maybe_unused]] constexpr int kUnrolled = std::is_empty_v<Read> ? 1 : kOwn;
+  Read read[kOwn]{};
+  // Calls use(n, row, column) for the n-th four of this thread.
+  const auto each_four = [&](const auto& use) {
+#pragma unroll kUnrolled
+    for (int n = 0; n < kOwn; ++n) {
+      const int chunk = static_cast<int>(threadIdx.x) + n * kThreads;
+      if (kChunks % kThreads == 0 || chunk < kChunks)
+        use(n, chunk / (T::Columns / 4), chunk % (T::Columns / 4) * 4);
+    }
+  };
   const auto load = [&](int piece) {
     if (piece < pieces) {
       float* const to = stages + piece % T::Stages * kStage;
-      const int64_t k = static_cast<int64_t>(piece) * T::Depth;
-      load_operand<T::Rows, T::Depth, AAlong>(to, a, row, k, depth);
-      load_operand<T::Columns, T::Depth, BAlong>(to + kA, b, column, k, depth);
+      const int k = piece * T::Depth;
+      load_operand<T::Rows, T::Depth, AAlong>(to, a, corner.row, k, depth);
+      load_operand<T::Columns, T::Depth, BAlong>(to + kA, b, corner.column, k, depth);
     }
     copy_async_commit();  // an empty group too, so that the count of groups is that of pieces
   };
@@ -304,6 +345,7 @@ __device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t
       __syncthreads();  // the piece has come, and the one before it has been read
     }
     load(piece + T::Stages - 1);
+    if (piece == -1) each_four([&](int n, int i, int j) { read[n] = early(i, j); });
     if (piece < 0) continue;
     const float* const from = stages + piece % T::Stages * kStage;
     lines.add(from);
@@ -322,9 +364,7 @@ __device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t
     stages[(place.group * T::Rows + place.row + i) * T::OutStride + place.column + j] = sums[n];
   }
   __syncthreads();
-  for (int chunk = static_cast<int>(threadIdx.x); chunk < T::Rows * T::Columns / 4;
-       chunk += kThreads) {
-    const int i = chunk / (T::Columns / 4), j = chunk % (T::Columns / 4) * 4;
+  each_four([&](int n, int i, int j) {
     Four total{};
 #pragma unroll
     for (int group = 0; group < T::Groups; ++group) {
@@ -333,8 +373,8 @@ __device__ void product(const Operand& a, const Operand& b, int64_t row, int64_t
 #pragma unroll
       for (int e = 0; e < 4; ++e) total.v[e] += part.v[e];
     }
-    finish(i, j, total);
-  }
+    finish(i, j, total, read[n]);
+  });
 }
 
 }  // namespace fastgan::cuda::step

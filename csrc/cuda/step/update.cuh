@@ -15,14 +15,6 @@ template <class T>
 __host__ __device__ __forceinline__ int64_t update_tiles(const Layer& l) {
   return tiles_along(l.out, T::Rows) * tiles_along(l.in, T::Columns);
 }
-template <class T>
-__host__ __device__ __forceinline__ void update_place(const Layer& l, int64_t tile, int64_t& row,
-                                                      int64_t& column) {
-  const int64_t down = tiles_along(l.out, T::Rows);
-  row = tile % down * T::Rows;
-  column = tile / down * T::Columns;
-}
-
 // What a tile keeps on chip from one update to the next: value, exp_avg and exp_avg_sq, each of its
 // [rows][columns] elements and then of the [rows] of the bias, which the first column of tiles has.
 template <class T>
@@ -32,15 +24,14 @@ constexpr int kResidentFloats = 3 * kResidentEach<T>;
 
 // Calls use(element on chip, pointers) for this thread's elements of weight and bias.
 template <class T, class Use>
-__device__ void each_resident(const Layer& l, int64_t tile, const Use& use) {
+__device__ void each_resident(const Layer& l, unsigned tile, const Use& use) {
   constexpr int kWeights = T::Rows * T::Columns;
-  int64_t row, column;
-  update_place<T>(l, tile, row, column);
-  const int elements = column == 0 && l.bias.value ? kResidentEach<T> : kWeights;
+  const Corner corner = corner_of<T>(tile, l.out);
+  const int elements = corner.column == 0 && l.bias.value ? kResidentEach<T> : kWeights;
   for (int n = static_cast<int>(threadIdx.x); n < elements; n += kThreads) {
     const bool of_weight = n < kWeights;
-    const int64_t r = row + (of_weight ? n / T::Columns : n - kWeights);
-    const int64_t c = column + (of_weight ? n % T::Columns : 0);
+    const int64_t r = corner.row + (of_weight ? n / T::Columns : n - kWeights);
+    const int64_t c = corner.column + (of_weight ? n % T::Columns : 0);
     if (r >= l.out || c >= l.in) continue;
     const Parameter& p = of_weight ? l.weight : l.bias;
     const int64_t at = of_weight ? r * l.in + c : r;
@@ -67,9 +58,8 @@ __device__ __forceinline__ void update_element(const Adam<float>& adam, float av
 // written to memory, where products read it.
 template <class T, Precision precision>
 __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, int from,
-                            int segments, int64_t tile, unsigned char* shared, float* resident) {
-  int64_t row, column;
-  update_place<T>(l, tile, row, column);
+                            int segments, unsigned tile, unsigned char* shared, float* resident) {
+  const Corner corner = corner_of<T>(tile, l.out);
   const Operand grad =
       operand(l.grad_y + (from + l.lift) * now.batch * l.y_stride, l.y_stride, l.out);
   const Operand x = operand(field_x(l, now) + from * now.batch * l.x_stride, l.x_stride, l.in);
@@ -78,12 +68,13 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   const Parameter& w = l.weight;
   const bool vector = l.in % 4 == 0 && aligned(w.value) && aligned(w.exp_avg) &&
                       aligned(w.exp_avg_sq) && aligned(w.average);
-  const bool biased = column == 0 && l.bias.value;
+  const bool biased = corner.column == 0 && l.bias.value;
   LineSum<T> bias(biased);
   product<T, precision, false, false>(
-      grad, x, row, column, segments * now.batch, shared,
-      [&](int i, int j, const Four& four) {
-        const int64_t r = row + i, c = column + j;
+      grad, x, corner, segments * static_cast<int>(now.batch), shared,
+      [](int, int) { return Nothing{}; },
+      [&](int i, int j, const Four& four, Nothing) {
+        const int64_t r = corner.row + i, c = corner.column + j;
         if (r >= l.out || c >= l.in) return;
         float* const kept = resident ? resident + (i * T::Columns + j) : nullptr;
         if (!vector) {
@@ -116,8 +107,8 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   if (!biased) return;
   const float of_bias = bias.total();
   const int line = LineSum<T>::line();
-  if (LineSum<T>::part() > 0 || row + line >= l.out) return;
-  update_element<T>(adam, average_share, l.bias, row + line, of_bias,
+  if (LineSum<T>::part() > 0 || corner.row + line >= l.out) return;
+  update_element<T>(adam, average_share, l.bias, corner.row + line, of_bias,
                     resident ? resident + T::Rows * T::Columns + line : nullptr);
 }
 

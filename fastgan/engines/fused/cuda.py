@@ -17,7 +17,7 @@ from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import STATISTICS, table
 
 _ROWS = 4096
 """Steps that the tables of losses and learning rates have room for: what bounds a launch."""
@@ -40,6 +40,7 @@ class FusedCudaEngine(FusedEngine):
     """
 
     allow_persistent = True
+    _stamps: Tensor | None = None
 
     def describe(self) -> str:
         """Shapes, precision, program and working memory in one line."""
@@ -60,11 +61,56 @@ class FusedCudaEngine(FusedEngine):
         tables = (self._memory, self._rate_table, self._table, self._order_table)
         return sum(t.numel() * t.element_size() for t in tables)
 
+    @property
+    def persistent(self) -> bool:
+        """Whether one kernel carries out the steps, and not a graph of the chain."""
+        return not self._why_chain
+
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
-        """ValueError: the phases of a GPU are timed from outside, with nsys or ncu."""
-        raise ValueError(
-            "profile() times the fused engine on the CPU; on a GPU use torch.profiler or nsys"
-        )
+        """Do n steps of the persistent kernel and time them by its own clock.
+
+        Returns:
+            what `FusedEngine.profile` does. A phase ends when the first block has met all others,
+            so that its seconds have the waiting in them, and the last number is 0.
+
+        Raises:
+            ValueError: the engine runs the chain, whose kernels are timed from outside.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; expected at least 1 step")
+        p = self.problem
+        if not p.data.resident:
+            raise ValueError("profile() takes samples in memory; these are read as needed")
+        self._refresh()
+        if not self.persistent:
+            raise ValueError(
+                "profile() reads the clock of the persistent kernel, and this engine runs a kernel "
+                f"a phase ({self._why_chain}); time those with torch.profiler or nsys"
+            )
+        lines = torch.ops.fastgan.fused_cuda_phases(*self._plan[:2]).splitlines()
+        phases = [(name, float(work)) for work, name in (line.split(" ", 1) for line in lines)]
+        of_g = sum(name.startswith("G's") for name, _ in phases)
+        a_step = p.d_steps * (len(phases) - of_g) + of_g
+        spent = torch.zeros(len(phases), dtype=torch.float64, device="cpu")
+        done = 0
+        while done < n:
+            order, count = self._order(min(n - done, self._rows))
+            self._stamps = torch.zeros(count * a_step + 3, dtype=torch.int64, device=p.device)
+            try:
+                self._run(p.data.samples, order, count, table(count, p.device))
+                stamps = self._stamps.cpu()
+            finally:
+                self._stamps = None
+            clock = stamps[1:-1].double()
+            seconds = (stamps[-1] - stamps[0]) / 1e9 / (clock[-1] - clock[0]).clamp(min=1)
+            steps = (clock.diff() * seconds).view(count, a_step)
+            of_d = steps[:, : a_step - of_g].view(count, p.d_steps, -1).sum(1)
+            spent += torch.cat([of_d, steps[:, a_step - of_g :]], 1).sum(0)
+            done += count
+        return [
+            (name, work * (1 if name.startswith("G's") else p.d_steps), took / n, 0.0)
+            for (name, work), took in zip(phases, spent.tolist(), strict=True)
+        ]
 
     def close(self) -> None:
         """Give the working memory back."""
@@ -86,20 +132,20 @@ class FusedCudaEngine(FusedEngine):
         # Steps may begin and end inside an epoch.
         epochs = -(-self._rows * p.d_steps // per_epoch) + 1
 
-        def table(*shape: int, dtype: torch.dtype) -> Tensor:
+        def buffer(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=p.device)
 
-        self._clock = table(5, dtype=torch.int64)
-        self._rate_table = table(self._rows, 2, dtype=torch.float64)
-        self._table = table(self._rows, len(STATISTICS), dtype=torch.float32)
-        self._order_table = table(epochs * count if p.data.resident else 0, dtype=torch.int64)
+        self._clock = buffer(5, dtype=torch.int64)
+        self._rate_table = buffer(self._rows, 2, dtype=torch.float64)
+        self._table = buffer(self._rows, len(STATISTICS), dtype=torch.float32)
+        self._order_table = buffer(epochs * count if p.data.resident else 0, dtype=torch.int64)
         self._why_chain = "allow_persistent is False"
         if self.allow_persistent:
             self._why_chain = torch.ops.fastgan.fused_cuda_why_not_persistent(
                 *self._plan[:3], self._clock, self._tf32()
             )
         size = torch.ops.fastgan.fused_cuda_memory(*self._plan[:2], 1 if self._why_chain else 2)
-        memory = table(size + 256, dtype=torch.uint8)
+        memory = buffer(size + 256, dtype=torch.uint8)
         start = -memory.data_ptr() % 256
         self._memory = memory[start : start + size]
         self._feed = None
@@ -210,6 +256,7 @@ class FusedCudaEngine(FusedEngine):
             self._clock,
             self._rate_table,
             self._table,
+            self._stamps,
             steps,
             self._tf32(),
             not self._why_chain,
