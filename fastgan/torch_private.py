@@ -154,6 +154,26 @@ def end_allocation_to_pool(device: int, pool: tuple) -> None:
     torch._C._cuda_endAllocateToPool(device, pool)
 
 
+def release_pool(device: int, pool: tuple) -> None:
+    """Take back the claim that a capture has on a pool of the CUDA allocator.
+
+    Raises:
+        RuntimeError: nothing has a claim on it.
+        AttributeError: this torch has no such function.
+    """
+    torch._C._cuda_releasePool(device, pool)
+
+
+def graphs_tidy_up() -> bool:
+    """Whether CUDA graphs find the generators that they draw from, and give back broken captures.
+
+    Since 2.14 a graph registers a generator at its first draw, and register_generator_state() does
+    nothing but warn (pytorch#176753); reset() releases the pool of a capture that did not end
+    (pytorch#190348).
+    """
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
+
+
 def cpu_has(precision: str) -> bool:
     """Whether this processor computes products in bf16 or fp16 itself; else torch emulates them.
 

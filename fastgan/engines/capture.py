@@ -72,8 +72,9 @@ class CudaRecorder:
             # stays known, and may not be used again.
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
+        if not torch_private.graphs_tidy_up():
+            for generator in self._generators:
+                graph.register_generator_state(generator)
         failure: BaseException | None = None
         try:
             # The outer context puts the current stream back where capture_end raises.
@@ -117,11 +118,16 @@ class CudaRecorder:
         # A capture that was broken off leaves the allocator and the generators believing that it
         # goes on; which of them depends on the version of torch.
         pool, self._pool = self._pool, torch.cuda.graph_pool_handle()
+        claimed = not torch_private.graphs_tidy_up() and not _ended(graph)
         # In this order: newer versions end it in reset(), which fails where that was done before.
         with suppress(RuntimeError):
             graph.reset()
         with suppress(RuntimeError, AttributeError):
             torch_private.end_allocation_to_pool(self.device.index, pool)
+        # Else all that the capture has allocated stays reserved until the process ends.
+        if claimed:
+            with suppress(RuntimeError, AttributeError):
+                torch_private.release_pool(self.device.index, pool)
         probe = torch.empty(1, device=self.device)
         for generator in (torch.cuda.default_generators[self.device.index], *self._generators):
             state = generator.get_state()
@@ -130,6 +136,15 @@ class CudaRecorder:
                 generator.set_state(state)
             except RuntimeError:
                 generator.graphsafe_set_state(generator.clone_state())
+
+
+def _ended(graph: torch.cuda.CUDAGraph) -> bool:
+    """Whether a graph's capture came to its end, and not only to an error."""
+    try:
+        graph.pool()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Watch(torch_private.OperationMode):
