@@ -152,21 +152,23 @@ def _measure() -> dict:
     return out
 
 
-def _seconds(call, times: int, repeats: int = 5) -> float:
-    """The median over the repeats of one call's time, by events around ``times`` calls."""
+def between_events(call, times: int) -> float:
+    """Seconds between two events of the current stream around ``times`` calls."""
     import torch
 
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(times):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _seconds(call, times: int, repeats: int = 5) -> float:
+    """The median over the repeats of one call's time, after a first one."""
     call()
-    samples = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(times):
-            call()
-        end.record()
-        end.synchronize()
-        samples.append(begin.elapsed_time(end) / 1e3 / times)
-    return statistics.median(samples)
+    return statistics.median(between_events(call, times) / times for _ in range(repeats))
 
 
 def _copy() -> float:

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import gpu
 import torch
 import torch.nn.functional as F
 
@@ -40,13 +41,7 @@ def seconds(call: Call, times: int) -> float:
 
 def gpu_seconds(call: Call, times: int, *, per: int) -> float:
     """The time of one of the `per` calls that each `call` replays."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(times):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / times / per
+    return gpu.between_events(call, times) / times / per
 
 
 def input_sets(device: str, nbytes: int) -> int:

@@ -299,3 +299,21 @@ def test_r1_of_the_eager_peer_is_that_of_fastgan():
     (r1,) = losses.penalties("r1")
     wanted = r1.value(discriminator(images), images)
     torch.testing.assert_close(totals[1] - totals[0], wanted)
+
+
+@pytest.mark.parametrize("persistent", [True, False, None])
+def test_the_persistent_kernel_tells_its_own_phases(monkeypatch, persistent):
+    from peers.fastgan import Engine
+    from peers.torchpeer import TorchPeer
+
+    class Stands:
+        def profile(self, steps):
+            return [["both: G forward 0", 5.0, 1e-6 * steps, 0.0]]
+
+    monkeypatch.setattr(TorchPeer, "profile", lambda self, steps: [("gemm x 1", 0.0, 1.0, 0.0)])
+    peer = Engine("cuda")
+    peer.engine = Stands()
+    if persistent is not None:  # an engine without that notion
+        peer.engine.persistent = persistent
+    expected = ("both: G forward 0", 5.0, 3e-6, 0.0) if persistent else ("gemm x 1", 0.0, 1.0, 0.0)
+    assert peer.profile(3) == [expected]

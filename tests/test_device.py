@@ -73,6 +73,9 @@ def test_a_block_on_a_gpu_is_between_events_unless_they_miss_work(monkeypatch, s
         def record(self):
             did.append("event")
 
+        def synchronize(self):
+            did.append("wait")
+
         def elapsed_time(self, end):
             return 1e3 * share
 
@@ -81,7 +84,7 @@ def test_a_block_on_a_gpu_is_between_events_unless_they_miss_work(monkeypatch, s
     times = iter((10.0, 11.0))
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
     assert Peer("cuda").block(7, calls=2) == (share if share > 0.95 else 1.0)
-    assert did == ["wait", "event", 7, 7, "event", "wait"]
+    assert did == ["wait", "event", 7, 7, "event", "wait", "wait"]
 
 
 def test_kernels_of_a_step():

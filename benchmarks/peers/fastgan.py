@@ -62,8 +62,11 @@ class Engine(TorchPeer):
         return f"{self.engine.name}: {self.engine.describe()}"
 
     def profile(self, steps: int) -> list[tuple[str, float, float, float]]:
-        """For each phase of a step: (name, operations, seconds at work, seconds waiting)."""
-        if self.device == "cuda":
+        """For each phase of a step: (name, operations, seconds at work, seconds waiting).
+
+        On a GPU the persistent kernel tells its phases, of the others every kernel is one.
+        """
+        if self.device == "cuda" and not getattr(self.engine, "persistent", False):
             return super().profile(steps)
         if not hasattr(self.engine, "profile"):
             raise Unavailable(f"engine {self.engine.name!r} has no profile(steps)")

@@ -7,6 +7,7 @@ import gc
 import re
 import time
 
+import gpu
 import torch
 
 from peers import Peer, Unavailable
@@ -37,16 +38,11 @@ class TorchPeer(Peer):
     def block(self, n: int, calls: int = 1) -> float:
         if self.device != "cuda":
             return super().block(n, calls)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start = time.perf_counter()
-        begin.record()
-        for _ in range(calls):
-            self.run(n)
-        end.record()
+        events = gpu.between_events(lambda: self.run(n), calls)
         torch.cuda.synchronize()
         wall = time.perf_counter() - start
-        events = begin.elapsed_time(end) / 1e3
         # Work on another stream, or of the host after the last launch, lies outside the events.
         return events if events > 0.95 * wall - 1e-4 else wall
 
