@@ -73,7 +73,8 @@ def info(
 
 
 def _facts(problem: Problem) -> dict:
-    reasons = {name: engines.load(name).unsupported(problem) for name in engines.ORDER}
+    names, behind = engines.order(problem)
+    reasons = {name: engines.load(name).unsupported(problem) for name in names}
     for chosen in [name for name, reason in reasons.items() if reason is None]:
         try:
             engine = engines.load(chosen)(problem)
@@ -82,6 +83,9 @@ def _facts(problem: Problem) -> dict:
             continue
         memory = engine.memory_bytes()
         engine.close()
+        for name, reason in behind.items():
+            if name != chosen:
+                reasons[name] = reasons[name] or reason
         break
     record = Path(__file__).with_name("_build.json")
     return {

@@ -4,12 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pairs import SHAPE, by_hand, discriminator, generator, images, problem, same, weights
+from pairs import SHAPE, by_hand, changed, discriminator, generator, images, problem, same, weights
 from torch import nn
 
-from fastgan import engines
+import fastgan
+from fastgan import engines, ops
 from fastgan.engines.base import Engine
 from fastgan.engines.eager import EagerEngine
+from fastgan.engines.fused import support
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,67 @@ def test_auto_takes_the_first_that_can_and_says_why_not_the_others(monkeypatch):
     engine, said = engines.choose(problem())
     assert isinstance(engine, Picky) and said == "engine picky: does nothing"
     engine.close()
+
+
+needs_library = pytest.mark.skipif(
+    not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
+)
+
+
+def deep(**options):
+    """A pair that the fused engine takes."""
+    g = nn.Sequential(
+        nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 36),
+        nn.Unflatten(1, (1, 6, 6)),
+    )  # fmt: skip
+    d = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+    return problem(g, d, **options)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("work", "graph_can", "chosen"),
+    [(0.99, True, "fused"), (1.0, True, "graph"), (30.0, False, "fused")],
+)
+def test_on_cuda_large_steps_go_to_the_library_s_products(monkeypatch, work, graph_can, chosen):
+    p = deep()
+    read = support.chains
+    large = changed(p, device=torch.device("cuda"))
+    monkeypatch.setattr(support, "chains", lambda _: read(p))
+    own = support.operations(*read(p), p.batch_size, p.d_steps)
+    monkeypatch.setattr(support, "LARGE_STEP", own / work)
+    reasons = {"graph": None if graph_can else "a value is read", "fused": None, "eager": None}
+
+    def load(name):
+        own = {"name": name, "reason": reasons[name], "__init__": lambda *_: None}
+        return type(name, (Picky,), own)
+
+    monkeypatch.setattr(engines, "load", load)
+    monkeypatch.setattr(engines, "check", lambda _: None)
+    engine, said = engines.choose(large)
+    assert engine.name == chosen
+    assert (f"not fused: a step of {own / 1e9:.3g} GFLOP is past" in said) == (chosen == "graph")
+    assert ("not graph: a value is read" in said) == (work > 1 and not graph_can)
+    facts = fastgan.info.__globals__["_facts"](large)
+    assert facts["engine"] == chosen
+    assert (facts["engines"]["fused"] is not None) == (chosen == "graph")
+    assert engines.choose(large, "fused")[1] == "engine fused: does nothing"
+    assert engines.choose(p)[0].name == "fused"  # and on the CPU as ever
+
+
+@needs_library
+def test_the_operations_of_a_step_are_those_of_its_phases():
+    for options in ({}, {"d_steps": 3, "batch_size": 5}):
+        p = deep(**options)
+        engine = engines.load("fused")(p)
+        phases = torch.ops.fastgan.fused_phases(*engine._plan[:2]).splitlines()
+        each = {name: float(work) for work, name in (line.split(" ", 1) for line in phases)}
+        both = {name: work for name, work in each.items() if name.startswith("both")}
+        of_d = {name: work for name, work in each.items() if name.startswith("D's")}
+        expected = sum(each.values()) + (p.d_steps - 1) * (
+            sum(of_d.values()) + sum(both.values()) / 2
+        )
+        assert support.operations(*support.chains(p), p.batch_size, p.d_steps) == expected
 
 
 def test_every_registered_engine_loads_and_an_unknown_one_is_named():

@@ -15,12 +15,12 @@ from fastgan.engines.updates import require_numbers
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
-__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "faster", "load"]
+__all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "faster", "load", "order"]
 
 logger = logging.getLogger("fastgan")
 
 ORDER = ("fused", "graph", "eager")
-"""Modules of this package, in the order in which `auto` tries them; fused holds FusedEngine."""
+"""Modules of this package, the fastest first; fused holds FusedEngine. See `order`, too."""
 
 
 def load(name: str) -> type[Engine]:
@@ -28,6 +28,20 @@ def load(name: str) -> type[Engine]:
     if name not in ORDER:
         raise ValueError(f"engine {name!r} is unknown; choose one of {', '.join(('auto', *ORDER))}")
     return getattr(import_module(f"fastgan.engines.{name}"), f"{name.capitalize()}Engine")
+
+
+def order(problem: Problem) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The engines in the order in which `auto` tries them for a problem.
+
+    Returns:
+        names, and for one that stands further back than in `ORDER` the reason.
+    """
+    if problem.device.type != "cuda":
+        return ORDER, {}
+    from fastgan.engines.fused.support import outgrown
+
+    reason = outgrown(problem)
+    return (("graph", "fused", "eager"), {"fused": reason}) if reason else (ORDER, {})
 
 
 def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
@@ -49,7 +63,8 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
         load(name)
     check(problem)
     passed_over = []
-    for candidate in ORDER if name == "auto" else (name,):
+    names, behind = order(problem) if name == "auto" else ((name,), {})
+    for candidate in names:
         kind = load(candidate)
         if reason := kind.unsupported(problem):
             passed_over.append(f"not {candidate}: {reason}")
@@ -61,6 +76,9 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
             if name == "auto":
                 logger.warning("engine %s was tried and cannot run this: %s", candidate, reason)
             continue
+        passed_over += [
+            f"not {other}: {why}" for other, why in behind.items() if other != candidate
+        ]
         return engine, "; ".join([f"engine {candidate}: {engine.describe()}", *passed_over])
     if name == "auto":
         raise ValueError("no engine can run this: " + "; ".join(passed_over))
@@ -74,7 +92,8 @@ def faster(engine: Engine) -> tuple[Engine, str] | None:
         the engine, in place of the other, and a sentence that says which it is; None if there is
         none.
     """
-    for candidate in ORDER[: ORDER.index(engine.name)]:
+    names, _ = order(engine.problem)
+    for candidate in names[: names.index(engine.name)]:
         kind = load(candidate)
         if kind.unsupported(engine.problem) is not None:
             continue

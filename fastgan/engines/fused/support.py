@@ -53,6 +53,45 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     return g, d
 
 
+LARGE_STEP = 9e9
+"""Operations of a step from which on `auto` prefers `graph` on CUDA, where cuBLAS multiplies.
+
+A guess until a GPU is asked: at 8 to 10 GFLOP its larger tiles are expected to be worth more than
+the launches that `fused` saves. What tells: benchmarks/bench.py --device cuda --sweep --peers
+graph,fused,auto.
+"""
+
+
+def outgrown(problem: Problem) -> str | None:
+    """Why `graph` is the better engine for a problem that this one could run too; None if not."""
+    p = problem
+    if p.device.type != "cuda":
+        return None
+    try:
+        work = operations(*chains(p), p.batch_size, p.d_steps)
+    except plan.NoPlan:
+        return None
+    if work < LARGE_STEP:
+        return None
+    return (
+        f"a step of {work / 1e9:.3g} GFLOP is past the {LARGE_STEP / 1e9:.3g} from which on the "
+        "library's products are expected to be faster; engine='fused' takes it all the same"
+    )
+
+
+def operations(g: plan.Chain, d: plan.Chain, batch: int, d_steps: int) -> float:
+    """Floating-point operations of the products of a step."""
+    of_g, of_d = (
+        [layer.linear.in_features * layer.linear.out_features for layer in chain.layers]
+        for chain in (g, d)
+    )
+    # Forward, the gradients of the weights, and those of all layers' inputs but the first's.
+    through_d = 3 * sum(of_d) - of_d[0]
+    update_d = sum(of_g) + 2 * through_d
+    update_g = 3 * sum(of_g) - of_g[0] + 2 * sum(of_d)
+    return 2.0 * batch * (d_steps * update_d + update_g)
+
+
 def averages(problem: Problem) -> dict[Tensor, Tensor]:
     """The averaged copy of each of G's parameters and buffers."""
     if problem.ema is None:
