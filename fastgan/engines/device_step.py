@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastgan.engines.device_updates import device_update, send
 from fastgan.engines.draws import DeviceDraws
-from fastgan.engines.step import Step, StepShape
+from fastgan.engines.narrow import Narrowed
+from fastgan.engines.step import AUTOCAST, Step, StepShape
 from fastgan.engines.updates import learning_rate_factor
 from fastgan.statistics import STATISTICS
 
@@ -52,7 +53,10 @@ class DeviceStep:
                 (p.optimizer_d, p.optimizer_g), p.scalers or (None, None), strict=True
             )
         ]
-        self.step = Step(p, self._draws, *self.updates, cached=False)
+        narrow = None
+        if p.precision in AUTOCAST:
+            narrow = Narrowed((p.generator, p.discriminator), AUTOCAST[p.precision])
+        self.step = Step(p, self._draws, *self.updates, narrow)
 
     def do(self, shapes: tuple[StepShape, ...]) -> None:
         """The next steps, which must be of these shapes."""

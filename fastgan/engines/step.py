@@ -9,7 +9,7 @@ into D's weights, and no waiting for the device.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ from fastgan.method import LossMethod, name_of
 from fastgan.terms import ADAPTIVE, Term, adapted
 
 if TYPE_CHECKING:
+    from fastgan.engines.narrow import Narrowed
     from fastgan.problem import Problem
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,14 +88,13 @@ class Step:
         draws: Draws,
         update_d: Update,
         update_g: Update,
-        *,
-        cached: bool = True,
+        narrow: Narrowed | None = None,
     ):
-        """Look at how D ends. `cached` is autocast's cache of weights, for one update at a time."""
+        """Look at how D ends. Without `narrow` autocast keeps the weights that it casts."""
         self.problem = problem
         self.draws = draws
         self.updates = update_d, update_g
-        self.cached = cached
+        self.narrow = narrow
         self.whole = True
         self.logged: dict[str, Tensor] = {}
         self._plays_game = isinstance(problem.method, LossMethod)
@@ -194,6 +194,8 @@ class Step:
     def _context(
         self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
     ) -> StepContext:
+        if self.narrow is not None:
+            self.narrow.begin()
         return StepContext(self, player, counter, size, batch, due)
 
     def _loss(self, context: StepContext, name: str) -> Tensor:
@@ -314,8 +316,12 @@ class Step:
             yield
             return
         # The cache is one update's; a weight cast without a gradient must not get into it.
-        cached = self.cached and torch.is_grad_enabled()
-        with torch.autocast(p.device.type, dtype=AUTOCAST[p.precision], cache_enabled=cached):
+        narrow = self.narrow
+        cached = narrow is None and torch.is_grad_enabled()
+        with (
+            torch.autocast(p.device.type, dtype=AUTOCAST[p.precision], cache_enabled=cached),
+            narrow if narrow is not None and narrow.allowed else nullcontext(),
+        ):
             yield
 
 
