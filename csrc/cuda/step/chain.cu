@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kThreads, kUpdateBlocks<T>)
   }
   int n = 0;
   while (blockIdx.x >= u.first[n + 1]) ++n;
-  update_tile<T, precision>(s, u.layers[n], now, from, segments,
-                            blockIdx.x - static_cast<unsigned>(u.first[n]), shared, nullptr);
+  update_tile<T, precision, false>(s, u.layers[n], now, from, segments,
+                                   blockIdx.x - static_cast<unsigned>(u.first[n]), shared, nullptr);
 }
 
 __global__ void advance_kernel(Clock* clock, int64_t steps) {

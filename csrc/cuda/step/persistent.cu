@@ -163,8 +163,8 @@ __device__ void carry_out(const Program& p, const Phase& phase, bool small, cons
     case Phase::update:
       each_own_tile(p, phase.layer, phase.other, block.resident,
                     [&](const Layer& of, unsigned tile, float* kept) {
-                      update_tile<ResidentTile, precision>(s, of, now, phase.from, segments, tile,
-                                                           block.shared, kept);
+                      update_tile<ResidentTile, precision, true>(s, of, now, phase.from, segments,
+                                                                 tile, block.shared, kept);
                     });
       if (blockIdx.x == gridDim.x - 1) write_statistics(s, now, l.in_g, block.shared);
       break;

@@ -40,25 +40,26 @@ __device__ void each_resident(const Layer& l, unsigned tile, const Use& use) {
 }
 
 // One element, whose state is in memory or on chip.
-template <class T>
+template <class T, bool kOnChip>
 __device__ __forceinline__ void update_element(const Adam<float>& adam, float average_share,
                                                const Parameter& p, int64_t at, float grad,
                                                float* kept) {
-  float* const m = kept ? kept + kResidentEach<T> : p.exp_avg + at;
-  float* const v = kept ? kept + 2 * kResidentEach<T> : p.exp_avg_sq + at;
-  float value = kept ? *kept : p.value[at];
+  float* const m = kOnChip ? kept + kResidentEach<T> : p.exp_avg + at;
+  float* const v = kOnChip ? kept + 2 * kResidentEach<T> : p.exp_avg_sq + at;
+  float value = kOnChip ? *kept : p.value[at];
   adam_update(adam, grad, value, *m, *v);
   p.value[at] = value;
-  if (kept) *kept = value;
+  if (kOnChip) *kept = value;
   if (p.average) p.average[at] += average_share * (value - p.average[at]);
 }
 
 // One tile of the gradient of a weight, and in the first column that of the bias, consumed by Adam
-// and by the average. The state is in memory or, with `resident`, on chip; the weight is always
+// and by the average. The state is in memory or, at `resident`, on chip; the weight is always
 // written to memory, where products read it.
-template <class T, Precision precision>
+template <class T, Precision precision, bool kOnChip>
 __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, int from,
                             int segments, unsigned tile, unsigned char* shared, float* resident) {
+  constexpr int kEach = kResidentEach<T>;
   const Corner corner = corner_of<T>(tile, l.out);
   const Operand grad =
       operand(l.grad_y + (from + l.lift) * now.batch * l.y_stride, l.y_stride, l.out);
@@ -69,38 +70,54 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   const bool vector = l.in % 4 == 0 && aligned(w.value) && aligned(w.exp_avg) &&
                       aligned(w.exp_avg_sq) && aligned(w.average);
   const bool biased = corner.column == 0 && l.bias.value;
+  const auto inside = [&](int i, int j) {
+    return corner.row + i < l.out && corner.column + j < l.in;
+  };
+  const auto place = [&](int i, int j) { return (corner.row + i) * l.in + corner.column + j; };
+  // The chain's large tiles have no registers left for what they would read early.
+  using Early = std::conditional_t<kOnChip, Four, Nothing>;
   LineSum<T> bias(biased);
   product<T, precision, false, false>(
       grad, x, corner, segments * static_cast<int>(now.batch), shared,
-      [](int, int) { return Nothing{}; },
-      [&](int i, int j, const Four& four, Nothing) {
-        const int64_t r = corner.row + i, c = corner.column + j;
-        if (r >= l.out || c >= l.in) return;
-        float* const kept = resident ? resident + (i * T::Columns + j) : nullptr;
+      [&](int i, int j) {
+        Early average{};
+        if constexpr (kOnChip) {
+          if (vector && w.average && inside(i, j))
+            average = *reinterpret_cast<const Four*>(w.average + place(i, j));
+        }
+        return average;
+      },
+      [&](int i, int j, const Four& four, Early early) {
+        if (!inside(i, j)) return;
+        const int64_t at = place(i, j);
+        float* const kept = kOnChip ? resident + (i * T::Columns + j) : nullptr;
         if (!vector) {
-          for (int e = 0; e < 4 && c + e < l.in; ++e) {
-            update_element<T>(adam, average_share, w, r * l.in + c + e, four.v[e],
-                              kept ? kept + e : nullptr);
-          }
+          for (int e = 0; e < 4 && inside(i, j + e); ++e)
+            update_element<T, kOnChip>(adam, average_share, w, at + e, four.v[e],
+                                       kOnChip ? kept + e : nullptr);
           return;
         }
-        const int64_t at = r * l.in + c;
-        float* const at_value = kept ? kept : w.value + at;
-        float* const at_m = kept ? kept + kResidentEach<T> : w.exp_avg + at;
-        float* const at_v = kept ? kept + 2 * kResidentEach<T> : w.exp_avg_sq + at;
-        Four value = *reinterpret_cast<const Four*>(at_value);
-        Four m = *reinterpret_cast<const Four*>(at_m), v = *reinterpret_cast<const Four*>(at_v);
+        Four* const at_value = reinterpret_cast<Four*>(kOnChip ? kept : w.value + at);
+        Four* const at_m = reinterpret_cast<Four*>(kOnChip ? kept + kEach : w.exp_avg + at);
+        Four* const at_v = reinterpret_cast<Four*>(kOnChip ? kept + 2 * kEach : w.exp_avg_sq + at);
+        Four value = *at_value, m = *at_m, v = *at_v;
 #pragma unroll
         for (int e = 0; e < 4; ++e) adam_update(adam, four.v[e], value.v[e], m.v[e], v.v[e]);
-        *reinterpret_cast<Four*>(w.value + at) = value;
-        *reinterpret_cast<Four*>(at_m) = m;
-        *reinterpret_cast<Four*>(at_v) = v;
-        if (kept) *reinterpret_cast<Four*>(kept) = value;
+        *at_value = value;
+        *at_m = m;
+        *at_v = v;
+        if (kOnChip) *reinterpret_cast<Four*>(w.value + at) = value;
         if (w.average) {
-          Four average = *reinterpret_cast<const Four*>(w.average + at);
+          Four* const at_average = reinterpret_cast<Four*>(w.average + at);
+          Four average;
+          if constexpr (kOnChip) {
+            average = early;
+          } else {
+            average = *at_average;
+          }
 #pragma unroll
           for (int e = 0; e < 4; ++e) average.v[e] += average_share * (value.v[e] - average.v[e]);
-          *reinterpret_cast<Four*>(w.average + at) = average;
+          *at_average = average;
         }
       },
       bias);
@@ -108,8 +125,8 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   const float of_bias = bias.total();
   const int line = LineSum<T>::line();
   if (LineSum<T>::part() > 0 || corner.row + line >= l.out) return;
-  update_element<T>(adam, average_share, l.bias, corner.row + line, of_bias,
-                    resident ? resident + T::Rows * T::Columns + line : nullptr);
+  update_element<T, kOnChip>(adam, average_share, l.bias, corner.row + line, of_bias,
+                             kOnChip ? resident + T::Rows * T::Columns + line : nullptr);
 }
 
 // The mean of a segment's losses or scores, by one block, in all of its threads.
