@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from native import emulator
+from native import emulator, fused_cuda
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 SEEDS = (0, 1, 2, 3)
@@ -143,7 +143,7 @@ def test_a_barrier_over_the_grid(either, device, blocks):
         assert torch.equal(values.cpu(), expected)
 
 
-@pytest.mark.parametrize("how", ["emulated", "nvcc"])
+@pytest.mark.parametrize("how", ["emulated", "operators", "nvcc"])
 def test_a_library_has_its_name_when_it_is_whole(monkeypatch, tmp_path, how):
     """Several workers build the same one: none may load what another has half written."""
     wrote = []
@@ -154,9 +154,15 @@ def test_a_library_has_its_name_when_it_is_whole(monkeypatch, tmp_path, how):
 
     monkeypatch.setattr(emulator, "ROOT", tmp_path)
     monkeypatch.setattr(emulator, "_fingerprint", lambda source: "0123")
-    monkeypatch.setattr(emulator, "_compile", lambda source, target: None)
+    for module in (emulator, fused_cuda):
+        monkeypatch.setattr(module, "_compile", lambda source, target: None)
+    monkeypatch.setattr(fused_cuda, "ROOT", tmp_path)
     monkeypatch.setattr(emulator, "_run", half)
-    build = emulator.load.__wrapped__ if how == "emulated" else emulator.on_gpu
+    build = {
+        "emulated": emulator.load.__wrapped__,
+        "operators": fused_cuda.load_operators.__wrapped__,
+        "nvcc": emulator.on_gpu,
+    }[how]
     with pytest.raises(RuntimeError, match="in the middle"):
         build("selftest", "tests/native/cuda_selftest.cpp")
     assert len(wrote) == 1 and not wrote[0].endswith(".so")

@@ -45,7 +45,7 @@ def load_operators(library_name, *sources):
     if not library.exists():
         torchs = [f"-L{path}" for path in cpp_extension.library_paths()]
         torchs += ["-Wl,--no-as-needed", "-ltorch_cpu", "-lc10"]
-        emulator._run(["g++", "-shared", "-o", str(library), *map(str, objects), *torchs])
+        emulator._made(library, ["g++", "-shared", *map(str, objects), *torchs])
     torch.ops.load_library(library)
     return emulator.Kernels(ctypes.CDLL(str(library)))
 
@@ -55,7 +55,7 @@ def _compile(source, target):
     if source.endswith(TORCH):
         includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
         includes.append("-fvisibility=hidden")  # as torch's own types
-    emulator._run(
-        ["g++", *emulator.FLAGS, *FLAGS, *includes, "-x", "c++", "-c", str(ROOT / source)]
-        + ["-o", str(target)]
+    emulator._made(
+        target,
+        ["g++", *emulator.FLAGS, *FLAGS, *includes, "-x", "c++", "-c", str(ROOT / source)],
     )
