@@ -18,7 +18,8 @@ __host__ __device__ __forceinline__ int64_t backward_tiles(const Layer& l, int64
 // counts the segments of the field between them.
 template <class T, Precision precision>
 __device__ void backward_tile(const Step& s, const Layer& l, const Layer& lower, const Moment& now,
-                              int from, int segments, unsigned tile, unsigned char* shared) {
+                              int from, int segments, unsigned tile, unsigned char* shared,
+                              bool loaded = false) {
   struct Early {
     Four y;
     uint32_t kept;
@@ -52,7 +53,15 @@ __device__ void backward_tile(const Step& s, const Layer& l, const Layer& lower,
           differentiate_four(lower, segment, within, c, now, early.kept, early.y, four);
           *reinterpret_cast<Four*>(l.grad_x + at) = four;
         });
-      });
+      },
+      loaded);
+}
+
+// Begins to load the weights of a tile.
+template <class T>
+__device__ void backward_ahead(const Layer& l, int64_t rows, unsigned tile, unsigned char* shared) {
+  load_ahead<T, true, false>(operand(l.weight.value, l.in, l.in), corner_of<T>(tile, rows).column,
+                             static_cast<int>(l.out), shared);
 }
 
 }  // namespace fastgan::cuda::step

@@ -18,7 +18,8 @@ __host__ __device__ __forceinline__ int64_t forward_tiles(const Layer& l, int64_
 // BatchNorm, y is what goes into it.
 template <class T, Precision precision>
 __device__ void forward_tile(const Step& s, const Layer& l, const Moment& now, int from,
-                             int segments, unsigned tile, unsigned char* shared) {
+                             int segments, unsigned tile, unsigned char* shared,
+                             bool loaded = false) {
   struct Early {
     Four bias;
     uint32_t kept;
@@ -57,7 +58,15 @@ __device__ void forward_tile(const Step& s, const Layer& l, const Moment& now, i
           if (!l.norm) activate_four(l, segment, within, c, now, early.kept, four);
           *reinterpret_cast<Four*>(y + r * l.y_stride + c) = four;
         });
-      });
+      },
+      loaded);
+}
+
+// Begins to load the weights of a tile.
+template <class T>
+__device__ void forward_ahead(const Layer& l, int64_t rows, unsigned tile, unsigned char* shared) {
+  load_ahead<T, true, true>(operand(l.weight.value, l.in, l.out), corner_of<T>(tile, rows).column,
+                            static_cast<int>(l.in), shared);
 }
 
 }  // namespace fastgan::cuda::step

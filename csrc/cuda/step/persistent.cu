@@ -110,26 +110,60 @@ __device__ void next_inputs(const Program& p, const Clock& clock, bool of_g, int
   if (!ends) images(p.s, clock, next, next_k, item, stride);
 }
 
+__device__ __forceinline__ int segments_of(const Program& p, const Phase& phase, int64_t k) {
+  return phase.segments + (phase.shared && k + 1 == p.s.d_steps ? 1 : 0);
+}
+
+// Begins to load the weights of this block's first tile of the next phase, before the barrier that
+// its other operand waits for. Whether there was something to load.
+__device__ bool load_next(const Program& p, const Phase& phase, bool small, const Moment& now,
+                          int64_t k, unsigned char* shared) {
+  const Layer& l = p.layers[phase.layer];
+  const int64_t rows = segments_of(p, phase, k) * now.batch;
+  const auto own = [&](int64_t tiles) { return blockIdx.x < static_cast<unsigned>(tiles); };
+  if (phase.work == Phase::forward) {
+    if (!own(small ? forward_tiles<SmallTile>(l, rows) : forward_tiles<MiddleTile>(l, rows)))
+      return false;
+    if (small) {
+      forward_ahead<SmallTile>(l, rows, blockIdx.x, shared);
+    } else {
+      forward_ahead<MiddleTile>(l, rows, blockIdx.x, shared);
+    }
+    return true;
+  }
+  if (phase.work != Phase::backward ||
+      !own(small ? backward_tiles<SmallTile>(l, rows) : backward_tiles<MiddleTile>(l, rows)))
+    return false;
+  if (small) {
+    backward_ahead<SmallTile>(l, rows, blockIdx.x, shared);
+  } else {
+    backward_ahead<MiddleTile>(l, rows, blockIdx.x, shared);
+  }
+  return true;
+}
+
 template <Precision precision>
 __device__ void carry_out(const Program& p, const Phase& phase, bool small, const Moment& now,
-                          int64_t i, int64_t k, const Block& block) {
+                          int64_t i, int64_t k, const Block& block, bool loaded) {
   const Step& s = p.s;
   const Layer& l = p.layers[phase.layer];
-  const int segments = phase.segments + (phase.shared && k + 1 == s.d_steps ? 1 : 0);
+  const int segments = segments_of(p, phase, k);
   const int64_t rows = segments * now.batch;
   const auto each_tile = [&](int64_t tiles, const auto& use) {
     for (unsigned tile = blockIdx.x; tile < static_cast<unsigned>(tiles); tile += gridDim.x)
-      use(tile);
+      use(tile, loaded && tile == blockIdx.x);
   };
   switch (phase.work) {
     case Phase::forward:
       if (small) {
-        each_tile(forward_tiles<SmallTile>(l, rows), [&](unsigned tile) {
-          forward_tile<SmallTile, precision>(s, l, now, phase.from, segments, tile, block.shared);
+        each_tile(forward_tiles<SmallTile>(l, rows), [&](unsigned tile, bool ready) {
+          forward_tile<SmallTile, precision>(s, l, now, phase.from, segments, tile, block.shared,
+                                             ready);
         });
       } else {
-        each_tile(forward_tiles<MiddleTile>(l, rows), [&](unsigned tile) {
-          forward_tile<MiddleTile, precision>(s, l, now, phase.from, segments, tile, block.shared);
+        each_tile(forward_tiles<MiddleTile>(l, rows), [&](unsigned tile, bool ready) {
+          forward_tile<MiddleTile, precision>(s, l, now, phase.from, segments, tile, block.shared,
+                                              ready);
         });
       }
       break;
@@ -148,14 +182,14 @@ __device__ void carry_out(const Program& p, const Phase& phase, bool small, cons
     case Phase::backward: {
       const Layer& lower = p.layers[phase.other];
       if (small) {
-        each_tile(backward_tiles<SmallTile>(l, rows), [&](unsigned tile) {
+        each_tile(backward_tiles<SmallTile>(l, rows), [&](unsigned tile, bool ready) {
           backward_tile<SmallTile, precision>(s, l, lower, now, phase.from, segments, tile,
-                                              block.shared);
+                                              block.shared, ready);
         });
       } else {
-        each_tile(backward_tiles<MiddleTile>(l, rows), [&](unsigned tile) {
+        each_tile(backward_tiles<MiddleTile>(l, rows), [&](unsigned tile, bool ready) {
           backward_tile<MiddleTile, precision>(s, l, lower, now, phase.from, segments, tile,
-                                               block.shared);
+                                               block.shared, ready);
         });
       }
       break;
@@ -210,8 +244,13 @@ __global__ void __launch_bounds__(kThreads, 1) persistent_kernel(FASTGAN_PARAMET
       const Moment now = moment(p.s, clock, i, k);
       const int networks = k + 1 == p.s.d_steps ? 2 : 1;
       for (int network = 0; network < networks; ++network) {
+        bool loaded = false;
         for (int n = 0; n < p.counts[network]; ++n) {
-          carry_out<precision>(p, p.phases[network][n], p.small[network][n], now, i, k, block);
+          carry_out<precision>(p, p.phases[network][n], p.small[network][n], now, i, k, block,
+                               loaded);
+          // An update, which writes weights, is a network's last phase.
+          loaded = n + 1 < p.counts[network] &&
+                   load_next(p, p.phases[network][n + 1], p.small[network][n + 1], now, k, shared);
           wait_for_all(p.s.barrier, target);
           if (stamp) *stamp++ = clock64();
         }

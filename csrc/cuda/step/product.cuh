@@ -286,6 +286,22 @@ struct NoSum {
   __device__ void add(const float*) {}
 };
 
+// Begins to load B's part of the first pieces of a tile, for a product that is then told so: in
+// time before what A is made of is there. B must not be written meanwhile.
+template <class T, bool AAlong, bool BAlong>
+__device__ void load_ahead(const Operand& b, int column, int depth, unsigned char* shared) {
+  constexpr int kA = T::template Piece<T::Rows, AAlong>;
+  constexpr int kStage = T::template Stage<AAlong, BAlong>;
+  float* const stages = reinterpret_cast<float*>(shared);
+  __syncthreads();  // what an earlier tile left has been read
+#pragma unroll 1
+  for (int piece = 0; piece < T::Stages - 1 && piece * T::Depth < depth; ++piece) {
+    load_operand<T::Columns, T::Depth, BAlong>(stages + piece * kStage + kA, b, column,
+                                               piece * T::Depth, depth);
+  }
+  copy_async_commit();
+}
+
 // What a thread reads early where it needs nothing.
 struct Nothing {};
 
@@ -302,12 +318,13 @@ __host__ __device__ __forceinline__ Corner corner_of(unsigned tile, int64_t rows
 // The tile of a corner, with sums `depth` long. finish(row, column, four, early) gets four
 // neighbours of a row of the product at a time, counted from the corner; rows and columns may lie
 // outside the matrices, and the values are then of no meaning. early(row, column) is asked while
-// the first pieces are under way for what finish then gets. `lines` is shown every piece of A.
+// the first pieces are under way for what finish then gets. `loaded`: load_ahead() was called for
+// this tile, in all threads. `lines` is shown every piece of A.
 template <class T, Precision precision, bool AAlong, bool BAlong, class Early, class Finish,
           class Lines = NoSum>
 __device__ void product(const Operand& a, const Operand& b, const Corner& corner, int depth,
                         unsigned char* shared, const Early& early, const Finish& finish,
-                        Lines&& lines = {}) {
+                        bool loaded = false, Lines&& lines = {}) {
   float* const stages = reinterpret_cast<float*>(shared);
   constexpr int kA = T::template Piece<T::Rows, AAlong>;
   constexpr int kStage = T::template Stage<AAlong, BAlong>;
@@ -331,12 +348,13 @@ __device__ void product(const Operand& a, const Operand& b, const Corner& corner
       float* const to = stages + piece % T::Stages * kStage;
       const int k = piece * T::Depth;
       load_operand<T::Rows, T::Depth, AAlong>(to, a, corner.row, k, depth);
-      load_operand<T::Columns, T::Depth, BAlong>(to + kA, b, corner.column, k, depth);
+      if (!loaded || piece >= T::Stages - 1)
+        load_operand<T::Columns, T::Depth, BAlong>(to + kA, b, corner.column, k, depth);
     }
     copy_async_commit();  // an empty group too, so that the count of groups is that of pieces
   };
   float sums[T::Own] = {};
-  __syncthreads();  // what an earlier tile left has been read
+  if (!loaded) __syncthreads();  // what an earlier tile left has been read
   // One loop fills the stages and goes on filling them: the code is in place when it is needed.
 #pragma unroll 1
   for (int piece = 1 - T::Stages; piece < pieces; ++piece) {

@@ -120,7 +120,7 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
           *at_average = average;
         }
       },
-      bias);
+      false, bias);
   if (!biased) return;
   const float of_bias = bias.total();
   const int line = LineSum<T>::line();
