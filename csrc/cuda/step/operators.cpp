@@ -1,7 +1,6 @@
 // The operators of the fused engine on CUDA: the plan, the networks' own tensors, the tables of a
 // run and one block of working memory in, steps launched.
-#include <stdio.h>
-
+#include <cstdio>
 #include <utility>
 
 #include "cuda/on_device.h"
