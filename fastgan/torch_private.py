@@ -24,6 +24,9 @@ OperationMode = TorchDispatchMode
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Where a module keeps what is called around its passes. There is no public way to list it."""
 
+TABLES = ("_parameters", "_buffers", "_modules", *HOOKS)
+"""Attributes of a module that hold what it consists of, and what is called around its passes."""
+
 MODULE_STATE = frozenset(vars(nn.Module()))
 """Attributes that every module has; the others are its own."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, repeat
 
 from torch import Tensor
 
 _OF_A_TENSOR = operator.attrgetter("shape", "dtype", "requires_grad")
 _HOOKS = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+_ABSENT = object()
 
 
 class Seen:
@@ -25,7 +28,7 @@ class Seen:
         self._kept: list[object] = []
         self._tables: list[dict] = []
         self._spaces: list[Mapping] = []
-        self._keyed: list[dict] = []
+        self._sized: list[dict] = []
         self._lists: list[Sequence] = []
         self._parts: list[tuple[Mapping, tuple[str, ...]]] = []
         self._sets: list[tuple[set, frozenset]] = []
@@ -33,6 +36,7 @@ class Seen:
         self._tensors: list[Tensor] = []
         self._trained: list[Tensor] = []
         self._sure = True
+        self._objects: list[object] = []
         self._before: tuple | None = None
 
     def keep(self, value: object) -> None:
@@ -47,12 +51,15 @@ class Seen:
         """The members of a class, of which all count."""
         self._spaces.append(space)
 
-    def names(self, table: dict) -> None:
-        """A dict of which all keys count."""
-        self._keyed.append(table)
+    def size(self, table: dict) -> None:
+        """A dict of which the number of keys counts.
+
+        With `part` for those that must stay it tells whether another one came.
+        """
+        self._sized.append(table)
 
     def part(self, table: Mapping, names: Iterable[str]) -> None:
-        """A mapping of which the values under some names count, missing ones among them."""
+        """A mapping of which the values under some names count, and that others are missing."""
         self._parts.append((table, tuple(names)))
 
     def sequence(self, values: Sequence) -> None:
@@ -84,14 +91,18 @@ class Seen:
         """Everything has been read: note what is there."""
         self._empty = [table for table in self._tables if not table]
         self._tables = [table for table in self._tables if table]
-        # What is found now must live on, or another object might get its id.
-        self._kept += self._found()
+        self._objects = [*self._found()]
         self._before = self._now()
 
     def same(self) -> bool:
         """Whether everything is as noted; False may be wrong, True is not."""
         try:
-            return self._sure and not any(self._empty) and self._now() == self._before
+            return (
+                self._sure
+                and not any(self._empty)
+                and self._now() == self._before
+                and all(map(operator.is_, self._found(), self._objects))
+            )
         except (AttributeError, RuntimeError, ValueError):  # something has lost what it had
             return False
 
@@ -99,11 +110,13 @@ class Seen:
         return chain(
             chain.from_iterable(self._tables),
             chain.from_iterable(map(dict.values, self._tables)),
-            chain.from_iterable(self._keyed),
             chain.from_iterable(self._spaces),
             chain.from_iterable(map(operator.methodcaller("values"), self._spaces)),
             chain.from_iterable(self._lists),
-            chain.from_iterable(map(table.get, names) for table, names in self._parts),
+            chain.from_iterable(map(_HOOKS, self._trained)),
+            chain.from_iterable(
+                map(table.get, names, repeat(_ABSENT)) for table, names in self._parts
+            ),
             chain.from_iterable(
                 map(operator.attrgetter(name), owners) for name, owners in self._owners.items()
             ),
@@ -111,12 +124,10 @@ class Seen:
 
     def _now(self) -> tuple:
         return (
-            [*map(id, self._found())],
-            [*map(len, self._tables)],
+            [*map(len, chain(self._tables, self._sized, self._spaces))],
             [*map(len, self._lists)],
             [*map(Tensor.data_ptr, self._tensors)],
             [*map(Tensor.stride, self._tensors)],
             [*map(_OF_A_TENSOR, self._tensors)],
-            [*map(id, chain.from_iterable(map(_HOOKS, self._trained)))],
             all(now == before for now, before in self._sets),
         )

@@ -22,6 +22,8 @@ _MODULE_PARTS = {
     "hooks": "a hook was added or removed",
     "attributes": "its attributes were changed",
 }
+_STATE = torch_private.MODULE_STATE
+_OF_EVERY_MODULE = ("training", "forward", *torch_private.TABLES)
 _TENSOR_PARTS = (
     "another tensor", "its memory", "its shape", "its strides", "its type", "its requires_grad",
     "its gradient hooks",
@@ -123,15 +125,10 @@ class Snapshot:
         ]
         skipped = ("forward", *torch_private.computed_attributes(m), *self._but.get(m, ()))
         counting = {name: value for name, value in own.items() if name not in skipped}
-        if len(skipped) == 1:
-            seen.table(own)
-        else:
-            seen.names(own)
-            seen.part(own, (*counting, "forward"))
+        seen.size(own)
+        seen.part(own, (*_OF_EVERY_MODULE, *(n for n in counting if n not in _STATE)))
         attributes = tuple(
-            (name, facts.value(value))
-            for name, value in counting.items()
-            if name not in torch_private.MODULE_STATE
+            (name, facts.value(value)) for name, value in counting.items() if name not in _STATE
         )
         return (
             kind,
@@ -154,7 +151,7 @@ class Snapshot:
         seen.sequence(optimizer.param_groups)
         for group in optimizer.param_groups:
             names = [key for key in group if key not in ("params", "lr", "initial_lr")]
-            seen.names(group)
+            seen.size(group)
             seen.part(group, (*names, "params"))
             seen.sequence(group["params"])
             options = tuple((key, facts.value(group[key])) for key in names)
