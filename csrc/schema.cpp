@@ -13,6 +13,16 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "float negative_slope, bool need_x, bool need_weight, bool need_bias) "
       "-> (Tensor, Tensor, Tensor)");
 
+  // The kernel says which: 4x4 stride 2 padding 1, 3x3 stride 1 padding 1, or 1x1. Results are
+  // channels last; the gradient of the weight is if channels_last.
+  m.def("conv2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope) -> Tensor");
+  m.def(
+      "conv_transpose2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope) "
+      "-> Tensor");
+  m.def("conv2d_grad_weight(Tensor x, Tensor grad, int kernel, bool channels_last) -> Tensor");
+  // Frees the working memory that is kept between calls; returns its bytes.
+  m.def("conv_release_memory() -> int");
+
   // The loss, and its gradients with respect to the logits.
   m.def(
       "discriminator_loss(Tensor real_logits, Tensor fake_logits, float real_label, "

@@ -257,6 +257,33 @@ def linear_dropout_backward(rng):
     return linear_backward(rng) + _place(rng)
 
 
+def _convolution(rng):
+    """x, weight, bias, grad."""
+    dtype, kernel = rng.choice((torch.float32, *FLOATING)), rng.choice((4, 3, 1, 1, 2))
+    inside, outside = rng.choice((0, 1, 3, 5, 16, 33)), rng.choice((0, 1, 4, 8, 41))
+    rows, columns, stride = rng.choice((0, 1, 2, 5)), rng.choice((1, 3)), 2 if kernel == 4 else 1
+    batch = rng.choice((0, 1, 2, 5))
+    x = tensor(rng, (batch, inside, rows * stride, columns * stride), dtype)
+    weight = tensor(rng, (outside, inside, kernel, kernel), dtype)
+    grad = tensor(rng, (batch, outside, rows, columns), dtype)
+    return x, weight, tensor(rng, (rng.choice((inside, outside)),), dtype), grad
+
+
+def conv2d(rng):
+    x, weight, bias, _ = _convolution(rng)
+    return [x, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2, 0.0, -0.5))]
+
+
+def conv_transpose2d(rng):
+    _, weight, bias, grad = _convolution(rng)
+    return [grad, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2))]
+
+
+def conv2d_grad_weight(rng):
+    x, weight, _, grad = _convolution(rng)
+    return [x, grad, weight.shape[-1], rng.random() < 0.5]
+
+
 def discriminator_loss(rng):
     dtype = rng.choice(FLOATING)
     return [tensor(rng, sizes(rng), dtype), tensor(rng, sizes(rng), dtype), 0.9, 0.0]
@@ -353,6 +380,9 @@ OPERATORS = [
         ("linear_leaky_relu_backward", linear_backward),
         ("linear_leaky_relu_dropout_at", linear_dropout),
         ("linear_leaky_relu_dropout_backward_at", linear_dropout_backward),
+        ("conv2d_leaky_relu", conv2d),
+        ("conv_transpose2d_leaky_relu", conv_transpose2d),
+        ("conv2d_grad_weight", conv2d_grad_weight),
         ("discriminator_loss", discriminator_loss),
         ("generator_loss", generator_loss),
         ("adam_", adam),

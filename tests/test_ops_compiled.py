@@ -5,6 +5,7 @@ import torch
 from operator_cases import devices, layer, needs_library, roads
 
 from fastgan import ops
+from fastgan.ops import reference
 
 
 def samples(device="cpu"):
@@ -34,6 +35,21 @@ def samples(device="cpu"):
         "philox_normal": [(torch.empty(3, 3, device=device), 1, 2, 3)],
         "philox_keep_mask": [(torch.empty(9, dtype=torch.bool, device=device), 1, 2, 3, 4000)],
     }
+    if device == "cpu":  # the convolutions have no CUDA side
+        image, taps = torch.randn(2, 3, 4, 6), torch.randn(5, 3, 4, 4)
+        last = image.to(memory_format=torch.channels_last), taps[:, :, 1:, 1:]
+        result = torch.randn(2, 5, 2, 3)
+        made |= {
+            "conv2d_leaky_relu": [(image, taps, torch.randn(5), 0.2), (*last, None, 1.0)],
+            "conv_transpose2d_leaky_relu": [
+                (result, taps, torch.randn(3), 0.2),
+                (torch.randn(2, 5, 4, 1), taps[:, :, :1, :1], None, 1.0),
+            ],
+            "conv2d_grad_weight": [
+                (image, result, 4, False),
+                (last[0], torch.randn(2, 7, 4, 6), 3, True),
+            ],
+        }
     counter = torch.tensor([5], device=device)
     one, half = (torch.tensor(v, device=device) for v in (1.0, 0.5))
     pixels = torch.randint(0, 256, (9, 3, 4, 5), dtype=torch.uint8, device=device)
@@ -72,6 +88,9 @@ def samples(device="cpu"):
 NAMES = [
     "linear_leaky_relu",
     "linear_leaky_relu_backward",
+    "conv2d_leaky_relu",
+    "conv_transpose2d_leaky_relu",
+    "conv2d_grad_weight",
     "discriminator_loss",
     "generator_loss",
     "adam_",
@@ -95,7 +114,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name, device):
     operator = getattr(torch.ops.fastgan, name).default
-    for arguments in samples(device)[name]:
+    for arguments in samples(device).get(name, []):
         detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
         torch.library.opcheck(operator, tuple(detached))
 
@@ -138,6 +157,23 @@ def test_compiled_linear_leaky_relu(road):
 def test_compiled_wide_layer_with_few_rows():
     x, weight, bias = layer((4, 1024), 1024, True, torch.float32, grad=False)
     compiled_and_eager(lambda x, w, b: ops.linear_leaky_relu(x, w, b, 0.2), x, weight, bias)
+
+
+@needs_library
+@pytest.mark.parametrize("kernel", [4, 3, 1])
+def test_compiled_convolutions(monkeypatch, kernel):
+    monkeypatch.setattr(ops.conv, "is_faster", lambda *sizes: True)
+    stride, padding = reference.CONV_PLACES[kernel]
+    torch.manual_seed(0)
+    weight = torch.randn(8, 8, kernel, kernel)
+    for x in (torch.randn(2, 8, 4, 4), torch.randn(4, 8, 4, 4)[::2].mT):
+
+        def f(x, weight, bias):
+            y = ops.conv2d(x, weight, bias, stride, padding, negative_slope=0.2)
+            return ops.conv_transpose2d(y, weight, bias, stride, padding)
+
+        compiled_and_eager(f, x, weight, torch.randn(8))
+        compiled_and_eager(lambda x, w: f(x, w, None), x, weight)
 
 
 def test_compiled_losses():

@@ -10,6 +10,7 @@
 #include "common/bf16.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
+#include "ops/conv/shape.h"
 #include "ops/linear/shape.h"
 
 namespace fastgan::cpu {
@@ -45,6 +46,59 @@ struct LinearKernels {
                              int64_t in_begin, int64_t in_end, T* scratch, T* grad_weight);
 };
 
+// The ways to do a convolution; ops/conv/geometry.h says what each of the names means.
+enum class ConvAlgorithm {
+  winograd_4x4,  // stride 2: F(2x2, 2x2) on four planes
+  taps_4x4,      // stride 2: the plain sum
+  winograd_3x3,  // F(2x2, 3x3); F(4x4, 3x3) has 6 to 16 times the error of a plain sum
+  taps_3x3,
+  taps_1x1,
+  count
+};
+
+// What an algorithm needs for a shape; memory in floats.
+struct ConvSizes {
+  int64_t tiles, tiles_of_image, products_of_tile;
+  // Packed weights for forward and for data, and the units in which they are packed.
+  int64_t packed_outputs, packed_inputs, vectors_of_outputs, vectors_of_inputs;
+  // Scratch of forward and data: this much, and so much for each tile.
+  int64_t scratch, scratch_of_tile;
+  // Backward to the weights: panels of this many tiles; units; scratch of inputs and products.
+  int64_t panels, tiles_of_panels, units, scratch_of_unit, sums;
+};
+
+struct ConvCall {
+  ConvShape shape;
+  const float* from;    // x, or dy for data
+  const float* packed;  // the weight
+  const float* bias;    // may be null
+  float slope;          // of negative results
+  float* to;            // y, or dx for data
+};
+
+// A convolution by one algorithm; images are channels last. ops/conv/cpu.cpp puts them together.
+struct ConvKernels {
+  ConvSizes (*sizes)(const ConvShape& shape);
+  // The weight for `data` if `inputs`, else for `forward`: units [begin, end) of it.
+  void (*pack)(const ConvShape& shape, const ConvWeight<const float>& weight, bool inputs,
+               int64_t begin, int64_t end, float* packed);
+  // y of the tiles [first, last).
+  void (*forward)(const ConvCall& call, int64_t first, int64_t last, float* scratch);
+  // dx of the images [first, last), at most `most` tiles at a time. Null where it is forward with
+  // the weight turned.
+  void (*data)(const ConvCall& call, int64_t first, int64_t last, int64_t most, float* scratch);
+  // Tiles [begin, end) of the panels that begin at the tile `first`.
+  void (*inputs)(const ConvShape& shape, const float* x, int64_t first, int64_t begin, int64_t end,
+                 float* scratch, float* panels);
+  // One unit of the sums over the tiles [first, last) whose panels those are; onto what is there
+  // with `add`.
+  void (*products)(const ConvShape& shape, const float* dy, int64_t first, int64_t last,
+                   int64_t unit, const float* panels, bool add, float* scratch, float* sums);
+  // The gradient of the weights of outputs [begin, end).
+  void (*weight)(const ConvShape& shape, const float* sums, int64_t begin, int64_t end,
+                 const ConvWeight<float>& weight);
+};
+
 struct Kernels {
   Isa isa;
 
@@ -69,6 +123,8 @@ struct Kernels {
 
   LinearKernels<float> linear_f32;
   LinearKernels<double> linear_f64;
+
+  ConvKernels conv[static_cast<int>(ConvAlgorithm::count)];
 };
 
 // The table of one instruction set, or nullptr if this processor or this build lacks it.

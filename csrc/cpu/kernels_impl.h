@@ -6,6 +6,7 @@
 
 #include "ops/adam/cpu_kernel.h"
 #include "ops/linear/cpu_kernel.h"
+#include "ops/conv/cpu_kernel.h"
 #include "ops/losses/cpu_kernel.h"
 #include "ops/random/cpu_kernel.h"
 
@@ -17,6 +18,9 @@ template <class T>
 constexpr LinearKernels<T> linear() {
   return {linear_leaky_relu<T>, leaky_relu_backward<T>, linear_grad_x<T>, linear_grad_weight<T>};
 }
+
+template <class F, int Stride, int Phases>
+constexpr ConvKernels conv = ConvolutionKernels<Convolution<F, Stride, Phases>>::table();
 
 constexpr Isa own_isa = FASTGAN_VECTOR_BYTES == 64   ? Isa::avx512
                         : FASTGAN_VECTOR_BYTES == 32 ? Isa::avx2
@@ -37,6 +41,7 @@ extern constexpr Kernels table = {
     .bce_bf16 = bce<bf16>,
     .linear_f32 = linear<float>(),
     .linear_f64 = linear<double>(),
+    .conv = {conv<F22, 2, 2>, conv<F11, 2, 4>, conv<F23, 1, 1>, conv<F11, 1, 3>, conv<F11, 1, 1>},
 };
 
 }  // namespace fastgan::cpu::FASTGAN_VARIANT

@@ -14,6 +14,7 @@ import torch.fx
 
 from .adam import adam_, adam_device_, ema_
 from .bce import discriminator_loss, generator_loss
+from .conv import conv2d, conv_transpose2d, release_memory
 from .draws import dropout_at, keep_mask_at, philox_normal_at
 from .gather import gather_normalize
 from .library import has_bf16, has_kernels, isa, library_status
@@ -22,6 +23,8 @@ from .linear import linear_leaky_relu, linear_leaky_relu_dropout_at
 __all__ = [
     "adam_",
     "adam_device_",
+    "conv2d",
+    "conv_transpose2d",
     "discriminator_loss",
     "dropout_at",
     "ema_",
@@ -35,7 +38,9 @@ __all__ = [
     "linear_leaky_relu",
     "linear_leaky_relu_dropout_at",
     "philox_normal_at",
+    "release_memory",
 ]
 
-# torch.fx patches names module by module; modules call this one here.
-torch.fx.wrap("linear_leaky_relu")
+# torch.fx patches names module by module; modules call these here.
+for _name in ("conv2d", "conv_transpose2d", "linear_leaky_relu"):
+    torch.fx.wrap(_name)

@@ -97,6 +97,26 @@ if "cpu" in KERNELS:
             weight.new_empty(weight.shape[0] if need_bias else (0,)),
         )
 
+    def _channels_last(t, batch, channels, rows, columns):
+        return t.new_empty((batch, rows, columns, channels)).permute(0, 3, 1, 2)
+
+    @torch.library.register_fake("fastgan::conv2d_leaky_relu")
+    def _(x, weight, bias, negative_slope):
+        stride = 2 if weight.shape[-1] == 4 else 1
+        size = x.shape[0], weight.shape[0], x.shape[2] // stride, x.shape[3] // stride
+        return _channels_last(x, *size)
+
+    @torch.library.register_fake("fastgan::conv_transpose2d_leaky_relu")
+    def _(x, weight, bias, negative_slope):
+        stride = 2 if weight.shape[-1] == 4 else 1
+        size = x.shape[0], weight.shape[1], x.shape[2] * stride, x.shape[3] * stride
+        return _channels_last(x, *size)
+
+    @torch.library.register_fake("fastgan::conv2d_grad_weight")
+    def _(x, grad, kernel, channels_last):
+        size = grad.shape[1], x.shape[1], kernel, kernel
+        return _channels_last(x, *size) if channels_last else x.new_empty(size)
+
     def _loss_like(logits):
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         return logits.new_empty((), dtype=wide)

@@ -198,6 +198,38 @@ def linear_leaky_relu_dropout_backward_at(
     return linear_leaky_relu_backward(dropout_at(grad, *mask), x, weight, sign, negative_slope)
 
 
+# --- Convolutions with a leaky rectifier ----------------------------------------------------------
+
+CONV_PLACES = {4: (2, 1), 3: (1, 1), 1: (1, 0)}
+"""The stride and the padding that go with a square kernel of that size."""
+
+
+def conv2d_leaky_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    """x [batch, in, height, width], weight [out, in, kernel, kernel] -> [batch, out, ...]."""
+    stride, padding = CONV_PLACES[weight.shape[-1]]
+    return F.leaky_relu(F.conv2d(x, weight, bias, stride, padding), negative_slope)
+
+
+def conv_transpose2d_leaky_relu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
+) -> Tensor:
+    """The same with F.conv_transpose2d and weight [in, out, kernel, kernel].
+
+    Without bias and rectifier it is the gradient of conv2d's x, and x that of its result.
+    """
+    stride, padding = CONV_PLACES[weight.shape[-1]]
+    return F.leaky_relu(F.conv_transpose2d(x, weight, bias, stride, padding), negative_slope)
+
+
+def conv2d_grad_weight(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
+    """The gradient of the weight [out, in, kernel, kernel] of conv2d for that of its result."""
+    stride, padding = CONV_PLACES[kernel]
+    size = grad.shape[1], x.shape[1], kernel, kernel
+    return torch.nn.grad.conv2d_weight(x, size, grad, stride, padding)
+
+
 # --- Minimax losses from logits -------------------------------------------------------------------
 # I. Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014; with labels smoothed as in T.
 # Salimans et al., "Improved Techniques for Training GANs", NeurIPS 2016. Every loss is a mean over

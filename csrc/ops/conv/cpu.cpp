@@ -1,0 +1,206 @@
+// The convolutions' operators on the CPU.
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "cpu/workspace.h"
+#include "ops/conv/operators.h"
+
+namespace fastgan::cpu {
+
+namespace {
+
+using torch::stable::contiguous;
+using torch::stable::new_empty;
+using torch::stable::permute;
+
+// Fewer channels than this do not fill the planes of a transform.
+constexpr int64_t kFewChannels = 4;
+// Tiles whose part of a product stays in the second-level cache.
+constexpr int64_t kTilesAtATime = 120;
+// Panels of U that are made before the products that use them, in floats: about 4 MB.
+constexpr int64_t kPanelsAtATime = 1 << 20;
+// Multiplications that make it worth waking a thread.
+constexpr int64_t kWorth = 1 << 18;
+
+int64_t grain_of(int64_t multiplications_per_unit) {
+  return kWorth / std::max<int64_t>(multiplications_per_unit, 1) + 1;
+}
+
+// One convolution or the one with the roles of x and y exchanged: for stride 1 the transposed
+// convolution is a convolution with the taps turned round.
+struct Problem {
+  ConvShape shape;
+  const ConvKernels* kernels;
+  bool turned;
+
+  template <class T>
+  ConvWeight<T> weight(T* data, const std::vector<int64_t>& strides) const {
+    ConvWeight<T> w{data, strides[0], strides[1], strides[2], strides[3], turned};
+    if (turned) std::swap(w.out, w.in);
+    return w;
+  }
+};
+
+const ConvKernels& algorithm(ConvAlgorithm a) { return kernels().conv[static_cast<int>(a)]; }
+
+Problem problem_of(const ConvSpec& c, bool turned) {
+  ConvShape s = c.shape;
+  if (turned) std::swap(s.in, s.out);
+  const bool few = s.in <= kFewChannels;
+  const ConvAlgorithm a = c.kernel == 1 ? ConvAlgorithm::taps_1x1
+                          : c.kernel == 3
+                              ? few ? ConvAlgorithm::taps_3x3 : ConvAlgorithm::winograd_3x3
+                          : few ? ConvAlgorithm::taps_4x4
+                                : ConvAlgorithm::winograd_4x4;
+  return {s, &algorithm(a), turned};
+}
+
+// Whether few channels are those of y, so that the exchanged problem is the one with a long row.
+bool few_outputs(const ConvSpec& c) {
+  return c.kernel == 3 && c.shape.out <= kFewChannels && c.shape.in > kFewChannels;
+}
+
+std::vector<int64_t> strides_of(const Tensor& t) {
+  return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// The same images with memory [batch, height, width, channels].
+Tensor channels_last(const Tensor& t) { return contiguous(permute(t, {0, 2, 3, 1})); }
+
+Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return permute(new_empty(like, {sizes[0], sizes[2], sizes[3], sizes[1]}), {0, 3, 1, 2});
+}
+
+void check_float(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, name, " must be float32");
+}
+
+// to = the images `from` convolved by p; with `scatter`, transposed.
+void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& weight,
+              const std::optional<Tensor>& bias, double slope, Tensor& to) {
+  const ConvKernels& k = *p.kernels;
+  const ConvSizes sizes = k.sizes(p.shape);
+  const Tensor images = channels_last(from);
+  const std::optional<Tensor> shift =
+      bias ? std::optional<Tensor>(contiguous(*bias)) : std::nullopt;
+  const ConvWeight<const float> w = p.weight(in_ptr<float>(weight), strides_of(weight));
+  const Workspace packed(scatter ? sizes.packed_inputs : sizes.packed_outputs);
+  const ConvCall call{p.shape,
+                      in_ptr<float>(images),
+                      packed.data(),
+                      shift ? in_ptr<float>(*shift) : nullptr,
+                      static_cast<float>(slope),
+                      out_ptr<float>(to)};
+  const int64_t vectors = scatter ? sizes.vectors_of_inputs : sizes.vectors_of_outputs;
+  const int64_t filters = p.shape.in * p.shape.out * 64 / std::max<int64_t>(vectors, 1);
+  parallel_units(vectors, 1, grain_of(filters), [&](int64_t begin, int64_t end) {
+    k.pack(p.shape, w, scatter, begin, end, packed.data());
+  });
+  const auto scratch = [&](int64_t tiles) { return sizes.scratch + tiles * sizes.scratch_of_tile; };
+  if (scatter) {
+    const int64_t of_image = sizes.tiles_of_image;
+    const int64_t together = std::max<int64_t>(1, kTilesAtATime / of_image);
+    const int64_t grain = grain_of(sizes.products_of_tile * of_image);
+    parallel_units(p.shape.batch, 1, grain, [&](int64_t begin, int64_t end) {
+      const Workspace memory(scratch(std::min(kTilesAtATime, of_image * together)));
+      for (; begin < end; begin += together) {
+        k.data(call, begin, std::min(end, begin + together), kTilesAtATime, memory.data());
+      }
+    });
+    return;
+  }
+  // Pieces of equal size, as many for each thread.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t worth = sizes.tiles * sizes.products_of_tile / kWorth + 1;
+  int64_t pieces = units_of(sizes.tiles, kTilesAtATime);
+  pieces = units_of(pieces, std::min(threads, worth)) * std::min(threads, worth);
+  pieces = std::min(pieces, sizes.tiles);
+  parallel_units(pieces, 1, 1, [&](int64_t begin, int64_t end) {
+    const Workspace memory(scratch(units_of(sizes.tiles, pieces)));
+    for (; begin < end; ++begin) {
+      k.forward(call, sizes.tiles * begin / pieces, sizes.tiles * (begin + 1) / pieces,
+                memory.data());
+    }
+  });
+}
+
+void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tensor& to) {
+  const ConvKernels& k = *p.kernels;
+  const ConvSizes sizes = k.sizes(p.shape);
+  const Tensor from = channels_last(p.turned ? grad : x), dy = channels_last(p.turned ? x : grad);
+  const float *const input = in_ptr<float>(from), *const output = in_ptr<float>(dy);
+  const int64_t together =
+      std::max<int64_t>(1, kPanelsAtATime / std::max<int64_t>(sizes.panels, 1));
+  const int64_t chunk = together * sizes.tiles_of_panels;
+  const Workspace sums(sizes.sums);
+  const Workspace panels(std::min(units_of(sizes.tiles, sizes.tiles_of_panels), together) *
+                         sizes.panels);
+  for (int64_t first = 0; first < sizes.tiles; first += chunk) {
+    const int64_t last = std::min(sizes.tiles, first + chunk);
+    const int64_t elements = sizes.panels / sizes.tiles_of_panels;
+    parallel_units(last - first, 1, grain_of(16 * elements), [&](int64_t begin, int64_t end) {
+      const Workspace memory(sizes.scratch_of_unit);
+      k.inputs(p.shape, input, first, begin, end, memory.data(), panels.data());
+    });
+    const int64_t products = sizes.products_of_tile * (last - first) / sizes.units;
+    parallel_units(sizes.units, 1, grain_of(products), [&](int64_t begin, int64_t end) {
+      const Workspace memory(sizes.scratch_of_unit);
+      for (; begin < end; ++begin) {
+        k.products(p.shape, output, first, last, begin, panels.data(), first > 0, memory.data(),
+                   sums.data());
+      }
+    });
+  }
+  const ConvWeight<float> w = p.weight(out_ptr<float>(to), strides_of(to));
+  parallel_units(p.shape.out, 1, grain_of(p.shape.in * 64), [&](int64_t begin, int64_t end) {
+    k.weight(p.shape, sums.data(), begin, end, w);
+  });
+}
+
+struct ConvOnCpu {
+  static Tensor forward(const ConvSpec& c, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias, double negative_slope) {
+    check_float(x, "x");
+    Tensor y = new_channels_last(x, c.y());
+    if (y.numel() == 0) return y;
+    const bool turned = few_outputs(c);
+    convolve(problem_of(c, turned), turned, x, weight, bias, negative_slope, y);
+    return y;
+  }
+
+  static Tensor transposed(const ConvSpec& c, const Tensor& x, const Tensor& weight,
+                           const std::optional<Tensor>& bias, double negative_slope) {
+    check_float(x, "x");
+    Tensor y = new_channels_last(x, c.x());
+    if (y.numel() == 0) return y;
+    // Few channels of y: the sums over the taps are added to the image. Else, with stride 1, a
+    // convolution does without additions to memory.
+    const bool few = c.shape.in <= kFewChannels;
+    const bool scatter = c.kernel == 4 || (c.kernel == 3 && few);
+    convolve(problem_of(c, !scatter), scatter, x, weight, bias, negative_slope, y);
+    return y;
+  }
+
+  static Tensor grad_weight(const ConvSpec& c, const Tensor& x, const Tensor& grad,
+                            bool channels_last) {
+    check_float(x, "x");
+    Tensor to = channels_last ? new_channels_last(x, c.weight()) : new_empty(x, c.weight());
+    if (to.numel() == 0) return to;
+    if (x.numel() == 0) return torch::stable::zero_(to);
+    weight_gradient(problem_of(c, few_outputs(c)), x, grad, to);
+    return to;
+  }
+};
+
+int64_t conv_release_memory() { return release_workspaces(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, m) { ConvOperators<ConvOnCpu>::add_to(m); }
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
+  m.impl("conv_release_memory", TORCH_BOX(&conv_release_memory));
+}
+
+}  // namespace fastgan::cpu

@@ -1,0 +1,281 @@
+// Convolutions of channels-last images: forward, backward to the data and to the weights, as
+// products of matrices between transforms. Included by cpu/kernels_impl.h for each instruction set,
+// after ops/linear/cpu_kernel.h.
+//
+// Each element of a result is one sum in an order that the sizes decide, so neither the pieces that
+// a caller makes nor the division among threads show in the bits.
+#include "ops/conv/shape.h"
+
+namespace fastgan::cpu::FASTGAN_VARIANT {
+
+namespace {
+
+#include "ops/conv/transforms.h"
+#include "ops/conv/geometry.h"
+#include "ops/conv/tiles.h"
+#include "ops/conv/pack.h"
+
+// Terms of a sum that are added up in registers: a panel of this depth fills half of the nearest
+// cache. Longer sums are sums of such sums, which also rounds less than one chain.
+constexpr int64_t kConvDepth = 16384 / (kTileColumns<float> * 4);
+// Columns of a unit of the products of backward to the weights, and about the most rows.
+constexpr int64_t kUnitColumns = 128, kUnitRows = 96;
+
+// out [height][width] = A B for one panel of B, or += with onto.
+FASTGAN_INLINE void product_of_panel(int height, int64_t terms, const float* a, int64_t a_row,
+                                     int64_t a_column, const float* panel, float* out,
+                                     int64_t out_row, bool onto) {
+  tile_of<2, float>(
+      height, terms, a, a_row, a_column, panel, kTileColumns<float>,
+      [](int, int) FASTGAN_LAMBDA_INLINE { return Vector<float>{}; },
+      [&](int i, int v, Vector<float> x) FASTGAN_LAMBDA_INLINE {
+        float* to = out + i * out_row + v * kLanes<float>;
+        store_vector(to, onto ? load_vector(to) + x : x);
+      });
+}
+
+// C [rows][panels x width] = A B. A [rows][depth] has rows a_row apart; B is in panels
+// [depth][width].
+inline void product_of_rows(int64_t rows, int64_t depth, int64_t panels, const float* a,
+                            int64_t a_row, const float* b, float* c, int64_t c_row) {
+  constexpr int width = kTileColumns<float>;
+  // A product of no terms still has a result: one pass over an empty block.
+  const int64_t blocks = depth > 0 ? (depth + kConvDepth - 1) / kConvDepth : 1;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t k0 = depth * block / blocks, terms = depth * (block + 1) / blocks - k0;
+    for (int64_t p = 0; p < panels; ++p) {
+      each_tile(rows, [&](long first, int height) FASTGAN_LAMBDA_INLINE {
+        product_of_panel(height, terms, a + first * a_row + k0, a_row, 1,
+                         b + (p * depth + k0) * width, c + first * c_row + p * width, c_row,
+                         block > 0);
+      });
+    }
+  }
+}
+
+// C [rows][panels x width] = A^T B for at most kConvDepth terms, or += with add. A is in groups
+// [terms][kTileRows], so that a tile reads its part in one run; B in panels [kConvDepth][width].
+// Groups and panels are a line more than a power of two apart, which would be the same set of a
+// cache for all places of a tile.
+constexpr int64_t kGroup = kConvDepth * kTileRows + 16;
+constexpr int64_t kPanel = kConvDepth * kTileColumns<float> + 16;
+inline void product_of_groups(int64_t rows, int64_t terms, int64_t panels, const float* a,
+                              const float* b, float* c, int64_t c_row, bool add) {
+  constexpr int width = kTileColumns<float>;
+  for (int64_t p = 0; p < panels; ++p) {
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      const int height = static_cast<int>(rows - i < kTileRows ? rows - i : kTileRows);
+      product_of_panel(height, terms, a + i / kTileRows * kGroup, 1, kTileRows, b + p * kPanel,
+                       c + i * c_row + p * width, c_row, add);
+    }
+  }
+}
+
+inline void clear(float* p, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = 0.0f;
+}
+
+// Rows of a unit of the products of backward to the weights: blocks of about the same size.
+template <class C>
+int64_t unit_rows(const C& g) {
+  const int64_t blocks = g.s.out > kUnitRows ? (g.s.out + kUnitRows - 1) / kUnitRows : 1;
+  return g.s.out > 0 ? C::up((g.s.out + blocks - 1) / blocks, kTileRows) : kTileRows;
+}
+
+template <class C>
+struct ConvolutionKernels {
+  static ConvSizes sizes(const ConvShape& s) {
+    const C g(s);
+    const int64_t rows = unit_rows(g), columns = g.k_panels * C::width;
+    return {
+        .tiles = g.tiles(),
+        .tiles_of_image = g.of_image,
+        .products_of_tile = C::Places * g.k * s.out,
+        .packed_outputs = C::Places * g.n_panels * C::width * g.k,
+        .packed_inputs = C::Places * columns * s.out,
+        .vectors_of_outputs = g.n_panels * 2,
+        .vectors_of_inputs = C::Dense ? g.k_panels * 2 : g.plane / C::lanes,
+        .scratch = g.zeros(),
+        .scratch_of_tile = C::Places * (g.u_row() + g.m_row()),
+        .panels = C::Places * g.k_panels * kPanel,
+        .tiles_of_panels = kConvDepth,
+        .units = (s.out + rows - 1) / rows * ((columns + kUnitColumns - 1) / kUnitColumns),
+        .scratch_of_unit =
+            g.zeros() + columns + C::Places * (rows + 16 + rows / kTileRows * kGroup),
+        .sums = C::Places * s.out * columns,
+    };
+  }
+
+  static void pack(const ConvShape& s, const ConvWeight<const float>& w, bool inputs, int64_t begin,
+                   int64_t end, float* packed) {
+    inputs ? pack_inputs(C(s), w, begin, end, packed) : pack_outputs(C(s), w, begin, end, packed);
+  }
+
+  static void forward(const ConvCall& call, int64_t first, int64_t last, float* scratch) {
+    const C g(call.shape);
+    const int64_t n = last - first, u_row = g.u_row(), m_row = g.m_row();
+    float* const zeros = scratch;
+    float* const u = zeros + g.zeros();
+    float* const m = u + C::Places * n * u_row;
+    clear(zeros, g.zeros());
+    auto at = g.place(first);
+    for (int64_t i = 0; i < n; ++i, g.advance(at)) {
+      float* row = u + i * u_row;
+      if constexpr (C::Dense) {
+        patch(g, call.from, at, row);
+      } else {
+        input_tile(g, call.from, at, zeros, n * u_row,
+                   [&](int64_t k) FASTGAN_LAMBDA_INLINE { return row + k; });
+      }
+    }
+    if (C::Dense && g.s.out % C::width == 0) {  // M is y
+      float* y = call.to + first * g.s.out;
+      product_of_rows(n, g.k, g.n_panels, u, u_row, call.packed, y, g.s.out);
+      finish(call, n, g.s.out, y);
+      return;
+    }
+    const int64_t size = g.n_panels * C::width * g.k;
+    for (int t = 0; t < C::Places; ++t) {
+      product_of_rows(n, g.k, g.n_panels, u + t * n * u_row, u_row, call.packed + t * size,
+                      m + t * n * m_row, m_row);
+    }
+    at = g.place(first);
+    for (int64_t i = 0; i < n; ++i, g.advance(at)) {
+      output_tile(g, m + i * m_row, n * m_row, call.bias, call.slope, at, call.to);
+    }
+  }
+
+  static void data(const ConvCall& call, int64_t first_image, int64_t last_image, int64_t most,
+                   float* scratch) {
+    const C g(call.shape);
+    const int64_t pixels = g.s.height * g.s.width, image = pixels * g.s.in;
+    float* const dx = call.to + first_image * image;
+    clear(dx, (last_image - first_image) * image);
+    const int64_t begin = first_image * g.of_image, end = last_image * g.of_image;
+    const int64_t parts = (end - begin + most - 1) / most;
+    clear(scratch, g.zeros());
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = begin + (end - begin) * part / parts;
+      const int64_t last = begin + (end - begin) * (part + 1) / parts;
+      data_of_tiles(g, call, first, last - first, scratch);
+    }
+    finish(call, (last_image - first_image) * pixels, g.s.in, dx);
+  }
+
+  // The panels [tiles / depth][place][k / width][tile][width] of U for the tiles [begin, end),
+  // counted from the first tile of the panels.
+  static void inputs(const ConvShape& s, const float* x, int64_t first, int64_t begin, int64_t end,
+                     float* scratch, float* panels) {
+    const C g(s);
+    constexpr int lanes = C::lanes, width = C::width;
+    const int64_t columns = g.k_panels * width, place = g.k_panels * kPanel;
+    clear(scratch, g.zeros());
+    float* const row = scratch + g.zeros();
+    auto at = g.place(first + begin);
+    for (int64_t i = begin; i < end; ++i, g.advance(at)) {
+      float* const out = panels + i / kConvDepth * C::Places * place + i % kConvDepth * width;
+      const auto to = [&](int64_t k)
+                          FASTGAN_LAMBDA_INLINE { return out + k / width * kPanel + k % width; };
+      if constexpr (C::Dense) {
+        patch(g, x, at, row);
+        for (int64_t k = g.k; k < columns; ++k) row[k] = 0.0f;
+        for (int64_t k = 0; k < columns; k += lanes) store_vector(to(k), load_vector(row + k));
+      } else {
+        input_tile(g, x, at, scratch, place, to);
+        for (int64_t k = g.k; k < columns; k += lanes) {
+          for (int t = 0; t < C::Places; ++t) store_vector(to(k) + t * place, Vector<float>{});
+        }
+      }
+    }
+  }
+
+  // Unit `unit` of the sums [place][n][k] over the tiles [first, last), whose panels those are.
+  static void products(const ConvShape& s, const float* dy, int64_t first, int64_t last,
+                       int64_t unit, const float* panels, bool add, float* scratch, float* sums) {
+    const C g(s);
+    constexpr int64_t width = C::width, group = kUnitColumns / width;
+    const int64_t rows = unit_rows(g), groups = (g.k_panels + group - 1) / group;
+    const int64_t n0 = unit / groups * rows, p0 = unit % groups * group;
+    const int64_t count = g.s.out - n0 < rows ? g.s.out - n0 : rows;
+    const int64_t some = g.k_panels - p0 < group ? g.k_panels - p0 : group;
+    const int64_t columns = g.k_panels * width, row_step = rows + 16;
+    const int64_t place = rows / kTileRows * kGroup;
+    clear(scratch, g.zeros());
+    float* const row = scratch + g.zeros();
+    float* const a = row + C::Places * row_step;
+    auto at = g.place(first);
+    for (int64_t begin = first; begin < last;
+         begin += kConvDepth, panels += C::Places * g.k_panels * kPanel) {
+      const int64_t terms = last - begin < kConvDepth ? last - begin : kConvDepth;
+      for (int64_t i = 0; i < terms; ++i, g.advance(at)) {
+        output_tile_transposed(g, dy, at, n0, count, scratch, row, row_step);
+        for (int t = 0; t < C::Places; ++t) {
+          for (int64_t n = 0; n < count; n += kTileRows) {
+            // What a vector reaches too far is overwritten by the next tile's, or beyond the last.
+            const float* from = row + t * row_step + n;
+            float* to = a + t * place + n / kTileRows * kGroup + i * kTileRows;
+            for (int j = 0; j < kTileRows; j += C::lanes)
+              store_vector(to + j, load_vector(from + j));
+          }
+        }
+      }
+      for (int t = 0; t < C::Places; ++t) {
+        product_of_groups(
+            count, terms, some, a + t * place, panels + (t * g.k_panels + p0) * kPanel,
+            sums + (t * g.s.out + n0) * columns + p0 * width, columns, add || begin > first);
+      }
+    }
+  }
+
+  static void weight(const ConvShape& s, const float* sums, int64_t begin, int64_t end,
+                     const ConvWeight<float>& w) {
+    weight_of_sums(C(s), sums, begin, end, w);
+  }
+
+  static constexpr ConvKernels table() {
+    ConvKernels kernels{sizes, pack, forward, nullptr, inputs, products, weight};
+    if constexpr (C::Scatters) kernels.data = data;
+    return kernels;
+  }
+
+ private:
+  static void data_of_tiles(const C& g, const ConvCall& call, int64_t first, int64_t n,
+                            float* scratch) {
+    const int64_t u_row = g.u_row(), m_row = g.m_row();
+    float* const m = scratch + g.zeros();
+    float* const u = m + C::Places * n * m_row;
+    auto at = g.place(first);
+    for (int64_t i = 0; i < n; ++i, g.advance(at)) {
+      output_tile_transposed(g, call.from, at, 0, g.s.out, scratch, m + i * m_row, n * m_row);
+    }
+    const int64_t size = g.k_panels * C::width * g.s.out;
+    for (int t = 0; t < C::Places; ++t) {
+      product_of_rows(n, g.s.out, g.k_panels, m + t * n * m_row, m_row, call.packed + t * size,
+                      u + t * n * u_row, u_row);
+    }
+    at = g.place(first);
+    for (int64_t i = 0; i < n; ++i, g.advance(at)) {
+      if constexpr (C::Dense) {
+        add_patch(g, u + i * u_row, at, call.to);
+      } else {
+        add_input_tile(g, u + i * u_row, n * u_row, at, call.to);
+      }
+    }
+  }
+
+  // Bias and rectifier for n pixels that are sums only.
+  static void finish(const ConvCall& call, int64_t n, int64_t channels, float* pixels) {
+    if (call.bias == nullptr && call.slope == 1.0f) return;
+    for (int64_t i = 0; i < n; ++i, pixels += channels) {
+      each_vector(channels, [&](int64_t c, auto load, auto store) FASTGAN_LAMBDA_INLINE {
+        const Vector<float> shift = call.bias ? load(call.bias + c) : Vector<float>{};
+        const Vector<float> pre = load(pixels + c) + shift;
+        store(pixels + c, pre > 0.0f ? pre : pre * call.slope);
+      });
+    }
+  }
+};
+
+}  // namespace
+
+}  // namespace fastgan::cpu::FASTGAN_VARIANT
