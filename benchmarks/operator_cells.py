@@ -109,6 +109,8 @@ def race(
     return {
         "ours_us": round(statistics.median(sum(a) / 2 for a in mine) * 1e6, 2),
         "torch_us": round(statistics.median(sum(b) / 2 for b in torchs) * 1e6, 2),
+        "ours_best_us": round(best[0] * 1e6, 2),
+        "torch_best_us": round(best[1] * 1e6, 2),
         "ratio": round(middle, 4),
         "ratio_quartiles": [round(low, 4), round(high, 4)],
         "ratio_of_best": round(best[0] / best[1], 4),

@@ -1,11 +1,13 @@
 """fastgan's operators against torch's own, on the shapes of a GAN's layers.
 
     python benchmarks/operators.py            # the whole grid, 1 and 2 threads: about 6 minutes
+    python benchmarks/operators.py --conv     # the convolutions, 2 threads: about 4 minutes
     python benchmarks/operators.py --quick    # a corner of it: does everything still run?
     python benchmarks/operators.py --device cuda --dtype bfloat16
 
 `linear_leaky_relu`, forward and backward in eager, stands beside F.leaky_relu(F.linear(...)); the
-losses, Adam and the random draws beside what a torch program would call (operator_cells.py). A
+losses, Adam and the random draws beside what a torch program would call (operator_cells.py); the
+convolutions, every pass alone, beside torch's in both memory formats (convolutions.py). A
 cell's figure is the median over the turns of the ratio of the two; below 1 fastgan is faster. A
 cell counts as slower if three quarters of its turns and the best of all its calls say so.
 """
@@ -18,6 +20,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import convolutions
 import gpu
 import machine
 import report
@@ -85,8 +88,60 @@ def show(record: dict) -> str:
     return "\n\n".join(parts)
 
 
+def show_convolutions(record: dict) -> str:
+    facts, slower = record["machine"], record["slower"]
+    peak = facts.get("peak", {}).get("fp32", {}).get(record["isa"], {}).get("all")
+    where = (
+        f"{facts['cpu']}, {record['threads']} threads, instruction set {record['isa']}, peak of a "
+        f"core {peak} GFLOP/s, load {facts['load']}, torch {facts['versions']['torch']}, "
+        f"git {facts['git']}"
+    )
+    fine = "No pass by the operators is slower than torch, by more than its spread."
+    last = "Slower than torch: " + "; ".join(slower) if slower else fine
+    return "\n\n".join([where, convolutions.table(record["convolutions"]), last])
+
+
+def race_convolutions(options: argparse.Namespace, pace: dict) -> int:
+    """The record of --conv."""
+    threads = max(options.threads)
+    torch.set_num_threads(threads)
+    record = {
+        "topic": "convolutions",
+        "machine": machine.facts(threads, native=not options.quick),
+        "isa": ops.isa(),
+        "libraries": ops.library_status(),
+        "threads": threads,
+        "convolutions": [],
+        "slower": [],
+    }
+    for shape in convolutions.GRID[::10] if options.quick else convolutions.GRID:
+        found = convolutions.cells(shape, pace, is_slower)
+        record["convolutions"] += found
+        for cell in found:
+            if cell["taken"] and is_slower(cell):
+                name = f"{convolutions.title(cell)}, {cell['format']}, {cell['way']}"
+                record["slower"].append(name)
+        _progress(convolutions.title(found[0]))
+    record["load_after"] = machine.load()
+    return _conclude(record, show_convolutions, options)
+
+
+def _conclude(record: dict, show, options: argparse.Namespace) -> int:
+    _progress("")
+    print(json.dumps(record) if options.json else show(record))
+    if not options.no_record:
+        path = report.save(record, Path(options.out), record["topic"])
+        path.with_suffix(".md").write_text(show(record) + "\n")
+        print(f"\nrecorded as {path}", file=sys.stderr)
+    return 1 if record["slower"] else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    pace = {"turns": 5, "turn_seconds": 1e-3} if options.quick else {}
+    pace = {"turns": options.turns, "turn_seconds": options.turn_seconds, **pace}
+    if options.conv:
+        return race_convolutions(options, pace)
     dtype = getattr(torch, options.dtype)
     on_gpu = options.device == "cuda"
     facts = machine.facts(max(options.threads), native=not (options.quick or on_gpu))
@@ -97,8 +152,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"SKIPPED: --device cuda: {reason}", file=sys.stderr)
             return 3
         options.threads = options.threads[:1]
-    pace = {"turns": 5, "turn_seconds": 1e-3} if options.quick else {}
-    pace = {"turns": options.turns, "turn_seconds": options.turn_seconds, **pace}
     batches, widths = ((1, 64), (64, 256)) if options.quick else (BATCHES, WIDTHS)
     record = {
         "topic": "operators",
@@ -135,13 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             record["others"].append({"name": name, "threads": threads, **cell})
             _progress(f"{threads}t {name}: {cell['ratio']:.3f}")
     record["load_after"] = machine.load()
-    _progress("")
-    print(json.dumps(record) if options.json else show(record))
-    if not options.no_record:
-        path = report.save(record, Path(options.out), "operators")
-        path.with_suffix(".md").write_text(show(record) + "\n")
-        print(f"\nrecorded as {path}", file=sys.stderr)
-    return 1 if record["slower"] else 0
+    return _conclude(record, show, options)
 
 
 def _progress(text: str) -> None:
@@ -152,6 +199,7 @@ def _progress(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a corner of the grid, short turns")
+    parser.add_argument("--conv", action="store_true", help="the convolutions instead")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS), metavar="N")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import bench
+import convolutions
 import harness
 import machine
 import peers
@@ -16,8 +17,11 @@ import precision
 import processes
 import pytest
 import report
+import torch
 from checkout import TINY, tiny
 from plans import DCGAN, GRID, SWEEP, Plan, pair
+
+from fastgan import ops
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -301,3 +305,25 @@ def test_what_bf16_costs_beside_fp32(no_compiler, tmp_path, capfd):
     for name in ("fused", "fused-bf16"):
         if reason := race["results"][name].get("missing"):
             assert f"{name}: {reason}" in race["factors"]["fused"]["missing"]
+
+
+# Convolutions
+
+
+@pytest.mark.skipif(not ops.has_kernels(torch.device("cpu")), reason="the operators are timed")
+def test_convolutions_are_timed_in_every_way_and_told_in_gflops():
+    assert len(set(convolutions.GRID)) == len(convolutions.GRID) >= 60
+    asked = []
+    pace = {"turns": 2, "turn_seconds": 1e-6}
+    found = convolutions.cells((4, 3, 32, 32, 16), pace, lambda cell: asked.append(cell) or True)
+    assert [c["way"] for c in found] == [*convolutions.WAYS] * 2
+    taken = [c for c in found if c["taken"]]
+    # What the operators take and seems slower is timed once more, for longer.
+    assert len(asked) == len(taken) > 0 and all(c["turns"] == 6 for c in taken)
+    assert all(c["gflop"] == 2 * 3 * 32 * 32 * 256 * 16 / 1e9 for c in found)
+    cell = {**found[0], "gflop": 2.0, "ours_best_us": 10_000.0, "torch_best_us": 40_000.0}
+    for untaken in (False, True):
+        cell["taken"] = not untaken
+        told = convolutions.table([cell | {"way": way} for way in convolutions.WAYS])
+        assert "| 4x4 32 to 32 at 16, batch 3 | channels last | 200 / 50" in told
+        assert (told.count("(torch) |") == 3) == untaken
