@@ -63,8 +63,9 @@ struct ConvSizes {
   int64_t packed_outputs, packed_inputs, vectors_of_outputs, vectors_of_inputs;
   // Scratch of forward and data: this much, and so much for each tile.
   int64_t scratch, scratch_of_tile;
-  // Backward to the weights: panels of this many tiles; units; scratch of inputs and products.
-  int64_t panels, tiles_of_panels, units, scratch_of_unit, sums;
+  // Backward to the weights: panels of so many tiles; the sums, in blocks of rows and in columns
+  // that go to the threads; scratch of inputs and products.
+  int64_t panels, tiles_of_panels, sums, blocks, columns, scratch_of_block;
 };
 
 struct ConvCall {
@@ -90,10 +91,11 @@ struct ConvKernels {
   // Tiles [begin, end) of the panels that begin at the tile `first`.
   void (*inputs)(const ConvShape& shape, const float* x, int64_t first, int64_t begin, int64_t end,
                  float* scratch, float* panels);
-  // One unit of the sums over the tiles [first, last) whose panels those are; onto what is there
-  // with `add`.
+  // One block and the columns [begin, end) of the sums over the tiles [first, last) whose panels
+  // those are; onto what is there with `add`.
   void (*products)(const ConvShape& shape, const float* dy, int64_t first, int64_t last,
-                   int64_t unit, const float* panels, bool add, float* scratch, float* sums);
+                   int64_t block, int64_t begin, int64_t end, const float* panels, bool add,
+                   float* scratch, float* sums);
   // The gradient of the weights of outputs [begin, end).
   void (*weight)(const ConvShape& shape, const float* sums, int64_t begin, int64_t end,
                  const ConvWeight<float>& weight);

@@ -125,6 +125,18 @@ void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& 
   });
 }
 
+// Into how many groups the columns of the sums are cut, so that every thread gets as many pieces:
+// each makes its rows of the other factor anew.
+int64_t groups_of(const ConvSizes& sizes) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t groups = 1;
+  while (groups < sizes.columns && sizes.blocks * groups % threads != 0 &&
+         sizes.blocks * groups < 4 * threads) {
+    ++groups;
+  }
+  return groups;
+}
+
 void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tensor& to) {
   const ConvKernels& k = *p.kernels;
   const ConvSizes sizes = k.sizes(p.shape);
@@ -133,6 +145,7 @@ void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tens
   const int64_t together =
       std::max<int64_t>(1, kPanelsAtATime / std::max<int64_t>(sizes.panels, 1));
   const int64_t chunk = together * sizes.tiles_of_panels;
+  const int64_t groups = groups_of(sizes);
   const Workspace sums(sizes.sums);
   const Workspace panels(std::min(units_of(sizes.tiles, sizes.tiles_of_panels), together) *
                          sizes.panels);
@@ -140,14 +153,17 @@ void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tens
     const int64_t last = std::min(sizes.tiles, first + chunk);
     const int64_t elements = sizes.panels / sizes.tiles_of_panels;
     parallel_units(last - first, 1, grain_of(16 * elements), [&](int64_t begin, int64_t end) {
-      const Workspace memory(sizes.scratch_of_unit);
+      const Workspace memory(sizes.scratch_of_block);
       k.inputs(p.shape, input, first, begin, end, memory.data(), panels.data());
     });
-    const int64_t products = sizes.products_of_tile * (last - first) / sizes.units;
-    parallel_units(sizes.units, 1, grain_of(products), [&](int64_t begin, int64_t end) {
-      const Workspace memory(sizes.scratch_of_unit);
-      for (; begin < end; ++begin) {
-        k.products(p.shape, output, first, last, begin, panels.data(), first > 0, memory.data(),
+    const int64_t units = sizes.blocks * groups;
+    const int64_t products = sizes.products_of_tile * (last - first) / units;
+    parallel_units(units, 1, grain_of(products), [&](int64_t begin, int64_t end) {
+      const Workspace memory(sizes.scratch_of_block);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t group = i % groups;
+        k.products(p.shape, output, first, last, i / groups, sizes.columns * group / groups,
+                   sizes.columns * (group + 1) / groups, panels.data(), first > 0, memory.data(),
                    sums.data());
       }
     });

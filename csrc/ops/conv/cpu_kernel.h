@@ -18,8 +18,8 @@ namespace {
 // Terms of a sum that are added up in registers: a panel of this depth fills half of the nearest
 // cache. Longer sums are sums of such sums, which also rounds less than one chain.
 constexpr int64_t kConvDepth = 16384 / (kTileColumns<float> * 4);
-// Columns of a unit of the products of backward to the weights, and about the most rows.
-constexpr int64_t kUnitColumns = 128, kUnitRows = 96;
+// About the most rows of a block of the products of backward to the weights.
+constexpr int64_t kBlockRows = 96;
 
 // out [height][width] = A B for one panel of B, or += with onto.
 FASTGAN_INLINE void product_of_panel(int height, int64_t terms, const float* a, int64_t a_row,
@@ -75,10 +75,10 @@ inline void clear(float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0.0f;
 }
 
-// Rows of a unit of the products of backward to the weights: blocks of about the same size.
+// Rows of a block of those products: blocks of about the same size.
 template <class C>
-int64_t unit_rows(const C& g) {
-  const int64_t blocks = g.s.out > kUnitRows ? (g.s.out + kUnitRows - 1) / kUnitRows : 1;
+int64_t block_rows(const C& g) {
+  const int64_t blocks = g.s.out > kBlockRows ? (g.s.out + kBlockRows - 1) / kBlockRows : 1;
   return g.s.out > 0 ? C::up((g.s.out + blocks - 1) / blocks, kTileRows) : kTileRows;
 }
 
@@ -86,7 +86,7 @@ template <class C>
 struct ConvolutionKernels {
   static ConvSizes sizes(const ConvShape& s) {
     const C g(s);
-    const int64_t rows = unit_rows(g), columns = g.k_panels * C::width;
+    const int64_t rows = block_rows(g), columns = g.k_panels * C::width;
     return {
         .tiles = g.tiles(),
         .tiles_of_image = g.of_image,
@@ -99,10 +99,10 @@ struct ConvolutionKernels {
         .scratch_of_tile = C::Places * (g.u_row() + g.m_row()),
         .panels = C::Places * g.k_panels * kPanel,
         .tiles_of_panels = kConvDepth,
-        .units = (s.out + rows - 1) / rows * ((columns + kUnitColumns - 1) / kUnitColumns),
-        .scratch_of_unit =
-            g.zeros() + columns + C::Places * (rows + 16 + rows / kTileRows * kGroup),
         .sums = C::Places * s.out * columns,
+        .blocks = (s.out + rows - 1) / rows,
+        .columns = g.k_panels,
+        .scratch_of_block = g.zeros() + columns + C::Places * (rows / kTileRows * kGroup),
     };
   }
 
@@ -189,40 +189,28 @@ struct ConvolutionKernels {
     }
   }
 
-  // Unit `unit` of the sums [place][n][k] over the tiles [first, last), whose panels those are.
+  // The sums [place][n][k] of a block of n and of k in panels [p0, p1), over the tiles [first,
+  // last), whose panels those are.
   static void products(const ConvShape& s, const float* dy, int64_t first, int64_t last,
-                       int64_t unit, const float* panels, bool add, float* scratch, float* sums) {
+                       int64_t block, int64_t p0, int64_t p1, const float* panels, bool add,
+                       float* scratch, float* sums) {
     const C g(s);
-    constexpr int64_t width = C::width, group = kUnitColumns / width;
-    const int64_t rows = unit_rows(g), groups = (g.k_panels + group - 1) / group;
-    const int64_t n0 = unit / groups * rows, p0 = unit % groups * group;
+    const int64_t rows = block_rows(g), n0 = block * rows;
     const int64_t count = g.s.out - n0 < rows ? g.s.out - n0 : rows;
-    const int64_t some = g.k_panels - p0 < group ? g.k_panels - p0 : group;
-    const int64_t columns = g.k_panels * width, row_step = rows + 16;
-    const int64_t place = rows / kTileRows * kGroup;
+    const int64_t columns = g.k_panels * C::width, place = rows / kTileRows * kGroup;
     clear(scratch, g.zeros());
-    float* const row = scratch + g.zeros();
-    float* const a = row + C::Places * row_step;
+    float* const a = scratch + g.zeros();
     auto at = g.place(first);
     for (int64_t begin = first; begin < last;
          begin += kConvDepth, panels += C::Places * g.k_panels * kPanel) {
       const int64_t terms = last - begin < kConvDepth ? last - begin : kConvDepth;
       for (int64_t i = 0; i < terms; ++i, g.advance(at)) {
-        output_tile_transposed(g, dy, at, n0, count, scratch, row, row_step);
-        for (int t = 0; t < C::Places; ++t) {
-          for (int64_t n = 0; n < count; n += kTileRows) {
-            // What a vector reaches too far is overwritten by the next tile's, or beyond the last.
-            const float* from = row + t * row_step + n;
-            float* to = a + t * place + n / kTileRows * kGroup + i * kTileRows;
-            for (int j = 0; j < kTileRows; j += C::lanes)
-              store_vector(to + j, load_vector(from + j));
-          }
-        }
+        output_tile_groups(g, dy, at, n0, count, scratch, a + i * kTileRows, place, kGroup);
       }
       for (int t = 0; t < C::Places; ++t) {
         product_of_groups(
-            count, terms, some, a + t * place, panels + (t * g.k_panels + p0) * kPanel,
-            sums + (t * g.s.out + n0) * columns + p0 * width, columns, add || begin > first);
+            count, terms, p1 - p0, a + t * place, panels + (t * g.k_panels + p0) * kPanel,
+            sums + (t * g.s.out + n0) * columns + p0 * C::width, columns, add || begin > first);
       }
     }
   }
@@ -246,7 +234,7 @@ struct ConvolutionKernels {
     float* const u = m + C::Places * n * m_row;
     auto at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
-      output_tile_transposed(g, call.from, at, 0, g.s.out, scratch, m + i * m_row, n * m_row);
+      output_tile_transposed(g, call.from, at, scratch, m + i * m_row, n * m_row);
     }
     const int64_t size = g.k_panels * C::width * g.s.out;
     for (int t = 0; t < C::Places; ++t) {

@@ -140,20 +140,45 @@ FASTGAN_INLINE void output_tile(const C& g, const float* from, int64_t step, con
   });
 }
 
-// Its transpose for channels [first, first + count): the tile's row of M to `to`, its places `step`
-// apart.
+// Its transpose: the tile's row of M to `to`, its places `step` apart.
 template <class C>
 FASTGAN_INLINE void output_tile_transposed(const C& g, const float* dy, typename C::Place at,
-                                           int64_t first, int64_t count, const float* zeros,
-                                           float* to, int64_t step) {
+                                           const float* zeros, float* to, int64_t step) {
   const float* pixels[C::m * C::m];
   output_pixels(g, dy, at, zeros, pixels);
-  each_vector(count, [&](int64_t n, auto load, auto) FASTGAN_LAMBDA_INLINE {
+  each_vector(g.s.out, [&](int64_t n, auto load, auto) FASTGAN_LAMBDA_INLINE {
     Vector<float> y[C::m * C::m], o[C::Places];
 #pragma GCC unroll 16
-    for (int i = 0; i < C::m * C::m; ++i) y[i] = load(pixels[i] + first + n);
+    for (int i = 0; i < C::m * C::m; ++i) y[i] = load(pixels[i] + n);
     FASTGAN_TRANSFORM(C::F, C::m, C::a, output_transposed, y, o);
 #pragma GCC unroll 16
     for (int i = 0; i < C::Places; ++i) store_vector(to + i * step + n, o[i]);
   });
+}
+
+// The same for channels [first, first + count) in groups of kTileRows, which are `group` apart. A
+// vector reaches into the next tile's part of a group, which is written later.
+template <class C>
+FASTGAN_INLINE void output_tile_groups(const C& g, const float* dy, typename C::Place at,
+                                       int64_t first, int64_t count, const float* zeros, float* to,
+                                       int64_t step, int64_t group) {
+  const float* pixels[C::m * C::m];
+  output_pixels(g, dy, at, zeros, pixels);
+  for (int64_t n = first; n < first + count; n += kTileRows, to += group) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kTileRows; j += C::lanes) {
+      const int64_t left = g.s.out - n - j;
+      Vector<float> y[C::m * C::m], o[C::Places];
+      if (left >= C::lanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < C::m * C::m; ++i) y[i] = load_vector(pixels[i] + n + j);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < C::m * C::m; ++i) y[i] = load_some(pixels[i] + n + j, left);
+      }
+      FASTGAN_TRANSFORM(C::F, C::m, C::a, output_transposed, y, o);
+#pragma GCC unroll 16
+      for (int i = 0; i < C::Places; ++i) store_vector(to + i * step + j, o[i]);
+    }
+  }
 }
