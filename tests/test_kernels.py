@@ -1,5 +1,8 @@
 """Every instruction-set variant of every torch-free kernel against float64, on numpy arrays."""
 
+import shutil
+import subprocess
+
 import native
 import numpy as np
 import pytest
@@ -256,3 +259,18 @@ def test_bfloat16_rounding_is_torchs(kernels):
 def test_keep_scale(kernels, p):
     found = kernels.keep_scale(reference.keep_threshold(p))
     assert found == pytest.approx(reference.keep_scale(p), rel=1e-7)
+
+
+# --- Convolutions ---
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+def test_convolutions_with_vectors_that_the_processor_lacks(tmp_path):
+    """conv_main.cpp: 64-byte and 16-byte vectors, made by the compiler of what there is."""
+    program = tmp_path / "conv_main"
+    command = ["g++", "-std=c++20", "-O1", "-Icsrc", "-fno-math-errno", "-fno-trapping-math"]
+    command += ["-Wno-psabi", "tests/native/conv_main.cpp", "-o", str(program)]
+    done = subprocess.run(command, cwd=native.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "0 failures\n", done.stdout

@@ -102,3 +102,19 @@ def test_adam_is_torchs_to_the_bit(beta1, weight_decay, decoupled):
             [mine], [p.grad], [m], [v], step, 1e-2, beta1, 0.99, 1e-8, weight_decay, decoupled
         )
         assert torch.equal(mine, p.detach())
+
+
+@pytest.mark.parametrize("kernel", [4, 3, 1])
+def test_gradients_of_convolutions_are_the_derivatives(kernel):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    y = reference.conv2d_leaky_relu(x, weight, None, 1.0)
+    grad = torch.randn_like(y)
+    gx, gw = torch.autograd.grad(y, (x, weight), grad)
+    assert y.shape[2:] == ((3, 2) if kernel == 4 else (6, 4))
+    torch.testing.assert_close(reference.conv_transpose2d_leaky_relu(grad, weight, None, 1.0), gx)
+    torch.testing.assert_close(reference.conv2d_grad_weight(x, grad, kernel), gw)
+    bias = torch.randn(5, dtype=torch.float64)
+    shifted = F.leaky_relu(y + bias.view(1, -1, 1, 1), 0.2)
+    torch.testing.assert_close(reference.conv2d_leaky_relu(x, weight, bias, 0.2), shifted)
