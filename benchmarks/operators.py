@@ -1,7 +1,7 @@
 """fastgan's operators against torch's own, on the shapes of a GAN's layers.
 
     python benchmarks/operators.py            # the whole grid, 1 and 2 threads: about 6 minutes
-    python benchmarks/operators.py --conv     # the convolutions, 2 threads: about 4 minutes
+    python benchmarks/operators.py --conv     # the convolutions, 2 threads: about 3 minutes
     python benchmarks/operators.py --quick    # a corner of it: does everything still run?
     python benchmarks/operators.py --device cuda --dtype bfloat16
 
@@ -32,6 +32,7 @@ from fastgan import ops
 BATCHES = (1, 4, 16, 64, 256, 1024)
 WIDTHS = (64, 256, 1024, 4096)
 THREADS = (1, 2)
+TURNS, CONV_TURNS = 21, 5
 
 
 def is_slower(cell: dict) -> bool:
@@ -139,7 +140,8 @@ def _conclude(record: dict, show, options: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     pace = {"turns": 5, "turn_seconds": 1e-3} if options.quick else {}
-    pace = {"turns": options.turns, "turn_seconds": options.turn_seconds, **pace}
+    turns = options.turns or (CONV_TURNS if options.conv else TURNS)
+    pace = {"turns": turns, "turn_seconds": options.turn_seconds, **pace}
     if options.conv:
         return race_convolutions(options, pace)
     dtype = getattr(torch, options.dtype)
@@ -203,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, nargs="+", default=list(THREADS), metavar="N")
     parser.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
-    parser.add_argument("--turns", type=int, default=21, help="turns a cell (default 21)")
+    parser.add_argument(
+        "--turns", type=int, help=f"turns a cell (default {TURNS}, with --conv {CONV_TURNS})"
+    )
     parser.add_argument(
         "--turn-seconds", type=float, default=4e-3, help="length of a turn (default 0.004)"
     )

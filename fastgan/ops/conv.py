@@ -36,9 +36,11 @@ def is_faster(
         channels_last: whether the result is to have that memory format.
     """
     products = batch * rows * columns * inside * outside * kernel * kernel
-    if kernel == 1 or products < _WORTH:
+    if products < _WORTH:
         return False
     least = min(inside, outside)
+    if kernel == 1:
+        return way == "weight" and channels_last and least >= 64
     if least <= FEW:
         ways = _FEW_CHANNELS.get((kernel, inside <= FEW, channels_last), {})
         return way in ways and max(inside, outside) >= ways[way]
