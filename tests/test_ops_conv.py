@@ -353,6 +353,7 @@ def test_where_the_operators_are_faster():
     assert ways(3, 64, 64, 3, 32, 32, True) == ("forward", "weight")
     assert ways(4, 64, 16, 32, 16, 16, True) == ("data",)
     assert ways(1, 64, 64, 128, 16, 16, True) == ("weight",)
+    assert ways(1, 64, 64, 64, 16, 16, True) == ()
     assert ways(4, 64, 64, 128, 1, 1, True) == ways(1, 64, 64, 128, 16, 16, False) == ()
     assert ways(4, 1, 16, 16, 4, 4, True) == ways(3, 64, 64, 3, 32, 32, False) == ()
 

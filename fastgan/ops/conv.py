@@ -40,7 +40,7 @@ def is_faster(
         return False
     least = min(inside, outside)
     if kernel == 1:
-        return way == "weight" and channels_last and least >= 64
+        return way == "weight" and channels_last and least >= 64 and inside + outside >= 192
     if least <= FEW:
         ways = _FEW_CHANNELS.get((kernel, inside <= FEW, channels_last), {})
         return way in ways and max(inside, outside) >= ways[way]
