@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.data.batch import map_condition, tensors_of
+from fastgan.wrapped import unwrapped
 
-__all__ = ["FAKE", "is_drawn", "is_given", "taken", "to_sample_by"]
+__all__ = ["FAKE", "asked_for", "is_drawn", "taken", "to_sample_by"]
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -21,26 +22,24 @@ FAKE = ("auto", "drawn", "same")
 _NAMES = ("y", "c", "cond", "condition", "conditions", "label", "labels", "class_labels")
 
 
-def is_given(network: nn.Module, first: bool = True) -> bool:
-    """Whether a network is given the condition.
+def asked_for(network: nn.Module, first: bool = True) -> tuple[bool, bool]:
+    """Whether a network is given the condition where the data have one, and whether it needs one.
 
-    It is if its forward takes another argument after the sample or latent, which either has no
-    default or one of the names that conditions go by (`y`, `c`, `label`, ...).
+    It is given it if its forward takes another argument after the sample or latent, which either
+    has no default (then it needs it) or one of the names that conditions go by (`y`, `label`, ...).
 
     Args:
         network: whose forward.
         first: whether it is given something else before it.
     """
-    bare = network
-    while hasattr(bare, "module") and isinstance(bare.module, nn.Module):
-        bare = bare.module
     try:
-        parameters = list(inspect.signature(bare.forward).parameters.values())
+        parameters = inspect.signature(unwrapped(network).forward).parameters.values()
     except (TypeError, ValueError):
-        return False
+        return False, False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    places = [p for p in parameters if p.kind in kinds][int(first) :]
-    return bool(places) and (places[0].default is places[0].empty or places[0].name in _NAMES)
+    places = [p for p in parameters if p.kind in kinds][int(first) :][:1]
+    needs = any(p.default is p.empty for p in places)
+    return needs or any(p.name in _NAMES for p in places), needs
 
 
 def is_drawn(how: str, condition: Any) -> bool:

@@ -183,18 +183,21 @@ def make_problem(
 def _conditioned(
     generator: nn.Module, discriminator: nn.Module, data: data_room.Data, config: Config
 ) -> tuple[bool, bool]:
-    """Whether D and G are given conditions; ConfigError if they want some and there are none."""
-    takes = (
-        config.method is None and conditions.is_given(discriminator),
-        conditions.is_given(generator, first=config.latent.shape is not None),
+    """Whether D and G are given conditions; ConfigError if they need some and there are none."""
+    asked = (
+        conditions.asked_for(discriminator),
+        conditions.asked_for(generator, first=config.latent.shape is not None),
     )
-    for taking, name in zip(takes, ("discriminator", "generator"), strict=True):
-        if taking and not data.conditional:
+    # What a method gives D as a second argument may be something else.
+    needs = config.method is None and asked[0][1], asked[1][1]
+    for needing, name in zip(needs, ("discriminator", "generator"), strict=True):
+        if needing and not data.conditional:
             raise ConfigError(
                 f"the {name}'s forward takes a condition beside its input, and data {data.name!r} "
                 "have none; give data with labels (pairs, a folder for each class, "
                 "data.open((samples, labels))), or give the argument a default"
             )
+    takes = tuple(given and data.conditional for given, _ in asked)
     if config.latent.shape is None and not takes[1]:
         raise ConfigError(
             "latent_dim is None, so the generator must take a condition, and its forward takes no "

@@ -26,6 +26,47 @@ def test_networks_that_take_a_condition_are_given_it_by_the_plain_losses():
         assert engine.run(4).isfinite().all() and not same(weights(p.generator), before)
 
 
+class Perhaps(nn.Module):
+    """A network that does without the condition, too."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.module = network  # which makes it no wrapper
+        self.given = []
+
+    def forward(self, x, labels=None):
+        self.given.append(labels is not None)
+        return self.module(x)
+
+
+def test_a_network_that_does_without_is_given_a_condition_where_there_is_one():
+    for source, there in ((data.open(pixels()), False), (labelled(), True)):
+        g, d = Perhaps(plain_g()), Perhaps(plain_d())
+        trainer = Trainer(g, d, source, **QUICK)
+        trainer.fit(steps=2)
+        assert trainer.problem.conditioned == (there, there)
+        assert set(g.given) == set(d.given) == {there}
+        assert trainer.sample(4).shape == (4, *SHAPE)
+
+
+def test_scores_penalties_and_terms_of_a_method_hand_on_the_condition():
+    class Critic:
+        def d_loss(self, step):
+            loss = step.score(step.fake, step.fake_cond).mean()
+            loss = loss - step.score(step.real, step.cond).mean()
+            return loss + step.penalty("wgan-gp:10") + step.penalty("r1")
+
+        def g_loss(self, step):
+            return -step.score(step.fake, step.fake_cond).mean()
+
+    given = Perhaps(plain_d())
+    for d, layer in ((D(), "body.0"), (given, "module.1")):
+        matching = {"features": (1, terms.FeatureMatching(layer))}
+        trainer = Trainer(G(), d, labelled(), method=Critic(), terms=matching, d_steps=5, **QUICK)
+        trainer.fit(steps=3)
+    assert all(given.given) and len(given.given) == 3 * (5 * 4 + 3)
+
+
 def test_fake_conditions_are_drawn_from_the_datas_own_or_are_the_same():
     seen = []
 

@@ -228,6 +228,66 @@ def test_a_dict_of_discriminators():
     assert not same(weights(pair["a"]), before[0]) and not same(weights(pair["b"]), before[1])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_network_has_is_had_in_a_method(precision):
+    seen = []
+
+    class Looking:
+        def ends(self, step):
+            d = step.D
+            assert isinstance(d, nn.ModuleDict) and len(d) == 2 and list(d) == ["a", "b"] and d
+            ends = [*d.values(), d.a, d["b"], *d.children(), *(m for _, m in d.items())]
+            assert all(isinstance(m, nn.Sequential) for m in ends)
+            return ends
+
+        def d_loss(self, step):
+            decay = sum(w.square().sum() for w in step.D.parameters())
+            assert not step.D["a"].marked and "b" in step.D
+            loss = 1e-3 * decay
+            for end in self.ends(step):
+                score = end(step.real)
+                seen.append(score.dtype)
+                loss = loss + bce(score, 1.0) + bce(end.forward(step.fake), 0.0)
+            return loss
+
+        def g_loss(self, step):
+            x = step.z
+            for layer in step.G:
+                x = layer(x)
+            step.G.alpha = step.number
+            return sum(bce(end(x), 1.0) for end in self.ends(step))
+
+    g, d = plain_g(), {"a": plain_d(), "b": plain_d()}
+    d["a"].marked = False
+    p = make_problem(
+        g, d, labelled(), method=Looking(), batch_size=8, latent_dim=5, device="cpu",
+        precision=precision,
+    )  # fmt: skip
+    assert EagerEngine(p).run(2)[:, :2].isfinite().all()
+    assert g.alpha == 1 and set(seen) == {torch.float32}
+
+
+def test_a_look_at_the_weights_is_no_pass():
+    """It does not move the dropout masks."""
+
+    class Looking(Conditional):
+        def d_loss(self, step):
+            list(step.D.parameters())
+            return super().d_loss(step)
+
+    rows = []
+    for method in (Conditional(), Looking()):
+        torch.manual_seed(3)
+        rows.append(
+            EagerEngine(
+                make_problem(
+                    G(), D(), labelled(), method=method, batch_size=8, latent_dim=5, device="cpu"
+                )
+            ).run(3)
+        )
+    assert torch.equal(*rows)
+
+
 def test_bf16_runs_a_method_with_float32_losses():
     seen = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, Iterator, ValuesView
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,9 @@ class StepContext:
         return self._step.problem.discriminator
 
     def given_d(self, samples: Tensor, condition: Any = None) -> tuple:
-        """What D is called with: the samples, and the condition if it takes one."""
-        return (samples, condition) if self._step.problem.conditioned[0] else (samples,)
+        """What D is called with: the samples, and the condition if there is one and D takes it."""
+        takes = self._step.problem.conditioned[0] and condition is not None
+        return (samples, condition) if takes else (samples,)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normals [b, *shape], the same in every engine and after a resume."""
@@ -229,12 +231,15 @@ class Network:
     """A network as a method sees it: its calls are passes of the step.
 
     They have the step's dropout masks and precision; what they return in half precision becomes
-    float32. Modules and methods of the network are had by its attributes and items.
+    float32. What the network has is had by its attributes, items and methods; modules among it are
+    seen likewise. It passes for an instance of the network's class.
     """
 
     def __init__(self, context: StepContext, which: int, target: Any):
         """A view of a network, or of a part of it."""
-        self._context, self._which, self._target = context, which, target
+        vars(self).update(_context=context, _which=which, _target=target)
+
+    __class__ = property(lambda self: type(self._target))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A pass."""
@@ -247,19 +252,45 @@ class Network:
 
     def __getattr__(self, name: str) -> Any:
         """What the network has under that name."""
-        if name == "get_submodule":
-            return lambda path: self._view(self._target.get_submodule(path))
-        return self._view(getattr(self._target, name))
+        found = getattr(self._target, name)
+        if not isinstance(getattr(found, "__self__", None), nn.Module):
+            return self._view(found)
+        if name != "forward" and found.__module__.split(".")[0] == "torch":  # no pass
+            return lambda *args, **kwargs: self._view(found(*args, **kwargs))
+        return Network(self._context, self._which, found)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set it on the network."""
+        setattr(self._target, name, value)
 
     def __getitem__(self, key: Any) -> Any:
         """A part of a ModuleDict, ModuleList or Sequential."""
         return self._view(self._target[key])
 
-    def _view(self, part: Any) -> Any:
-        owner = getattr(part, "__self__", None)
-        if isinstance(part, nn.Module) or isinstance(owner, nn.Module):
-            return Network(self._context, self._which, part)
-        return part
+    def __iter__(self) -> Iterator[Any]:
+        """As the network is gone through."""
+        return map(self._view, iter(self._target))
+
+    def __contains__(self, key: object) -> bool:
+        """As the network says."""
+        return key in self._target
+
+    def __len__(self) -> int:
+        """As the network says."""
+        return len(self._target)
+
+    def __bool__(self) -> bool:
+        """Networks without a length are true, too."""
+        return True
+
+    def _view(self, found: Any) -> Any:
+        if isinstance(found, nn.Module):
+            return Network(self._context, self._which, found)
+        if isinstance(found, (ItemsView, ValuesView)):
+            return [self._view(part) for part in found]
+        if isinstance(found, Iterator):
+            return map(self._view, found)
+        return tuple(map(self._view, found)) if type(found) is tuple else found
 
 
 def converted(out: Any, dtype: torch.dtype, *, narrower: bool = False) -> Any:
