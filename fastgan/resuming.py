@@ -105,7 +105,8 @@ def memory_of(problem: Problem) -> Memory:
             **{f"terms[{t.name!r}].weight": t.weight for t in p.terms if callable(t.weight)},
             "lr_schedule": p.lr_schedule,
             **{f"penalties[{i}]": penalty.of for i, penalty in enumerate(p.penalties)},
-        }
+        },
+        but=(p.generator, p.discriminator, p.ema, p.optimizer_g, p.optimizer_d, p.data),
     )
 
 

@@ -225,6 +225,13 @@ class Perceptual:
         losses = [F.mse_loss(a, b) for a, b in zip(fake, real, strict=True)]
         return torch.stack(losses).mean()
 
+    def state_dict(self) -> dict:
+        """Nothing that a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take nothing back."""
+
     def _features(self, samples: Tensor) -> list[Tensor]:
         found = self.network(self.prepare(samples))
         return (

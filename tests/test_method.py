@@ -1,6 +1,7 @@
 """Methods: what a user's own losses are given, and that every engine runs them alike."""
 
 import copy
+from collections import deque
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from fastgan.engines.graph import GraphEngine
 from fastgan.latents import latent
 from fastgan.problem import make_problem
 from fastgan.random import Stream
+from fastgan.run import checkpoint
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,6 +57,126 @@ def test_every_method_trains_and_is_continued_to_the_bit(name, tmp_path):
     assert not parts or half.config.latent_dim == latent(NAMED)
     half.fit(steps=20)
     assert_same_bits(every_bit(half), every_bit(whole))
+
+
+class Pool:
+    """A history of fakes."""
+
+    __slots__ = ("images",)
+
+    def __init__(self):
+        self.images = []
+
+    def query(self, fake):
+        self.images = [*self.images, fake.clone()][-5:]
+        return self.images[0]
+
+
+class Keeping:
+    """Keeps something, in each of the ways that programs have."""
+
+    def d_loss(self, step):
+        real, fake = bce(step.D(step.real), 1.0), bce(step.D(self.of(step)), 0.0)
+        self.weight = getattr(self, "weight", 1.0) * 0.99
+        return self.weight * real + fake
+
+    def g_loss(self, step):
+        return bce(step.D(step.fake), 1.0)
+
+    def of(self, step):
+        return step.fake
+
+
+class InPool(Keeping):
+    def __init__(self):
+        self.pool = Pool()
+
+    def of(self, step):
+        return self.pool.query(step.fake)
+
+
+class InDeque(Keeping):
+    def __init__(self):
+        self.fakes = deque(maxlen=5)
+
+    def of(self, step):
+        self.fakes.append(step.fake.clone())
+        return self.fakes[0]
+
+
+class InNetwork(Keeping, nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k, self.trained = 0.0, nn.Parameter(torch.zeros(36))
+
+    def of(self, step):
+        self.k += 0.1
+        with torch.no_grad():
+            self.trained += 0.1
+        return step.fake + self.k * self.trained.detach().view(SHAPE)
+
+
+class InOptimizer(Keeping):
+    def __init__(self):
+        torch.manual_seed(5)
+        self.judge = nn.Linear(36, 1)
+        self.optimizer = torch.optim.Adam(self.judge.parameters(), 0.1)
+        self.generator = torch.Generator().manual_seed(7)
+
+    def of(self, step):
+        self.optimizer.zero_grad()
+        (self.judge(step.real.flatten(1)) - 1).square().mean().backward()
+        self.optimizer.step()
+        noise = torch.randn(step.fake.shape, generator=self.generator)
+        return step.fake + self.judge.weight.detach().view(SHAPE) * noise
+
+
+@pytest.mark.parametrize("kind", [Keeping, InPool, InDeque, InNetwork, InOptimizer])
+def test_what_a_method_keeps_is_continued_to_the_bit(kind, tmp_path):
+    def trainer(out):
+        torch.manual_seed(3)
+        return Trainer(
+            plain_g(), plain_d(), labelled(), method=kind(), out=tmp_path / out, lr=0.01, **QUICK
+        )
+
+    whole = trainer("whole")
+    whole.fit(steps=20)
+    trainer("half").fit(steps=9)
+    half = Trainer.resume(tmp_path / "half", plain_g(), plain_d(), labelled(), method=kind())
+    half.fit(steps=20)
+    assert_same_bits(every_bit(half), every_bit(whole))
+
+
+def test_what_a_method_keeps_and_has_no_place_for_is_told(tmp_path, caplog):
+    class Late(Keeping):
+        def of(self, step):
+            if not hasattr(self, "judge"):
+                self.judge = nn.Linear(36, 1)
+            return step.fake
+
+    options = {"method": Late(), "out": tmp_path / "run", **QUICK}
+    Trainer(plain_g(), plain_d(), labelled(), **options).fit(steps=2)
+    caplog.clear()
+    again = Trainer.resume(tmp_path / "run", plain_g(), plain_d(), labelled(), method=Late())
+    assert "judge.state_dict() of method was saved" in caplog.text
+    assert again.problem.method.weight == pytest.approx(0.99**2)
+
+
+def test_networks_of_the_run_and_frozen_ones_are_not_saved_twice(tmp_path):
+    class Holding(Keeping):
+        def __init__(self, g):
+            self.network, self.frozen = g, nn.Linear(3, 3)
+
+    g = plain_g()
+    perceptual = terms.Perceptual(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
+    t = Trainer(
+        g, plain_d(), labelled(), method=Holding(g), terms={"p": perceptual}, out=tmp_path / "run",
+        **QUICK,
+    )  # fmt: skip
+    t.fit(steps=2)
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["loss"] == {
+        "method": {"weight": t.problem.method.weight}
+    }
 
 
 REFUSED = ("boundary", "counting", "information")

@@ -19,7 +19,7 @@ _DEEPEST = 4
 """How far plain attributes are looked into: containers and objects inside one another."""
 _MOST = 256
 """Members of a container or object that are looked at; of larger ones only which they are."""
-_FIXED = {"torch", "fastgan", "builtins", "numpy", *sys.stdlib_module_names} - {"__main__"}
+FIXED = {"torch", "fastgan", "builtins", "numpy", *sys.stdlib_module_names} - {"__main__"}
 """Packages whose code does not change while a program runs."""
 _RECORDS = ("types.SimpleNamespace", "argparse.Namespace")
 """Classes of theirs that hold a program's own settings."""
@@ -166,7 +166,7 @@ def _functions_in(value: object) -> Iterator[types.FunctionType]:
 
 
 def _is_users(module: str | None) -> bool:
-    return (module or "").split(".")[0] not in _FIXED
+    return (module or "").split(".")[0] not in FIXED
 
 
 def _is_open_space(value: object) -> bool:

@@ -339,7 +339,9 @@ def _own_state(problem: Problem) -> dict[str, object]:
 @contextmanager
 def _own_state_kept(problem: Problem) -> Iterator[None]:
     """The plain attributes of a user's method are put back, its tensors in place."""
-    memory = Memory({"method": problem.method} | {t.name: t.of for t in problem.terms})
+    p = problem
+    owners = {"method": p.method} | {t.name: t.of for t in p.terms}
+    memory = Memory(owners, but=(p.generator, p.discriminator, p.optimizer_g, p.optimizer_d))
     before = copy.deepcopy(memory.everything())
     try:
         yield
