@@ -119,16 +119,16 @@ class InNetwork(Keeping, nn.Module):
 class InOptimizer(Keeping):
     def __init__(self):
         torch.manual_seed(5)
-        self.judge = nn.Linear(36, 1)
-        self.optimizer = torch.optim.Adam(self.judge.parameters(), 0.1)
+        self.head = nn.Linear(36, 1)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), 0.1)
         self.generator = torch.Generator().manual_seed(7)
 
     def of(self, step):
         self.optimizer.zero_grad()
-        (self.judge(step.real.flatten(1)) - 1).square().mean().backward()
+        (self.head(step.real.flatten(1)) - 1).square().mean().backward()
         self.optimizer.step()
         noise = torch.randn(step.fake.shape, generator=self.generator)
-        return step.fake + self.judge.weight.detach().view(SHAPE) * noise
+        return step.fake + self.head.weight.detach().view(SHAPE) * noise
 
 
 @pytest.mark.parametrize("kind", [Keeping, InPool, InDeque, InNetwork, InOptimizer])
@@ -150,15 +150,15 @@ def test_what_a_method_keeps_is_continued_to_the_bit(kind, tmp_path):
 def test_what_a_method_keeps_and_has_no_place_for_is_told(tmp_path, caplog):
     class Late(Keeping):
         def of(self, step):
-            if not hasattr(self, "judge"):
-                self.judge = nn.Linear(36, 1)
+            if not hasattr(self, "head"):
+                self.head = nn.Linear(36, 1)
             return step.fake
 
     options = {"method": Late(), "out": tmp_path / "run", **QUICK}
     Trainer(plain_g(), plain_d(), labelled(), **options).fit(steps=2)
     caplog.clear()
     again = Trainer.resume(tmp_path / "run", plain_g(), plain_d(), labelled(), method=Late())
-    assert "judge.state_dict() of method was saved" in caplog.text
+    assert "head.state_dict() of method was saved" in caplog.text
     assert again.problem.method.weight == pytest.approx(0.99**2)
 
 

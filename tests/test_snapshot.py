@@ -4,9 +4,11 @@ import copy
 import sys
 import types
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastgan.engines.snapshot import Snapshot
@@ -18,6 +20,21 @@ class Options:
     names: list = field(default_factory=lambda: ["a"])
 
 
+@dataclass(slots=True)
+class Slotted:
+    gain: float = 2.0
+
+
+class Squash:
+    """Called as a layer is, and none."""
+
+    def __init__(self):
+        self.slope = 0.1
+
+    def __call__(self, x):
+        return F.leaky_relu(x, self.slope)
+
+
 class Net(nn.Module):
     depth = 3
 
@@ -26,6 +43,8 @@ class Net(nn.Module):
         self.body = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(0.1), nn.Linear(4, 3))
         self.norm = nn.BatchNorm1d(3)
         self.options, self.table = Options(), {"scales": [1, 2], "on": True}
+        self.slotted, self.squash, self.unlisted = Slotted(), Squash(), [nn.LeakyReLU(0.1)]
+        self.partial = partial(F.leaky_relu, negative_slope=0.1)
 
     def forward(self, x):
         return self.helper(x)
@@ -78,6 +97,20 @@ CHANGES = {
         "net: its attribute options",
     ),
     "in a table": (lambda n, o: n.table["scales"].append(3), "net: its attribute table"),
+    "fields of a record": (
+        lambda n, o: setattr(n.options, "__dict__", {"gain": 2.0, "names": []}),
+        "net: its attribute options",
+    ),
+    "slot": (lambda n, o: setattr(n.slotted, "gain", 3.0), "net: its attribute slotted"),
+    "of what is called": (lambda n, o: setattr(n.squash, "slope", 0.2), "net: its attribute sq"),
+    "keyword": (
+        lambda n, o: n.partial.keywords.update(negative_slope=0.2),
+        "net: its attribute partial",
+    ),
+    "layer in a list": (
+        lambda n, o: setattr(n.unlisted[0], "negative_slope", 0.2),
+        "net: its attribute unlisted",
+    ),
     "parameter": (
         lambda n, o: setattr(n.body[0], "bias", nn.Parameter(torch.ones(4))),
         "net.body.0: bias is another tensor",
@@ -210,6 +243,7 @@ def test_a_network_that_holds_itself_and_strange_values():
 
 
 GAIN = 2.0
+LAYER = nn.LeakyReLU(0.1)
 SETTINGS = {"slopes": {"first": 0.1}}
 space = types.ModuleType("space")
 space.gain = 1.0
@@ -221,6 +255,10 @@ class Constants:
 
 def helper(x, deep=1.0):
     return x * SETTINGS["slopes"]["first"] * deep
+
+
+def again(x, deep=1.0):
+    return x * SETTINGS["slopes"]["first"] * deep * 2
 
 
 def closed():
@@ -240,8 +278,10 @@ class Outside(nn.Module):
     def __init__(self):
         super().__init__()
         self.function, self.change = closed()
+        self.other, self.change_other = closed()
 
     def forward(self, x):
+        x = LAYER(self.other(x))
         return [self.function(helper(x)) * GAIN for _ in range(1)][0] * Constants.gain * space.gain
 
 
@@ -255,6 +295,9 @@ OUTSIDE_CHANGES = {
     "class": (lambda m, net: m.setattr(Constants, "gain", 2.0), "Constants.gain"),
     "module": (lambda m, net: m.setattr(space, "gain", 2.0), "space.gain"),
     "closure": (lambda m, net: net.change(), "factor in"),
+    "of one name": (lambda m, net: net.change_other(), "factor in"),
+    "layer": (lambda m, net: m.setattr(LAYER, "negative_slope", 0.2), "LAYER"),
+    "reloaded": (lambda m, net: m.setattr(helper, "__code__", again.__code__), "the code of"),
 }
 
 

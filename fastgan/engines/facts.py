@@ -28,9 +28,14 @@ _RECORDS = ("types.SimpleNamespace", "argparse.Namespace")
 class Facts:
     """Reads things once, and remembers in `seen` where it looked."""
 
-    def __init__(self):
-        """Nothing has been read yet."""
+    def __init__(self, known: Collection[nn.Module] = ()):
+        """Nothing has been read yet.
+
+        Args:
+            known: modules that are read elsewhere.
+        """
         self.seen = Seen()
+        self._known = known
         self._functions: list[types.FunctionType] = []
 
     # --- values ----------------------------------------------------------------------------------
@@ -64,10 +69,33 @@ class Facts:
             if isinstance(value, (set, frozenset)) and len(value) <= _MOST:
                 self.seen.set(value)
                 return type(value), frozenset(self.value(v, depth + 1) for v in value)
-            if _is_record(value):
-                return id(value), self.value(vars(value), depth + 1)
+            if isinstance(value, functools.partial):
+                self._functions += _functions_in(value)
+                parts = value.func, value.args, value.keywords
+                return self.id(value), tuple(self.value(part, depth + 1) for part in parts)
+            unknown = isinstance(value, nn.Module) and value not in self._known
+            if unknown or _is_record(value):
+                return self._record(value, depth + 1)
         self._functions += _functions_in(value)
         return self.id(value)
+
+    def _record(self, value: object, depth: int) -> tuple:
+        """The fields of an object, and what is called when it is."""
+        if callable(value):
+            self.seen.attribute(type(value), "__call__")
+            self._functions += _functions_in(type(value).__call__)
+        self.seen.attribute(value, "__class__")
+        found = [self.id(value), self.id(type(value))]
+        if hasattr(value, "__dict__"):
+            self.seen.attribute(value, "__dict__")
+            found.append(self.value(vars(value), depth))
+        for name in _slots_of(type(value)):
+            if hasattr(value, name):
+                self.seen.attribute(value, name)
+                found.append((name, self.value(getattr(value, name), depth)))
+            else:
+                self.seen.doubt()
+        return tuple(found)
 
     def tensor(self, t: Tensor | None) -> tuple:
         """Which tensor it is, how it lies in memory, and what is attached to it."""
@@ -94,6 +122,7 @@ class Facts:
     def code(self, kind: type) -> tuple:
         """What a user's classes say; those of torch and fastgan stay as they are."""
         self.seen.attribute(kind, "forward")
+        self.seen.attribute(kind, "__mro__")
         found = [self.id(kind.forward)]
         for base in kind.__mro__:
             if base.__module__.split(".")[0] not in ("torch", "fastgan", "builtins"):
@@ -121,9 +150,11 @@ class Facts:
                     continue
                 if not _is_settings(value):
                     self._functions += _functions_in(value)
-                    found[name] = self.id(value)
+                    fact = self.id(value)
                 else:
-                    found[name] = self.value(value)
+                    fact = self.value(value)
+                # One factory makes many functions of one name.
+                found[name] = (*found.get(name, ()), fact)
         return found
 
     def _read(self, function: types.FunctionType) -> Iterator[tuple[str, object]]:
@@ -138,17 +169,20 @@ class Facts:
         yield from ((f"{where}.{name}", value) for name, value in read.items())
         for name, value in tuple(read.items()):
             if _is_open_space(value):
+                self.seen.part(vars(value), _names_in(code))
                 members = [n for n in _names_in(code) if n in vars(value)]
-                self.seen.part(vars(value), members)
                 yield from ((f"{where}.{name}.{n}", vars(value)[n]) for n in members)
         self.seen.attribute(function, "__defaults__")
         self.seen.attribute(function, "__kwdefaults__")
         where = f"{where}.{function.__qualname__}"
+        self.seen.attribute(function, "__code__")  # which reloading puts into the same function
+        yield f"the code of {where}", code
         yield f"the defaults of {where}", (function.__defaults__, function.__kwdefaults__)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
                 value = cell.cell_contents
             except ValueError:  # not filled yet
+                self.seen.doubt()
                 continue
             if name != "__class__":
                 self.seen.attribute(cell, "cell_contents")
@@ -177,8 +211,9 @@ def _is_open_space(value: object) -> bool:
 
 
 def _is_settings(value: object) -> bool:
-    """What a function may branch on, and not code, a network or an object with its own life."""
-    if isinstance(value, (*_SIMPLE, Tensor, list, tuple, dict, set, frozenset)):
+    """What a function may branch on or call, and not code or an object with its own life."""
+    containers = list, tuple, dict, set, frozenset, functools.partial
+    if isinstance(value, (*_SIMPLE, Tensor, nn.Module, *containers)):
         return True
     kind = type(value)
     known = f"{kind.__module__}.{kind.__qualname__}" in _RECORDS or _is_users(kind.__module__)
@@ -187,12 +222,24 @@ def _is_settings(value: object) -> bool:
 
 def _is_record(value: object) -> bool:
     """An object with fields, such as a configuration, and not code or a part of torch."""
+    kind = type(value)
+    users = _is_users(kind.__module__)
     return (
-        hasattr(value, "__dict__")
-        and not callable(value)
-        and not isinstance(value, (nn.Module, torch.optim.Optimizer, types.ModuleType))
-        and type(value).__module__.split(".")[0] != "torch"
+        (hasattr(value, "__dict__") or (users and bool(_slots_of(kind))))
+        and (users or not callable(value))
+        and not isinstance(value, (type, nn.Module, torch.optim.Optimizer, types.ModuleType))
+        and kind.__module__.split(".")[0] != "torch"
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """The names of a class's slots."""
+    found = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else slots
+    return tuple(name for name in found if not name.startswith("__"))
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 _OF_A_TENSOR = operator.attrgetter("shape", "dtype", "requires_grad")
 _HOOKS = operator.attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
-
-
 _ABSENT = object()
 
 
@@ -86,6 +84,10 @@ class Seen:
         if t.requires_grad and t.is_leaf:
             self._trained.append(t)
             self._tables += [hooks for hooks in _HOOKS(t) if hooks is not None]
+
+    def doubt(self) -> None:
+        """There was something that cannot be compared in this way."""
+        self._sure = False
 
     def done(self) -> None:
         """Everything has been read: note what is there."""

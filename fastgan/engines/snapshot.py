@@ -91,7 +91,8 @@ class Snapshot:
     # --- looking ---------------------------------------------------------------------------------
 
     def _look(self) -> tuple[tuple, Seen]:
-        facts, classes = Facts(), {}
+        known = {m for network in self._networks.values() for m in network.modules()}
+        facts, classes = Facts(known), {}
         modules = tuple(
             tuple(self._of_module(m, classes, facts) for m in network.modules())
             for network in self._networks.values()
@@ -113,6 +114,7 @@ class Snapshot:
             classes[kind] = facts.code(kind)
         children = torch_private.children(m)
         seen.attribute(m, "__class__")
+        seen.attribute(m, "__dict__")
         seen.table(children)
         tables = list(torch_private.hooks_of(m))
         for table in tables:
