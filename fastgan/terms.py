@@ -104,10 +104,8 @@ def _read(name: str, given: Any) -> Term:
     return Term(name, of, weight, factor)
 
 
-def adapted(loss: Tensor | None, term: Tensor | None) -> Tensor | float:
+def adapted(loss: Tensor, term: Tensor) -> Tensor:
     """An adaptive weight from the gradients of the loss and of the term, at most 10,000."""
-    if loss is None or term is None:
-        return 0.0
     return (loss.norm() / (term.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 

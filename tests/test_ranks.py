@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import Conditional, D, G
 from torch import nn
 
 import fastgan
-from fastgan import Trainer, data
+from fastgan import Trainer, data, terms
 from fastgan.run import checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -50,6 +51,26 @@ def run(out, steps):
 
 def resume(out, steps):
     trainer = Trainer.resume(out, *pair(), samples(), optimizer="sgd")
+    trainer.fit(steps=steps)
+    return trainer
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 43
+
+    def __getitem__(self, i):
+        return samples().samples[i], i % 3
+
+
+def run_pairs(out, steps):
+    """Labels read as needed, of which fake samples get others, and a weight by slopes."""
+    torch.manual_seed(1)
+    trainer = Trainer(
+        G(), D(), data.open(Pairs(), augmented=False), out=out, method=Conditional(),
+        terms={"l2": ("adaptive", terms.l2)}, batch_size=9, latent_dim=5, device="cpu",
+        optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1, console="none",
+    )  # fmt: skip
     trainer.fit(steps=steps)
     return trainer
 
@@ -96,6 +117,13 @@ def test_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
     for a, b in zip(*(map(json.loads, part) for part in lines), strict=True):
         assert a.keys() == b.keys() and a["step"] == b["step"]
         assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
+
+
+def test_labels_of_fakes_and_adaptive_weights_are_those_of_the_whole_batch(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_pairs(one, 10)
+    finished(start(2, f"t.run_pairs({str(two)!r}, 10)", tmp_path))
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
 
 
 def test_a_rank_that_dies_ends_the_others_soon_and_the_run_is_continued(tmp_path):

@@ -42,7 +42,19 @@ def test_terms_have_weights_that_are_fixed_scheduled_or_adaptive():
 def test_an_adaptive_weight_makes_both_slopes_as_long():
     a, b = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
     torch.testing.assert_close(terms.adapted(a, b), torch.tensor(10.0), rtol=1e-3, atol=0)
-    assert terms.adapted(None, b) == 0.0 and terms.adapted(a, 0 * b) == 1e4
+    assert terms.adapted(a, 0 * b) == 1e4
+
+
+def test_an_adaptive_weight_without_a_slope_is_told():
+    g = plain_g()
+    g.unused = nn.Linear(3, 3)
+    g.forward = lambda z: g[2](g[1](g[0](z)))
+    p = make_problem(
+        g, plain_d(), labelled(), terms={"l2": ("adaptive", terms.l2)}, batch_size=8, latent_dim=5,
+        device="cpu",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="the adversarial loss does not depend"):
+        EagerEngine(p).run(1)
 
 
 def test_given_terms():

@@ -99,7 +99,7 @@ class StepContext:
         if self.cond is None or not conditions.is_drawn(how, self.cond):
             return self.cond
         stream = CONDITION_STREAM + PLAYERS.index(self.player)
-        return self._step.draws.conditions(stream, self._counter, self._size, self.cond)
+        return self._step.draws.conditions(stream, self._counter, self._size)
 
     @cached_property
     def fake(self) -> Any:

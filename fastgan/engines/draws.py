@@ -40,6 +40,8 @@ class Draws(ABC):
         """For one problem."""
         self.problem = problem
         self._step = 0
+        self._conditions: Any = None
+        """Those of the last batch, of all ranks."""
 
     @property
     def host_step(self) -> int:
@@ -52,24 +54,26 @@ class Draws(ABC):
 
     def batch(self, counter: Counter, size: int) -> Batch:
         """The samples of an update of D and their conditions, this rank's rows of `size`."""
-        return Batch(*map_condition(lambda part: self._own(part, size), self._batch(counter, size)))
+        whole = self._batch(counter, size)
+        self._conditions = whole.condition
+        return Batch(*map_condition(lambda part: self._own(part, size), whole))
 
     def normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor:
         """As random.normal, this rank's rows."""
         return self._own(self._normal(stream, counter, shape), shape[0])
 
-    def conditions(self, stream: int, counter: Counter, size: int, batch: Any) -> Any:
+    def conditions(self, stream: int, counter: Counter, size: int) -> Any:
         """Conditions of samples drawn at random, this rank's rows of `size`.
+
+        They are drawn from those of the last batch where those of all samples are not in memory.
 
         Args:
             stream: of the draw.
             counter: its number.
             size: rows of the whole batch.
-            batch: the conditions of this rank's rows of the batch, from which they are drawn where
-                those of all samples are not in memory.
         """
         data = self.problem.data
-        source = data.condition if data.resident else batch
+        source = data.condition if data.resident else self._conditions
         count = len(next(tensors_of(source)))
         place = torch.special.ndtr(self.normal(stream, counter, (size,)))
         return conditions.taken(source, (place * count).long().clamp_max(count - 1))

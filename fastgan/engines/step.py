@@ -224,6 +224,16 @@ class Step:
                 torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)[0]
                 for loss in (g_loss, value)
             ]
+        if any(slope is None for slope in slopes):
+            what = "the adversarial loss" if slopes[0] is None else "the term"
+            raise ValueError(
+                f"terms[{term.name!r}]: an adaptive weight compares gradients at G's last "
+                f"parameter, on which {what} does not depend; give a number as the weight"
+            )
+        # Every rank weighs by the slopes of the whole batch.
+        world, size = self.problem.world, self._rows.size
+        slopes = [slope * world.share(size) if world.size > 1 else slope for slope in slopes]
+        world.total_(slopes, size)
         return adapted(*slopes) * term.factor * value
 
     # --- what a context asks for ------------------------------------------------------------------
