@@ -121,8 +121,8 @@ def _explicit(owner: Any) -> bool:
 
 
 def _name(place: str) -> str:
-    """The name of an attribute; AttributeError where a call was saved."""
-    if not place.isidentifier():
+    """The name of an attribute; AttributeError for a call, and for what Python itself looks up."""
+    if not place.isidentifier() or place.startswith("__"):
         raise AttributeError(place)
     return place
 
