@@ -103,11 +103,7 @@ def _by_default(problem: Problem, n: int, like: Any) -> Any:
     labels = isinstance(like, Tensor) and like.dim() == 1 and not like.is_floating_point()
     if labels and data.classes:
         return rows % len(data.classes)
-    if data.condition is None:  # read as needed: what it holds is not known yet
-        return data.blank(n).condition
-    if labels:
+    if labels and data.condition is not None:
         return rows % (int(data.condition.max()) + 1)
-    return map_condition(
-        lambda part: part.index_select(0, rows.to(part.device) % len(part)).to(device),
-        data.condition,
-    )
+    first = data.first_conditions(n)
+    return data.blank(n).condition if first is None else first

@@ -121,6 +121,24 @@ def test_a_condition_that_is_an_image_is_handed_on():
     assert not torch.equal(other, trainer.sample(4))
 
 
+def test_samples_by_conditions_of_data_that_are_read_as_needed():
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, i):
+            return pixels()[i], torch.full(SHAPE, float(i))
+
+    source = data.open(Pairs(), budget_bytes=1)
+    before = torch.get_rng_state()
+    first = source.first_conditions(52)
+    assert torch.equal(first[:, 0, 0, 0], torch.arange(52.0) % 50)
+    assert torch.equal(torch.get_rng_state(), before)
+    in_memory = data.open((pixels(), torch.arange(50.0)[:, None, None, None].expand(50, *SHAPE)))
+    assert torch.equal(in_memory.first_conditions(52), first)
+    assert data.open(pixels()).first_conditions(3) is None
+
+
 def test_samples_of_a_class():
     trainer = Trainer(G(), D(), labelled(), method=Conditional(), **QUICK)
     trainer.fit(steps=3)

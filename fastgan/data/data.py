@@ -254,6 +254,23 @@ class Data:
             map_condition(lambda all_, some: all_[at:end].copy_(some), condition, part)  # noqa: B023
         return samples, condition
 
+    def first_conditions(self, n: int) -> Any:
+        """The conditions of the first n samples, on the device, from the beginning again after all.
+
+        None without conditions, and where a Dataset's items differ from one reading to the next: to
+        read them would move what they draw.
+        """
+        if not self.conditional or (self.dataset is not None and self.dataset.random):
+            return None
+        rows = [i % len(self) for i in range(n)]
+        if self.condition is not None:
+            at = torch.tensor(rows)
+            first = map_condition(lambda part: part[at.to(part.device)], self.condition)
+        else:
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+                _, first = next(stream.read(self.dataset, [(rows, None)], 0, pin=False))
+        return map_condition(lambda part: part.to(self.device), first)
+
     def _workers(self, batch_size: int) -> int:
         if self.workers is not None:
             return self.workers
