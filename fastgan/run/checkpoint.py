@@ -88,6 +88,9 @@ def _log(value: Any, where: str) -> None:
         raise schema.Wrong(f"{where}.unlogged", unlogged, "losses that are finite")
     if last is not None and len(last) != count:
         raise schema.Wrong(f"{where}.last", last, f"as many numbers as 'columns': {count}")
+    for i in losses if last is not None else ():
+        if last[i] is None:
+            raise schema.Wrong(f"{where}.last[{i}]", None, "a loss that is finite")
 
 
 _MODEL = optional(Record({"network": text}, others=settings))

@@ -139,11 +139,12 @@ class RunLog:
         """What a checkpoint keeps; the lines themselves are in the file, which is synced."""
         for file in self._files:
             os.fsync(file.fileno())
+        seen = all(math.isfinite(v) for name, v in self.last.items() if name.endswith("_loss"))
         return {
             "columns": list(self.columns),
             "lines": self._whole_lines,
             "unlogged": self._read(),
-            "last": [v if math.isfinite(v) else None for v in self.last.values()],
+            "last": [v if math.isfinite(v) else None for v in self.last.values()] if seen else None,
         }
 
     def load_state_dict(self, state: dict[str, Any], file: Path) -> None:
