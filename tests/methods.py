@@ -54,6 +54,17 @@ class Heads(nn.Module):
         return (self.score(h), self.classes(h), *([self.more(h)] if self.more else []))
 
 
+class Patches(nn.Module):
+    """Images and condition images to a map of scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(2, 1, 3)
+
+    def forward(self, x, condition):
+        return self.body(torch.cat([x, condition], 1))
+
+
 def plain_g(width=5):
     return nn.Sequential(nn.Linear(width, 36), nn.Tanh(), nn.Unflatten(1, SHAPE))
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import Conditional, D, G, labelled, plain_d, plain_g
+from methods import Conditional, D, G, Patches, labelled, plain_d, plain_g
 from pairs import same, weights
 from small_runs import QUICK, SHAPE, pixels
 from torch import nn
@@ -98,14 +98,6 @@ def test_a_condition_that_is_an_image_is_handed_on():
 
         def forward(self, condition):
             return torch.tanh(self.body(condition))
-
-    class Patches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Conv2d(2, 1, 3)
-
-        def forward(self, x, condition):
-            return self.body(torch.cat([x, condition], 1))
 
     torch.manual_seed(3)
     source = data.open((pixels(), torch.rand(50, *SHAPE)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods import G, Heads, autoencoder, plain_g
+from methods import G, Heads, Patches, autoencoder, plain_g
 from pairs import same, weights
 from small_runs import QUICK, SHAPE, pixels
 from torch import nn
@@ -27,15 +27,6 @@ def names():
 def test_the_example_trains_and_draws_a_class(names):
     assert names["trainer"].step == 50 and names["sevens"].shape == (16, 1, 28, 28)
     assert names["trainer"].problem.conditioned[1]
-
-
-class Patches(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Conv2d(2, 1, 3)
-
-    def forward(self, x, condition):
-        return self.body(torch.cat([x, condition], 1))
 
 
 class ToImage(nn.Module):

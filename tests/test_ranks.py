@@ -126,12 +126,16 @@ def test_labels_of_fakes_and_adaptive_weights_are_those_of_the_whole_batch(tmp_p
     close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
 
 
-def test_a_rank_that_dies_ends_the_others_soon_and_the_run_is_continued(tmp_path):
-    out = tmp_path / "run"
-    ranks = start(3, f"t.run({str(out)!r}, 10**6)", tmp_path)
+def wait_for_lines(out, ranks):
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text().count("\n") > 3:
         assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()
         time.sleep(0.05)
+
+
+def test_a_rank_that_dies_ends_the_others_soon_and_the_run_is_continued(tmp_path):
+    out = tmp_path / "run"
+    ranks = start(3, f"t.run({str(out)!r}, 10**6)", tmp_path)
+    wait_for_lines(out, ranks)
     ranks[1].send_signal(signal.SIGKILL)
     told = [ranks[i].communicate(timeout=60)[1] for i in (0, 2)]
     for i, text in zip((0, 2), told, strict=True):
@@ -146,9 +150,7 @@ def test_a_rank_that_dies_ends_the_others_soon_and_the_run_is_continued(tmp_path
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     out = tmp_path / "run"
     ranks = start(2, f"t.run({str(out)!r}, 10**6)", tmp_path)
-    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text().count("\n") > 3:
-        assert all(rank.poll() is None for rank in ranks), ranks[0].communicate()
-        time.sleep(0.05)
+    wait_for_lines(out, ranks)
     ranks[1].send_signal(signal.SIGTERM)
     assert [rank.wait(timeout=60) for rank in ranks] == [0, 143]
     state = checkpoint.load(checkpoint.find(out))

@@ -126,12 +126,8 @@ class FusedEngine(Engine):
             work, seconds waiting for the other threads), the last two of the first thread and
             averaged over the steps.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; expected at least 1 step")
         p = self.problem
-        if not p.data.resident:
-            raise ValueError("profile() takes samples in memory; these are read as needed")
-        self._refresh()
+        self._check_profile(n)
         names = self._phases()
         times = torch.zeros(len(names), 2, dtype=torch.float64, device="cpu")
         done = 0
@@ -141,6 +137,14 @@ class FusedEngine(Engine):
             done += count
         times /= n
         return [(name, work, *row) for (name, work), row in zip(names, times.tolist(), strict=True)]
+
+    def _check_profile(self, n: int) -> None:
+        """Refuse what cannot be timed, and read anew what has changed."""
+        if n < 1:
+            raise ValueError(f"n is {n}; expected at least 1 step")
+        if not self.problem.data.resident:
+            raise ValueError("profile() takes samples in memory; these are read as needed")
+        self._refresh()
 
     def close(self) -> None:
         """Give the working memory back."""

@@ -76,12 +76,8 @@ class FusedCudaEngine(FusedEngine):
         Raises:
             ValueError: the engine runs the chain, whose kernels are timed from outside.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; expected at least 1 step")
         p = self.problem
-        if not p.data.resident:
-            raise ValueError("profile() takes samples in memory; these are read as needed")
-        self._refresh()
+        self._check_profile(n)
         if not self.persistent:
             raise ValueError(
                 "profile() reads the clock of the persistent kernel, and this engine runs a kernel "
