@@ -26,8 +26,9 @@ import harness  # noqa: E402
 import machine  # noqa: E402
 import plans  # noqa: E402
 import report  # noqa: E402
-from peers import CATALOGUE, select  # noqa: E402
+from peers import CATALOGUE, CONV, select  # noqa: E402
 
+GROUPS = {"grid": plans.GRID, "sweep": plans.SWEEP, "dcgan": plans.DCGAN, "conv": plans.CONV}
 PATIENCE = 120.0  # with a GPU: a kernel that never ends must not take the others' results with it
 
 
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         chosen = _plans(options)
-        entries = select(options.peers, grid=options.grid or options.sweep, device=options.device)
+        named = options.peers or (CONV if options.conv else None)
+        entries = select(named, grid=options.grid or options.sweep, device=options.device)
     except ValueError as error:
         parser.error(str(error))
     threads = options.threads or len(machine.usable_cpus())
@@ -104,7 +106,8 @@ def main(argv: list[str] | None = None) -> int:
                 say(f"{plan.title} ({done + 1} of {len(chosen)})")
                 if _only_races(options):
                     many = options.grid or options.sweep
-                    results = field.race(plan, options.seconds or (2.0 if many else 4.0))
+                    usual = 0.7 if options.conv else 2.0 if many else 4.0
+                    results = field.race(plan, options.seconds or usual)
                     _add(record, "races", plan, results)
                     record["races"][-1]["ratios"] = harness.ratios(results, entries)
                     record["races"][-1] |= harness.gpu_state(options.device)
@@ -162,17 +165,23 @@ def _plans(options) -> list[plans.Plan]:
     except ValueError:
         raise ValueError(f"--batch {options.batch!r}: expected numbers like 64,256") from None
     chosen = [plans.Plan.parse(text) for text in options.plan or []]
-    for name, more in (("grid", plans.GRID), ("sweep", plans.SWEEP), ("dcgan", plans.DCGAN)):
+    for name, more in GROUPS.items():
         if getattr(options, name):
             chosen += more
-    return chosen or plans.pair(batches)
+    chosen = chosen or plans.pair(batches)
+    words = [word.strip().lower() for word in options.only.split(",")]
+    left = [p for p in chosen if any(word in p.title.lower() for word in words)]
+    if not left:
+        titles = "; ".join(p.title for p in chosen)
+        raise ValueError(f"--only {options.only!r} is part of no plan's title: {titles}")
+    return left
 
 
 def _topic(options) -> str:
     if not _only_races(options):
         kinds = [k for k in ("overhead", "contended", "profile") if getattr(options, k)]
         return " and ".join(kinds)
-    kinds = [k for k in ("grid", "sweep", "dcgan") if getattr(options, k)]
+    kinds = [k for k in GROUPS if getattr(options, k)]
     return " and ".join(kinds) or ("plans" if options.plan else "pair")
 
 
@@ -188,6 +197,7 @@ def _catalogue() -> str:
             ("--grid", plans.GRID),
             ("--sweep", plans.SWEEP),
             ("--dcgan", plans.DCGAN),
+            ("--conv", plans.CONV),
         )
         for p in group
     ]
@@ -220,6 +230,18 @@ def _parser() -> argparse.ArgumentParser:
         "--dcgan", action="store_true", help="DCGAN 64x64, batch 128, without and with R1"
     )
     what.add_argument(
+        "--conv",
+        action="store_true",
+        help=f"{len(plans.CONV)} plans of convolutions: DCGAN 32 and 64 and an SN-ResNet, plain, "
+        "with R1 and as WGAN-GP",
+    )
+    what.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT,...",
+        help='of these plans those with one of these in their titles, such as "dcgan 64"',
+    )
+    what.add_argument(
         "--plan",
         action="append",
         metavar="KEY=VALUE,...",
@@ -250,7 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--seconds",
         type=float,
-        help="timed seconds for each peer and plan (default 4; 2 with --grid and --sweep)",
+        help="timed seconds for each peer and plan (default 4; 2 with --grid and --sweep; 0.7, "
+        "which are at least three turns of three steps, with --conv)",
     )
     how.add_argument(
         "--limit", type=float, metavar="S", help="begin no further plan after so many seconds"

@@ -17,14 +17,17 @@ class Plan:
 
     G: Linear [BatchNorm] LeakyReLU(0.2) ... Linear Tanh.
     D: Linear [BatchNorm] LeakyReLU(0.2) Dropout ... Linear, and a Sigmoid where the peer needs one.
-    Or the convolutional pair of fastgan.models.dcgan, channels last.
+    Or the convolutional pair of fastgan.models.dcgan, or that of peers/resnet.py.
     Adam with lr 2e-4, betas (0.5, 0.999); the non-saturating loss.
 
     Attributes:
-        network: "mlp" or "dcgan". For dcgan, hidden is the width of the networks (their feature
-            maps next to the image); depth, batchnorm and dropout say nothing.
-        penalty: "none", or "r1" in every step: R1_WEIGHT times the mean squared norm of D's
-            gradient at the real images (Mescheder et al. 2018).
+        network: "mlp", "dcgan" or "resnet". For the latter two, hidden is the width of the networks
+            (their feature maps next to the image); depth, batchnorm and dropout say nothing.
+        penalty: "none", or in every step "r1": R1_WEIGHT times the mean squared norm of D's
+            gradient at the real images (Mescheder et al. 2018); or "wgan-gp": Wasserstein's loss
+            with GP_WEIGHT times the mean squared distance from one of that norm between real and
+            fake images (Gulrajani et al. 2017).
+        d_steps: updates of D in a step, each on a batch of its own.
         depth: Linear layers in each of the two networks.
         batchnorm: "none", "g" (after G's hidden layers) or "both".
         images: size of the data set; 0 takes what DATA_BYTES allows. Rounded down to whole batches,
@@ -42,6 +45,7 @@ class Plan:
     images: int = 0
     network: str = "mlp"
     penalty: str = "none"
+    d_steps: int = 1
 
     lr = 2e-4
     betas = (0.5, 0.999)
@@ -52,14 +56,18 @@ class Plan:
     def __post_init__(self):
         if self.batchnorm not in ("none", "g", "both"):
             raise ValueError(f"batchnorm must be none, g or both, not {self.batchnorm!r}")
-        if self.network not in ("mlp", "dcgan"):
-            raise ValueError(f"network must be mlp or dcgan, not {self.network!r}")
-        if self.penalty not in ("none", "r1"):
-            raise ValueError(f"penalty must be none or r1, not {self.penalty!r}")
+        if self.network not in ("mlp", "dcgan", "resnet"):
+            raise ValueError(f"network must be mlp, dcgan or resnet, not {self.network!r}")
+        if self.penalty not in ("none", "r1", "wgan-gp"):
+            raise ValueError(f"penalty must be none, r1 or wgan-gp, not {self.penalty!r}")
         _, height, width = self.image
         if self.network == "dcgan" and (height != width or height < 16 or height & (height - 1)):
             raise ValueError(f"dcgan takes square images of 16, 32, 64 ..., not {height}x{width}")
-        for name in ("latent", "hidden", "batch"):
+        if self.network == "resnet" and self.image != (3, 32, 32):
+            raise ValueError(
+                f"resnet takes images of 3x32x32, not {'x'.join(map(str, self.image))}"
+            )
+        for name in ("latent", "hidden", "batch", "d_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.depth < 2:
@@ -94,13 +102,26 @@ class Plan:
         return [self.features, *[self.hidden] * (self.depth - 1), 1]
 
     def has_batchnorm(self, network: str) -> bool:
+        if self.network == "resnet":
+            return network == "g"
         return self.network == "dcgan" or self.batchnorm in ("both", network)
 
     def products(self, network: str) -> list[int]:
-        """Multiplications of each layer of "g" or "d", forward, for one sample."""
+        """Multiplications of each layer of "g" or "d", forward, for one sample.
+
+        Those that the images enter come first in D (see `entries`).
+        """
         if self.network == "mlp":
             widths = self.g_widths if network == "g" else self.d_widths
             return [a * b for a, b in zip(widths, widths[1:], strict=False)]
+        if self.network == "resnet":
+            m = self.hidden
+            if network == "g":
+                blocks = [side * side * m * m * taps for side in (8, 16, 32) for taps in (9, 9, 1)]
+                return [self.latent * 16 * m, *blocks, 1024 * 9 * 3 * m]
+            first = [1024 * 3 * m * taps for taps in (9, 1)]
+            rest = [(1024, 9), (256, 9), (256, 9), (256, 1), *[(64, 9)] * 4]
+            return [*first, *(pixels * m * m * taps for pixels, taps in rest), m]
         # Convolutions of 4 x 4; a transposed one multiplies at the positions of its input.
         channels, side, _ = self.image
         maps, at_image = self.hidden, (side // 2) ** 2 * 16 * channels * self.hidden
@@ -113,20 +134,31 @@ class Plan:
         return [self.latent * 16 * maps, *between[::-1], at_image]
 
     @property
+    def entries(self) -> int:
+        """How many of D's layers the images enter."""
+        return 2 if self.network == "resnet" else 1
+
+    @property
     def flops(self) -> int:
         """Operations of the matrix products of one step, counting only those that a GAN step needs.
 
         D's step: G forward; D forward on real and fake; D's weight gradients, and the gradients
         between its layers. G's step: G forward; D forward; the gradient through D down to the
         image; G's weight gradients, and the gradients between its layers. R1: the gradient through
-        D down to the real images, and that pass's own gradients.
+        D down to the real images, and that pass's own gradients. WGAN-GP: the same and D's pass
+        there, and through it, if BatchNorm bends it, the penalty's gradients.
         """
         g, d = self.products("g"), self.products("d")
-        d_step = sum(g) + 2 * (sum(d) + sum(d) + sum(d[1:]))
-        if self.penalty == "r1":
+        between = sum(d[self.entries :])
+        d_step = sum(g) + 2 * (sum(d) + sum(d) + between)
+        if self.penalty != "none":
             d_step += 3 * sum(d) - d[-1]
+        if self.penalty == "wgan-gp":
+            d_step += sum(d)
+            if self.has_batchnorm("d"):
+                d_step += sum(d) + between
         g_step = sum(g) + sum(d) + sum(d) + sum(g) + sum(g[1:])
-        return 2 * self.batch * (d_step + g_step)
+        return 2 * self.batch * (self.d_steps * d_step + g_step)
 
     @property
     def chunk(self) -> int:
@@ -134,12 +166,12 @@ class Plan:
 
         Long enough that the call itself costs nothing, short enough to take turns with the others.
         """
-        return int(min(max(16e9 / self.flops, 4), 256, self.steps_per_epoch))
+        return int(min(max(16e9 / self.flops, 4), 256, self.steps_per_epoch // self.d_steps))
 
     @property
     def chunk_on_gpu(self) -> int:
         """The same on a GPU, where steps of small networks take microseconds."""
-        return int(min(max(1e12 / self.flops, 8), 1024, self.steps_per_epoch))
+        return int(min(max(1e12 / self.flops, 8), 1024, self.steps_per_epoch // self.d_steps))
 
     def pixels(self) -> np.ndarray:
         """The data set: uint8 ``[data_size, features]``, the same for every peer.
@@ -198,6 +230,7 @@ class Plan:
 
 R1_WEIGHT = 5.0
 """gamma / 2, with the paper's gamma of 10."""
+GP_WEIGHT = 10.0
 
 
 def pair(batches: tuple[int, ...] = (64, 256)) -> list[Plan]:
@@ -236,3 +269,20 @@ DCGAN = [
     Plan(name, hidden=64, image=(3, 64, 64), batch=128, network="dcgan", penalty=penalty)
     for name, penalty in (("DCGAN", "none"), ("DCGAN with R1", "r1"))
 ]
+
+CONV = [
+    Plan(
+        f"{name}{'' if penalty == 'none' else f' with {penalty}'}", latent=latent, hidden=hidden,
+        image=(3, side, side), network=network, penalty=penalty, images=16 * 64,
+    )
+    for name, network, side, hidden, latent in (
+        ("DCGAN 32", "dcgan", 32, 32, 100),
+        ("DCGAN 64", "dcgan", 64, 64, 100),
+        ("SN-ResNet 32", "resnet", 32, 64, 128),
+    )
+    for penalty in ("none", "r1", "wgan-gp")
+]  # fmt: skip
+
+# Many small pairs side by side (ensembles.py)
+MEMBERS = 16
+POINTS = Plan("points", latent=8, hidden=64, depth=3, image=(1, 1, 2), dropout=0.0, batch=128)

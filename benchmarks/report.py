@@ -221,12 +221,16 @@ def _title(plan: dict) -> str:
 
 
 def describe(plan: dict) -> str:
-    # Records from before these two fields existed are of MLPs.
-    penalty = ", R1 in every step" if plan.get("penalty") == "r1" else ""
-    if plan.get("network") == "dcgan":
+    # Records from before these fields existed are of MLPs.
+    words = {"r1": ", R1 in every step", "wgan-gp": ", WGAN-GP"}
+    penalty = words.get(plan.get("penalty"), "")
+    if plan.get("d_steps", 1) > 1:
+        penalty += f", {plan['d_steps']} updates of D a step"
+    if plan.get("network", "mlp") != "mlp":
+        name = {"dcgan": "DCGAN", "resnet": "SN-ResNet"}[plan["network"]]
         return (
-            f"DCGAN, latent {plan['latent']}, width {plan['hidden']}, image "
-            f"{'x'.join(map(str, plan['image']))}, channels last{penalty}"
+            f"{name}, latent {plan['latent']}, width {plan['hidden']}, image "
+            f"{'x'.join(map(str, plan['image']))}{penalty}"
         )
     norm = {"none": "no BatchNorm", "g": "BatchNorm in G", "both": "BatchNorm in G and D"}
     return (

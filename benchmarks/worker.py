@@ -24,9 +24,9 @@ class Host:
     """The commands; also used without a process, in the harness's own (``--inline``)."""
 
     def __init__(self, name: str, device: str = "cpu"):
-        from peers import CATALOGUE
+        from peers import CATALOGUE, MANY
 
-        self.entry = CATALOGUE[name]
+        self.entry = {**CATALOGUE, **MANY}[name]
         self.device = device
         self.peer = None
 

@@ -23,6 +23,52 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // Frees the working memory that is kept between calls; returns its bytes.
   m.def("conv_release_memory() -> int");
 
+  // BatchNorm in training of images, and the rectifier behind it; results are channels last. Also
+  // the batch's mean and one over its standard deviation; the running statistics are moved.
+  m.def(
+      "batch_norm_leaky_relu(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, "
+      "Tensor(b!) running_var, float momentum, float eps, float negative_slope) "
+      "-> (Tensor, Tensor, Tensor)");
+  // Gradients of x (empty if it is not needed), weight and bias.
+  m.def(
+      "batch_norm_leaky_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, "
+      "Tensor mean, Tensor deviation, float negative_slope, bool need_x) "
+      "-> (Tensor, Tensor, Tensor)");
+  // v: the gradient of that of x. Gradients of grad, x and weight. dweight and dbias: as above.
+  m.def(
+      "batch_norm_leaky_relu_second(Tensor v, Tensor grad, Tensor x, Tensor weight, Tensor bias, "
+      "Tensor mean, Tensor deviation, Tensor dweight, Tensor dbias, float negative_slope) "
+      "-> (Tensor, Tensor, Tensor)");
+
+  // out[i] = a[i] b[i] + bias for each i, or their sum where out is one matrix; onto out with add.
+  // a or b of two dimensions is the same for all.
+  m.def("product_(Tensor(a!) out, Tensor a, Tensor b, Tensor? bias, bool add) -> ()");
+
+  // Of a generator of a table's rows. blocks: kind (0: tanh, 1: softmax), size and how many, one
+  // after another; normals: what the choices are drawn by.
+  m.def(
+      "heads_(Tensor(a!) rows, Tensor logits, Tensor? normals, int[] blocks, float temperature) "
+      "-> ()");
+  // grad: at rows before, at logits after.
+  m.def("heads_backward_(Tensor(a!) grad, Tensor rows, int[] blocks, float temperature) -> ()");
+  // The cross-entropy of each row's category in its group, whose beginning and width first and wide
+  // say for each category; scale times its gradient is added to grad.
+  m.def(
+      "surprise_(Tensor(a!) grad, Tensor logits, Tensor category, Tensor first, Tensor wide, float "
+      "scale) -> Tensor");
+  // max(0, a BatchNorm of the batch); returns means and inverse deviations, [2, width].
+  m.def(
+      "normed_relu_(Tensor(a!) out, Tensor x, Tensor weight, Tensor bias, Tensor(b!)? "
+      "running_mean, "
+      "Tensor(c!)? running_var, float momentum, float eps) -> Tensor");
+  // grad: at out before, at x after. Returns those of weight and bias, [2, width].
+  m.def(
+      "normed_relu_backward_(Tensor(a!) grad, Tensor out, Tensor x, Tensor weight, Tensor "
+      "statistics) -> Tensor");
+  // out[b] += columns[:, category[b]], and the derivative: out[:, c] = the sum of their grad[b].
+  m.def("add_columns_(Tensor(a!) out, Tensor columns, Tensor category) -> ()");
+  m.def("sum_columns_(Tensor(a!) out, Tensor grad, Tensor category) -> ()");
+
   // The loss, and its gradients with respect to the logits.
   m.def(
       "discriminator_loss(Tensor real_logits, Tensor fake_logits, float real_label, "
@@ -82,6 +128,8 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   m.def("fused_enums() -> str");
 
   // On the CPU.
+  // Wakes the threads of a fused_run soon to come, and does not wait for them.
+  m.def("fused_wake(int threads) -> ()");
   // The bytes of working memory that fused_run needs.
   m.def("fused_memory(Tensor plan, Tensor settings, int threads) -> int");
   // Does statistics.size(0) steps from first_step on. memory: uint8, zeros before the first run.
@@ -93,6 +141,20 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor rates, Tensor(c!) statistics, Tensor(d!)? profile, "
       "int first_step, int threads) -> ()");
+  // The same steps in parts, for processes that share each batch: an update's gradients, which the
+  // caller sums over the ranks, then the move by them. update: of D in the step, or d_steps for
+  // that of G, which takes the rows of D's last and what that has left in memory. gradients:
+  // float32, of the update's network, parameter after parameter, then the row of its statistics; of
+  // this rank's rows, and as parts of the whole batch's. Permutations of order begin with that of
+  // the step's first update; without order, images are this rank's rows of the update.
+  m.def(
+      "fused_gradients(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
+      "Tensor images, Tensor? order, Tensor(c!) gradients, int step, int update, int rank, "
+      "int ranks, int threads) -> ()");
+  // Clips them as the plan says, and moves; rates: those of D and G.
+  m.def(
+      "fused_move(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
+      "Tensor(c!) gradients, Tensor rates, int update, int threads) -> ()");
   // The instructions that take products in a precision, 'fp32' or 'bf16'.
   m.def("fused_products(str precision) -> str");
   // The phases of a step, a line each: floating-point operations of its products, name.

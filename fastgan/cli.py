@@ -1,4 +1,4 @@
-"""The command line: fastgan train, sample, settings, info, bench."""
+"""The command line: fastgan train, sweep, table, sample, evaluate, report, export and more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -17,25 +18,29 @@ from tqdm import tqdm
 
 import fastgan
 from fastgan import config as config_room
-from fastgan import models, options, problem, sampling
+from fastgan import models, options
 from fastgan.callbacks import Callback, Console
+from fastgan.commands import demo, evaluate, export, report, sample, sweep, table, watching
 from fastgan.config import ConfigError
 from fastgan.distributed import RankLostError, World, leave
 from fastgan.run import checkpoint, pictures
 from fastgan.trainer import Trainer
+from fastgan.until import Until
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     0: done. 1: training broke down (losses not finite). 2: wrong input, said in one line on stderr.
-    130, 143: stopped by Ctrl-C or SIGTERM, with the run saved.
+    129, 130, 143: stopped by SIGHUP, Ctrl-C or SIGTERM, with the run saved.
     """
     began = time.perf_counter()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["bench"]:
         # Before the parser sees them: every option that follows, --help too, is the benchmark's.
         return _bench(arguments[1:])
+    if arguments[:1] == ["table"]:
+        arguments = table.in_words(arguments[1:])
     notices = _Notices()
     logger = logging.getLogger("fastgan")
     if os.environ.get("RANK", "0") == "0":  # what one rank says, all would
@@ -102,7 +107,10 @@ def _train(chosen: argparse.Namespace) -> int:
     mode = "none" if chosen.quiet or not leads else given.get("console", "auto")
     # With --json stdout belongs to the summary.
     console = _Console(mode, sys.stderr if chosen.json else None)
-    callbacks = (console, _LossPlot())
+    callbacks = [console, _LossPlot(), *watching.callbacks(chosen)]
+    if chosen.until is not None:
+        callbacks.append(Until(chosen.until))
+    callbacks = tuple(callbacks)
     if chosen.resume is None:
         run = _new_run(chosen, given, callbacks, console)
     else:
@@ -118,6 +126,7 @@ def _train(chosen: argparse.Namespace) -> int:
     console.say(f"wall time {summary['wall_seconds']:.1f} s, {share:.1%} of it in steps")
     seen = [f for f in (pictures.SAMPLES, pictures.LOSSES) if (run.out / f).exists()]
     console.say(f"look at {' and '.join(str(run.out / f) for f in seen) or run.out}")
+    console.say(f"all of it on one page: fastgan report {shlex.quote(str(run.out))}")
     if chosen.json:
         print(json.dumps(summary), flush=True)
     return 0
@@ -128,6 +137,8 @@ def _new_run(
 ) -> Trainer:
     if chosen.data_changed:
         raise ConfigError("--data-changed goes with --resume")
+    if chosen.start_from is not None:
+        return _tuned_run(chosen, given, callbacks)
     config, preset = options.config_of(chosen, given)
     if chosen.name is not None:
         if "out" in given:
@@ -143,9 +154,26 @@ def _new_run(
     return Trainer(None, None, None, config, callbacks=callbacks)
 
 
-def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple) -> Trainer:
-    for name in ("preset", "config", "name"):
+def _tuned_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple) -> Trainer:
+    for name in ("preset", "config"):
         if getattr(chosen, name) is not None:
+            raise ConfigError(
+                f"--{name} is given beside --start-from, which takes the other run's settings; "
+                "give single options"
+            )
+    if chosen.name is not None:
+        given["out"] = Path("runs", chosen.name)
+    elif "out" not in given:
+        run = checkpoint.find(chosen.start_from).parent.name
+        given |= {"out": Path("runs", f"{run}-tuned"), "if_exists": "count"}
+    data = given.pop("data", None)
+    return Trainer.from_checkpoint(chosen.start_from, data=data, callbacks=callbacks, **given)
+
+
+def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple) -> Trainer:
+    for name in ("preset", "config", "name", "start_from"):
+        if getattr(chosen, name) is not None:
+            name = name.replace("_", "-")
             raise ConfigError(f"--{name} begins a new run; --resume goes on with its own settings")
     if "out" in given:
         raise ConfigError("--out begins a new run; --resume goes on in the run's own directory")
@@ -155,21 +183,7 @@ def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: t
     )
 
 
-# --- sample, settings, info, bench ---------------------------------------------------------------
-
-
-def _sample(chosen: argparse.Namespace) -> int:
-    generator, values = sampling.load_generator(chosen.run)
-    device = problem.choose_device(chosen.device)
-    shape, seed = sampling.latents_of(values)
-    seed = seed if chosen.seed is None else chosen.seed
-    samples = sampling.sample(generator.to(device), chosen.n, shape, seed, device)
-    out = Path(chosen.out or checkpoint.find(chosen.run).with_name("grid.png")).expanduser()
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no directory {out.parent}")
-    pictures.grid(samples, out, chosen.columns)
-    print(out)
-    return 0
+# --- settings, info, bench -----------------------------------------------------------------------
 
 
 def _settings(chosen: argparse.Namespace) -> int:
@@ -227,23 +241,19 @@ def _parser() -> argparse.ArgumentParser:
         "log.jsonl, config.json, checkpoint.pt, generator.pth and discriminator.pth in the run's "
         "directory. Without options: the reference pair on the bundled digits, about a minute on "
         "two cores. A preset says what suits a pair; without --preset it is the one of the "
-        "model, --model or that of the file: "
+        "model, --model or that of the file (points for a density, ctgan for a table): "
         + ", ".join(f"{m.preset} for {name}" for name, m in models.MODELS.items())
         + ".",
     )
     train.set_defaults(command=_train, parser=train)
     add = train.add_argument_group("this run").add_argument
-    add(
-        "--preset",
-        metavar="NAME",
-        help="; ".join(f"{name}: {p.help}" for name, p in config_room.PRESETS.items()),
-    )
-    add(
-        "--config",
-        metavar="FILE",
-        help="settings from a YAML, TOML or JSON file, or a run's config.json; options win over it",
-    )
+    options.start(add)
     add("--resume", metavar="RUN", help="continue a run, from its directory or a checkpoint in it")
+    add(
+        "--start-from",
+        metavar="RUN",
+        help="begin a new run with the weights and settings of another; options win over those",
+    )
     add(
         "--data-changed",
         action="store_true",
@@ -254,16 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="say nothing but errors")
     options.add(train)
 
-    sample = commands.add_parser("sample", help="draw images from a trained generator")
-    sample.set_defaults(command=_sample, parser=sample)
-    sample.add_argument("run", metavar="RUN", help="directory of a run, or a checkpoint in it")
-    sample.add_argument("--n", type=int, default=64, help="number of images (default: 64)")
-    sample.add_argument("--columns", type=int, help="images in a row (default: a square)")
-    sample.add_argument("--out", metavar="FILE", help="PNG to write (default: RUN/grid.png)")
-    sample.add_argument(
-        "--seed", type=int, help="seed of the latents (default: the run's, as in its samples.png)"
-    )
-    sample.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    for command in (sweep, sample, evaluate, report, export, demo):
+        command.add(commands)
 
     settings = commands.add_parser("settings", help="print the table of all settings, in Markdown")
     settings.set_defaults(command=_settings, parser=settings)
@@ -272,7 +274,12 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(command=_info, parser=info)
     info.add_argument("--json", action="store_true", help="print the facts as one line of JSON")
 
-    # Here for the list of commands; `main` hands the arguments on unread.
+    # Here for the list of commands; `main` knows what to do with them.
+    commands.add_parser(
+        "table",
+        add_help=False,
+        help="train on a table: table FILE ...; sample it: table sample RUN",
+    )
     commands.add_parser("bench", add_help=False, help="time the engines, in a checkout")
     return parser
 

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from fastgan.data.batch import map_condition, tensors_of
 from fastgan.wrapped import unwrapped
 
-__all__ = ["FAKE", "asked_for", "is_drawn", "taken", "to_sample_by"]
+__all__ = [
+    "FAKE", "arguments", "asked_for", "class_count", "is_drawn", "taken", "to_sample_by",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from fastgan.data import Data
     from fastgan.problem import Problem
 
 FAKE = ("auto", "drawn", "same")
@@ -42,6 +45,38 @@ def asked_for(network: nn.Module, first: bool = True) -> tuple[bool, bool]:
     return needs or any(p.name in _NAMES for p in places), needs
 
 
+def hidden_from(network: nn.Module, first: bool = True) -> str | None:
+    """The parameter by which a network may mean to take a condition that it is not given.
+
+    It is given as the second argument, so not to ``*args``, which may be anything, nor by keyword.
+    """
+    try:
+        parameters = inspect.signature(unwrapped(network).forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    # What inherits a forward without naming its arguments, as torch's containers may, says nothing.
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL and len(places) <= int(first):
+            return f"*{p.name}"
+        if p.kind is p.KEYWORD_ONLY and p.name in _NAMES:
+            return f"{p.name} by keyword"
+    return None
+
+
+def arguments(problem: Problem, which: int, first: Tensor | None, condition: Any) -> tuple:
+    """What D (0) or G (1) is called with.
+
+    Args:
+        problem: whose network.
+        which: see above.
+        first: samples or latents; None for a G that takes no latents.
+        condition: what belongs to them; None if there is none.
+    """
+    given = () if first is None else (first,)
+    return (*given, condition) if problem.conditioned[which] and condition is not None else given
+
+
 def is_drawn(how: str, condition: Any) -> bool:
     """Whether fake samples get conditions of their own, and not those of the real batch.
 
@@ -50,7 +85,27 @@ def is_drawn(how: str, condition: Any) -> bool:
     """
     if how != "auto":
         return how == "drawn"
-    return all(t.dim() == 1 and not t.is_floating_point() for t in tensors_of(condition))
+    return all(map(_is_label, tensors_of(condition)))
+
+
+def _is_label(part: Any) -> bool:
+    """Whether a tensor has one whole number a sample, [b] or [b, 1]."""
+    return isinstance(part, Tensor) and not part.is_floating_point() and part[:1].numel() == 1
+
+
+def class_count(data: Data) -> int | None:
+    """How many classes the labels of data stand for; None where they have no labels.
+
+    Also None for labels without names that are read as needed: only reading all would tell.
+    """
+    like = data.blank(1).condition
+    return _classes(data) if _is_label(like) and like.dim() == 1 else None
+
+
+def _classes(data: Data) -> int | None:
+    if data.classes:
+        return len(data.classes)
+    return None if data.condition is None else int(data.condition.max()) + 1
 
 
 def taken(condition: Any, rows: Tensor) -> Any:
@@ -77,11 +132,13 @@ def to_sample_by(problem: Problem, n: int, given: Any) -> Any:
         return None
     like = p.data.blank(1).condition
     if given is None:
-        return _by_default(p, n, like)
+        return _by_default(p, n)
     if isinstance(given, (int, float, list)) or hasattr(given, "__array__"):
-        given = torch.as_tensor(given)
+        given = torch.as_tensor(given, device="cpu")
     if isinstance(given, Tensor) and given.dim() == 0:
         given = given.expand(n)
+    if isinstance(given, Tensor) and _is_label(like) and given.shape == (n,):
+        given = given.view(n, *like.shape[1:])
 
     def fitting(mine: Any, part: Any) -> Tensor:
         if not isinstance(part, Tensor) or part.shape != (n, *mine.shape[1:]):
@@ -97,13 +154,10 @@ def to_sample_by(problem: Problem, n: int, given: Any) -> Any:
         ) from error
 
 
-def _by_default(problem: Problem, n: int, like: Any) -> Any:
+def _by_default(problem: Problem, n: int) -> Any:
     data, device = problem.data, problem.device
-    rows = torch.arange(n, device=device)
-    labels = isinstance(like, Tensor) and like.dim() == 1 and not like.is_floating_point()
-    if labels and data.classes:
-        return rows % len(data.classes)
-    if labels and data.condition is not None:
-        return rows % (int(data.condition.max()) + 1)
+    like = data.blank(1).condition
+    if _is_label(like) and (classes := _classes(data)):
+        return torch.arange(n, device=device).view(n, *like.shape[1:]) % classes
     first = data.first_conditions(n)
     return data.blank(n).condition if first is None else first

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,17 @@ class World:
         """This rank's part of a batch of that size."""
         return len(self.rows(batch)) / batch
 
+    def parts(self, batch: int, most: int) -> list[World]:
+        """What passes through the networks one after the other: at most so many parts.
+
+        Each is as the ranks of a larger world, whose rows together are this rank's. None is
+        without rows, if this rank is not.
+        """
+        count = max(1, min(most, batch // self.size))
+        if count == 1:
+            return [self]
+        return [World(self.rank * count + i, self.size * count) for i in range(count)]
+
     def total_(self, tensors: Sequence[Tensor], batch: int) -> None:
         """Sums over the ranks of what each has computed from its rows of a batch, in place.
 
@@ -109,6 +121,26 @@ class World:
             for t in tensors:
                 with _told(self.rank, self.size):
                     torch.distributed.broadcast(t.detach(), 0)
+
+    def joined(self, mine: Sequence[Any]) -> list[Any]:
+        """What the ranks have made in turn, in the order in which one rank would have made it.
+
+        Args:
+            mine: this rank's: of all items those with the numbers rank, rank + size, and so on.
+                Tensors travel by way of the CPU, and keep no gradient.
+        """
+        if self.size == 1:
+            return list(mine)
+        of_all: list[list[Any]] = [[] for _ in range(self.size)]
+        with _told(self.rank, self.size):
+            torch.distributed.all_gather_object(of_all, list(mine))
+        count = sum(map(len, of_all))
+        return [of_all[i % self.size][i // self.size] for i in range(count)]
+
+    def meet(self) -> None:
+        """Go on when all ranks have come here."""
+        if self.size > 1:
+            self.sum_(torch.zeros(1, device=_meeting()))
 
     def first(self, number: int) -> int:
         """The first rank's number, below 2**63 in size."""

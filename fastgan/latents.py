@@ -140,6 +140,27 @@ class Latent:
         """Whether it is standard normal throughout."""
         return self.shape is not None and all(isinstance(part, Normal) for _, part in self.parts)
 
+    @property
+    def normals(self) -> bool:
+        """Whether there is normal noise in it."""
+        return self.is_noise or any(isinstance(part, Normal) for _, part in self.parts)
+
+    def truncated(self, normals: Tensor, limit: float) -> Tensor:
+        """The normals of noise, [b, *drawn], as a normal distribution cut off at +-limit has them.
+
+        The order of the numbers stays: each goes to the place in the new distribution that it had
+        in the old. What other parts are drawn from stays as it is.
+        """
+        low = 0.5 * math.erfc(limit / math.sqrt(2.0))
+        place = low + torch.special.ndtr(normals.double()) * (1.0 - 2.0 * low)
+        cut = torch.special.ndtri(place).clamp(-limit, limit).to(normals.dtype)
+        if self.is_noise:
+            return cut
+        parts = [part for _, part in self.parts]
+        widths = [part.drawn for part in parts]
+        some = zip(parts, cut.split(widths, 1), normals.split(widths, 1), strict=True)
+        return torch.cat([a if isinstance(part, Normal) else b for part, a, b in some], 1)
+
     def of(self, normals: Tensor) -> Tensor:
         """float32 [b, *drawn] -> the latents, [b, *shape]."""
         if self.is_noise:

@@ -16,7 +16,7 @@ import torch
 
 from fastgan import engines, resuming
 from fastgan.callbacks import Callback, NonFiniteLossError
-from fastgan.config import ConfigError, field_of
+from fastgan.config import LIMITS, Config, ConfigError, field_of
 from fastgan.run import checkpoint, directory
 from fastgan.run.signals import Signals
 
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from fastgan.trainer import Trainer
 
 logger = logging.getLogger("fastgan")
+
+SETTINGS = {
+    name: f"; it is a setting: Trainer(..., {name}=...)"
+    for name in Config.__dataclass_fields__
+    if name not in LIMITS
+}
+"""What to say of names that `Trainer.fit` does not take."""
 
 CHUNK_SECONDS = 0.2
 """A chunk of steps should take this long, so that a signal is heard soon."""
@@ -55,8 +62,13 @@ def goal_of(
     """The limits that hold in a call of `fit`, and the step at which it will end, if they say so.
 
     Raises:
-        ConfigError: a limit is none, or there is none at all.
+        ConfigError: a limit is none, or there is none at all, or `fit` is at work.
     """
+    if trainer.at_work:
+        raise ConfigError(
+            "this trainer's fit() is at work, and one at a time can be; a callback ends it by "
+            "trainer.stop(why), and learning rates and weights may change while it runs"
+        )
     goal = {name: field_of(name).metadata["kind"].take(name, v) for name, v in given.items()}
     if until is None and all(value is None for value in goal.values()):
         goal = trainer.goal
@@ -82,7 +94,14 @@ class Loop:
         """Do it; see `Trainer.fit`."""
         t = self.trainer
         before, earlier = t.step, t.seconds
-        t.stopped = None
+        t.stopped, t.at_work = None, True
+        try:
+            return self._run(before, earlier)
+        finally:
+            t.at_work = False
+
+    def _run(self, before: int, earlier: float) -> dict[str, Any]:
+        t = self.trainer
         if t.out is not None:
             # Hours of work must not end in a state that cannot be saved.
             checkpoint.try_state(resuming.state_of(t))
@@ -101,6 +120,8 @@ class Loop:
                     self._write_line(whole=False)
                 if t.out is not None:
                     t.save_all()
+                # What the first rank has written is there when any of them goes on.
+                t.world.meet()
             except BaseException as stop:
                 error = stop
                 if not isinstance(stop, NonFiniteLossError):

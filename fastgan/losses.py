@@ -151,6 +151,31 @@ def _relativistic_g(fake: Tensor, real: Tensor) -> Tensor:
     return F.softplus(_wide(real) - _wide(fake)).mean()
 
 
+@dataclass(frozen=True)
+class _Average:
+    """Of (real, fake) what D minimises, of (fake, real) G: the first should lie above the mean of
+    the second, and the second below that of the first."""
+
+    low: Callable[[Tensor], Tensor]
+    """What is minimised of scores that should be high."""
+
+    def __call__(self, high: Tensor, low: Tensor) -> Tensor:
+        high, low = _wide(high), _wide(low)
+        return self.low(high - low.mean()).mean() + self.low(high.mean() - low).mean()
+
+
+def _below_zero(x: Tensor) -> Tensor:
+    return F.softplus(-x)
+
+
+def _below_one(x: Tensor) -> Tensor:
+    return F.relu(1 - x)
+
+
+def _from_one(x: Tensor) -> Tensor:
+    return (x - 1).square()
+
+
 LOSSES: dict[str, Loss] = {
     one.name: one
     for one in (
@@ -169,51 +194,41 @@ LOSSES: dict[str, Loss] = {
         # A. Jolicoeur-Martineau, "The relativistic discriminator: a key element missing from
         # standard GAN", ICLR 2019, in pairs (RpGAN).
         Loss("relativistic", _relativistic_d, _relativistic_g, "raw"),
+        # The same paper's averages (RaSGAN, RaHingeGAN, RaLSGAN). A part of a batch, and a rank's
+        # rows, have averages of their own.
+        *(
+            Loss(f"relativistic-average{name}", _Average(low), _Average(low), "raw")
+            for name, low in (
+                ("", _below_zero),
+                ("-hinge", _below_one),
+                ("-least-squares", _from_one),
+            )
+        ),
     )
 }
 
-_AVERAGED = (
-    "loss='relativistic' (pairs in place of averages) or a losses.Loss of your own functions of "
-    "both scores"
-)
 ALIASES = {
-    "bce": "non-saturating",
-    "ns": "non-saturating",
-    "nsgan": "non-saturating",
-    "vanilla": "non-saturating",
-    "standard": "non-saturating",
-    "saturating": "minimax",
-    "lsgan": "least-squares",
-    "mse": "least-squares",
-    "wgan": "wasserstein",
-    "emd": "wasserstein",
-    "earth-mover": "wasserstein",
-    "critic": "wasserstein",
-    "wgan-gp": "loss='wasserstein' with penalties='wgan-gp'",
-    "gan": "non-saturating",
-    "logistic": "non-saturating",
-    "rpgan": "relativistic",
-    "rgan": "relativistic",
-    "rsgan": "relativistic",
-    "ragan": _AVERAGED,
-    "rasgan": _AVERAGED,
-    "ralsgan": _AVERAGED,
-    "rahinge": _AVERAGED,
-    "r1": "penalties='r1'",
-    "r2": "penalties='r2'",
-    "gp": "penalties='wgan-gp'",
-    "l2": "least-squares",
-    "softplus": "non-saturating",
-    "cross-entropy": "non-saturating",
-    "bce-loss": "non-saturating",
-    "bce-with-logits": "non-saturating",
-    "bce-with-logits-loss": "non-saturating",
-    "binary-cross-entropy": "non-saturating",
-    "binary-cross-entropy-with-logits": "non-saturating",
-    "soft-margin-loss": "non-saturating",
-    "mse-loss": "least-squares",
-    "hinge-embedding-loss": "hinge",
-    "geometric": "hinge",
+    word: ours
+    for ours, words in {
+        "non-saturating": (
+            "bce ns nsgan vanilla standard gan logistic softplus cross-entropy bce-loss "
+            "bce-with-logits bce-with-logits-loss binary-cross-entropy "
+            "binary-cross-entropy-with-logits soft-margin-loss"
+        ),
+        "minimax": "saturating",
+        "least-squares": "lsgan mse l2 mse-loss",
+        "wasserstein": "wgan emd earth-mover critic",
+        "loss='wasserstein' with penalties='wgan-gp'": "wgan-gp",
+        "relativistic": "rpgan rgan rsgan",
+        "relativistic-average": "ragan rasgan",
+        "relativistic-average-least-squares": "ralsgan",
+        "relativistic-average-hinge": "rahinge",
+        "penalties='r1'": "r1",
+        "penalties='r2'": "r2",
+        "penalties='wgan-gp'": "gp",
+        "hinge": "hinge-embedding-loss geometric",
+    }.items()
+    for word in words.split()
 }
 """Words that others use, for the message that names ours."""
 
@@ -267,7 +282,7 @@ def _way_out(given: Any) -> str:
 
 # --- penalties -----------------------------------------------------------------------------------
 
-PLACES = ("real", "fake", "between")
+PLACES = ("real", "fake", "between", "around")
 
 
 @dataclass(frozen=True)
@@ -281,8 +296,8 @@ class Penalty:
         name: how logs and checkpoints call it.
         of: (gradients [b, ...], in float32 or better) -> scalar, the penalty of weight 1.
         at: where the gradients are taken: at the "real" images or at the "fake" ones, in the pass
-            that the loss takes; or "between", at random points on the lines between real and fake
-            images (a third pass of D). Default "real".
+            that the loss takes; or, in a pass of its own, "between", at random points on the lines
+            between real and fake images, or "around" the real ones. Default "real".
         weight: its factor, above 0. Default 10.
         every: D updates from one penalty to the next. With k, updates 0, k, 2k, ... have it, k
             times as heavy (T. Karras et al., "Analyzing and Improving the Image Quality of
@@ -302,7 +317,7 @@ class Penalty:
         """Check what was given, and take numbers of any kind as Python's own."""
         if self.at not in PLACES:
             raise ValueError(
-                f"penalty {self.name!r}: at is {self.at!r}; expected real, fake or between"
+                f"penalty {self.name!r}: at is {self.at!r}; expected one of {', '.join(PLACES)}"
             )
         if not callable(self.of) or isinstance(self.of, type):
             raise ValueError(
@@ -369,6 +384,9 @@ PENALTIES: dict[str, Penalty] = {
         # I. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017: weight * E
         # (|grad D(x)| - 1)^2 at x between real and fake.
         Penalty("wgan-gp", _distance_from_one, "between"),
+        # N. Kodali, J. Abernethy, J. Hays and Z. Kira, "On Convergence and Stability of GANs",
+        # 2017: the same at x near real ones.
+        Penalty("dragan", _distance_from_one, "around"),
     )
 }
 

@@ -72,9 +72,9 @@ class LossMethod:
         points = {"real": (on_real, real), "fake": (on_fake, fake)}
         loss = require_scalar(self.loss.d_loss(on_real, on_fake), name_of(self), "d_loss")
         step.report(loss, on_real, on_fake)
-        if "between" in places:
-            between = step.between(real, fake)
-            points["between"] = step.score(between, step.cond), between
+        for place in sorted(places - points.keys()):
+            at = step.points(place, real, fake)
+            points[place] = step.score(at, step.cond), at
         for penalty in penalties:
             loss = loss + step.penalty_of(penalty, *points[penalty.at])
         return loss

@@ -23,8 +23,14 @@ __all__ = [
     "ConvTranspose2dLeakyReLU",
     "LinearLeakyReLU",
     "fuse",
+    "spectral_norm",
     "unfuse",
 ]
+
+_NORMALISED = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    nn.ConvTranspose3d, nn.Embedding,
+)  # fmt: skip
 
 
 class LinearLeakyReLU(nn.Module):
@@ -206,6 +212,33 @@ def fuse(module: nn.Module) -> nn.Module:
     return module
 
 
+def spectral_norm(network: nn.Module) -> nn.Module:
+    """Divide the weight of every linear layer, convolution and embedding by its largest factor.
+
+    T. Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018; by
+    torch's own parametrization, with one step of the power iteration in each pass of training.
+
+    Args:
+        network: changed in place; layers that have the norm already stay as they are.
+
+    Returns:
+        the network.
+
+    Raises:
+        ValueError: it has fused layers, which multiply by their weights themselves.
+    """
+    layers = [m for m in network.modules() if type(m) in _NORMALISED]
+    for path, m in network.named_modules():
+        if isinstance(m, (LinearLeakyReLU, Conv2dLeakyReLU, ConvTranspose2dLeakyReLU)):
+            raise ValueError(
+                f"{path or 'the network'} is a {type(m).__name__}, which takes no spectral norm; "
+                "call fastgan.unfuse(network) before"
+            )
+    for m in layers:
+        nn.utils.parametrizations.spectral_norm(m)
+    return network
+
+
 def unfuse(module: nn.Module) -> nn.Module:
     """Undo :func:`fuse`, in place; returns `module`. The parameters stay the same objects.
 
@@ -292,7 +325,9 @@ def sequences(root: nn.Module) -> list[nn.Sequential]:
     return [
         m
         for m in root.modules()
-        if type(m).forward is nn.Sequential.forward and "forward" not in m.__dict__
+        if isinstance(m, nn.Sequential)
+        and type(m).forward is nn.Sequential.forward
+        and "forward" not in m.__dict__
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -12,6 +12,9 @@ from fastgan import config as config_room
 from fastgan import models
 from fastgan.config import Config, ConfigError, field_of
 from fastgan.config.config import HINTS
+from fastgan.data.sources import known_name
+from fastgan.data.table import is_table
+from fastgan.densities import DENSITIES
 from fastgan.words import nearest
 
 TITLES = {
@@ -43,6 +46,33 @@ def add(parser: argparse.ArgumentParser) -> None:
         groups[f.metadata["group"]].add_argument(option(f.name), **options)
 
 
+def start(add: Callable[..., Any]) -> None:
+    """What `train`, `sweep` and `demo` take besides the settings."""
+    add(
+        "--preset",
+        metavar="NAME",
+        help="; ".join(f"{name}: {p.help}" for name, p in config_room.PRESETS.items()),
+    )
+    add(
+        "--config",
+        metavar="FILE",
+        help="settings from a YAML, TOML or JSON file, or a run's config.json; options win over it",
+    )
+    add("--alarms", action="store_true", help="tell of collapse, saturation, divergence, starving")
+    add(
+        "--measure",
+        metavar="NAME,NAME",
+        help="write metrics into every tenth log line: jsd, or of those of `fastgan evaluate`",
+    )
+    add("--tensorboard", action="store_true", help="also write for TensorBoard, to RUN/tensorboard")
+    add(
+        "--until",
+        metavar="RULE",
+        help="also end the run when a number is reached, 'jsd<0.05', or becomes no better, "
+        "'plateau:fid:5': a metric of `fastgan evaluate`, jsd, or a number of log.jsonl",
+    )
+
+
 def option(name: str) -> str:
     """What a command line calls a setting."""
     return f"--{name.replace('_', '-')}"
@@ -69,7 +99,8 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
 def config_of(options: argparse.Namespace, chosen: dict[str, Any]) -> tuple[Config, str | None]:
     """The settings of a new run: a preset, a file over it, options over both.
 
-    Where neither the command line nor the file names a preset, it is that of the model.
+    Where neither the command line nor the file names a preset, it is that of the model; and where
+    they name no model either, densities have the pair for points, and tables that for rows.
 
     Returns:
         the settings, and the preset; None where a file says every setting.
@@ -83,7 +114,12 @@ def config_of(options: argparse.Namespace, chosen: dict[str, Any]) -> tuple[Conf
         )
     name = options.preset or named
     if name is None:
+        source = str(chosen.get("data", values.get("data")))
         default = field_of("model").default
+        if known_name(source) in DENSITIES:
+            default = "points"
+        elif is_table(source):
+            default = "ctgan"
         model = chosen.get("model", values.get("model", default))
         # A word that is no model is refused with the file's other values.
         name = models.MODELS[model if model in [*models.MODELS] else default].preset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgan import conditions, engines, losses, models, ops, optim
+from fastgan import conditions, engines, games, losses, models, ops, optim, schedules
 from fastgan import config as config_room
 from fastgan import data as data_room
+from fastgan.augment import Augmentation
 from fastgan.config import Config, ConfigError, takes_settings
 from fastgan.distributed import World
 from fastgan.engines import probe
 from fastgan.latents import Latent
 from fastgan.method import LossMethod, Method
 from fastgan.run import torch_rng
+
+logger = logging.getLogger("fastgan")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class Problem:
     latent: Latent = Latent((100,))
     conditioned: tuple[bool, bool] = (False, False)
     """Whether D and G are given the condition beside the sample or latent."""
+    augmentation: Augmentation | None = None
+    """What images go through before D sees them."""
+    continued: str | None = None
+    """The engine of the run that is continued; None for a new run."""
 
     batch_size = property(lambda self: self.config.batch_size)
     d_steps = property(lambda self: self.config.d_steps)
@@ -60,8 +69,24 @@ class Problem:
     seed = property(lambda self: self.config.seed)
     drop_last = property(lambda self: self.config.drop_last)
     terms = property(lambda self: self.config.terms)
-    ema_decay = property(lambda self: self.config.ema or 0.0)
     lr_schedule = property(lambda self: self.config.lr_schedule)
+
+    @property
+    def ema_decay(self) -> float:
+        """The decay of G's average, once it is warm."""
+        half_life = self.config.ema_half_life
+        return self.config.ema or 0.0 if half_life is None else 0.5 ** (self.batch_size / half_life)
+
+    def ema_new(self, step: int) -> float:
+        """The share of G's weights in their average after a step.
+
+        While it is warming up, the average's half-life grows with the images so far; in the first
+        step it is the weights.
+        """
+        decay, warmup = self.ema_decay, self.config.ema_warmup
+        if warmup is not None and decay > 0.0:
+            decay = min(decay, 0.5 ** (1.0 / (warmup * step))) if step else 0.0
+        return 1.0 - decay
 
     @property
     def loss(self) -> losses.Loss | None:
@@ -91,6 +116,7 @@ class Problem:
 
 
 @takes_settings("data")
+@torch.inference_mode(False)  # around everything, it would make weights that nothing can train
 def make_problem(
     generator: nn.Module | None,
     discriminator: nn.Module | None,
@@ -120,7 +146,7 @@ def make_problem(
         torch.set_num_threads(config.threads)
     device = choose_device(config.device, world)
     data = data.to(device, config.budget_bytes)
-    method = config.method or LossMethod(
+    method = games.method(config.method) or LossMethod(
         losses.loss(config.loss, config.label_smoothing), config.penalties
     )
     if isinstance(discriminator, Mapping):
@@ -130,24 +156,33 @@ def make_problem(
             "pass both generator and discriminator, or None for both to get the pair of `model`"
         )
     if generator is None:
-        generator, discriminator = make_pair(config, tuple(data.shape), method)
+        generator, discriminator = make_pair(config, data, method)
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         _check_network(name, network)
         network.to(device, memory_format=torch.channels_last if config.channels_last else None)
+    if isinstance(config.method, str):
+        unsuited = method.unsuited(generator, discriminator, config.batch_size)
+        if unsuited is not None:
+            raise ConfigError(f"method {config.method!r} {unsuited}")
     conditioned = _conditioned(generator, discriminator, data, config)
     world.spread_(
         t for m in (generator, discriminator) for t in (*m.state_dict(keep_vars=True).values(),)
         if isinstance(t, torch.Tensor) and not isinstance(t, nn.parameter.UninitializedTensorMixin)
     )  # fmt: skip
+    if schedules.needs_end(config.lr_schedule):
+        config = config.with_(lr_schedule=_ending(config, data))
     average = None
-    if config.ema is not None:
-        average = copy_of(generator, "generator", "ema").requires_grad_(False)
+    if config.averages:
+        average = copy_of(generator, "generator", "ema")
+        for weight in average.parameters():  # TorchScript's modules have no requires_grad_
+            weight.requires_grad_(False)
     kinds = config.optimizer if isinstance(config.optimizer, tuple) else (config.optimizer,) * 2
     networks = (("generator", generator), ("discriminator", discriminator))
     optimizer_g, optimizer_d = (
         _make_optimizer(kind, name, network, lr, config)
         for kind, (name, network), lr in zip(kinds, networks, config.rates, strict=True)
     )
+    augmentation = _augmentation(config, data, device, method)
     scalers = None
     if config.precision == "fp16":
         scalers = tuple(torch.amp.GradScaler(device.type) for _ in range(2))
@@ -168,6 +203,7 @@ def make_problem(
             world=world,
             latent=config.latent,
             conditioned=conditioned,
+            augmentation=augmentation,
         )
 
     if config.precision != "auto":
@@ -198,6 +234,16 @@ def _conditioned(
                 "data.open((samples, labels))), or give the argument a default"
             )
     takes = tuple(given and data.conditional for given, _ in asked)
+    networks = ((discriminator, True), (generator, config.latent.shape is not None))
+    names = ("discriminator", "generator")
+    for given, name, (network, first) in zip(takes, names, networks, strict=True):
+        hidden = None if given or not data.conditional else conditions.hidden_from(network, first)
+        if hidden is not None and (name == "generator" or config.method is None):
+            logger.warning(
+                "the %s's forward takes %s and is not given the condition that data %r have; name "
+                "it as the second argument, such as forward(self, x, y), to have it given",
+                name, hidden, data.name,
+            )  # fmt: skip
     if config.latent.shape is None and not takes[1]:
         raise ConfigError(
             "latent_dim is None, so the generator must take a condition, and its forward takes no "
@@ -206,17 +252,20 @@ def _conditioned(
     return takes
 
 
-def make_pair(
-    config: Config, shape: tuple[int, ...], method: Method
-) -> tuple[nn.Module, nn.Module]:
+def make_pair(config: Config, data: data_room.Data, method: Method) -> tuple[nn.Module, nn.Module]:
     """The generator and discriminator of `config.model`, their weights drawn from the seed.
 
-    Torch's own random state is left as it was. D ends in a Sigmoid unless the loss wants raw
-    scores; its state dict is the same.
+    Torch's own random state is left as it was. Where a D may end in a Sigmoid, it does unless the
+    loss wants raw scores; its state dict is the same.
     """
+    heads, classes = None, conditions.class_count(data)
+    if data.table is not None:
+        heads = data.table.layout.heads
+        classes = data.table.layout.conditions if data.conditional else None
+    form = models.Form(tuple(data.shape), classes, heads)
     sigmoid = isinstance(method, LossMethod) and method.loss.scores != "raw"
     with torch_rng.seeded(config.seed, torch.device("cpu")):
-        return models.make(config.model, shape, config.latent_dim, config.width, sigmoid=sigmoid)
+        return models.make(config.model, form, config.latent_dim, config.width, sigmoid=sigmoid)
 
 
 def choose_device(
@@ -236,7 +285,9 @@ def choose_device(
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"device {str(device)!r} cannot be used: {reason}") from error
-    return chosen
+    if chosen.type == "meta":
+        raise ConfigError("device 'meta' cannot be used: its tensors have no values")
+    return torch.device("cpu") if chosen.type == "cpu" else chosen  # "cpu:0" is no other
 
 
 def open_data(data: Any, config: Config) -> tuple[data_room.Data, Config]:
@@ -269,7 +320,8 @@ def copy_of(network: nn.Module, name: str, why: str) -> nn.Module:
         ValueError: the network cannot be copied; the message has `name` and `why` it was to be.
     """
     try:
-        return probe.copied((network,), hooks=True)[0]
+        with torch.no_grad():  # copies of TorchScript's weights would depend on them
+            return probe.copied((network,), hooks=True)[0]
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
@@ -279,15 +331,57 @@ def copy_of(network: nn.Module, name: str, why: str) -> nn.Module:
         ) from error
 
 
+def _ending(config: Config, data: data_room.Data) -> Any:
+    """The schedule, to the end that the limits set: as saved, so that a resume keeps to it."""
+    per_epoch = -(-data.batches_per_epoch(config.batch_size, config.drop_last) // config.d_steps)
+    ends = [] if config.steps is None else [config.steps]
+    ends += [] if config.epochs is None else [config.epochs * per_epoch]
+    if not ends:
+        raise ConfigError(
+            f"lr_schedule is {config.to_dict()['lr_schedule']!r}, and nothing says where it ends; "
+            "give the step, as in 'cosine:10000', or the setting steps= or epochs= of the run"
+        )
+    return schedules.with_end(config.lr_schedule, min(ends))
+
+
+def _augmentation(
+    config: Config, data: data_room.Data, device: torch.device, method: Method
+) -> Augmentation | None:
+    if config.augment is None:
+        return None
+    if data.kind != "image" or len(data.shape) != 3:
+        raise ConfigError(
+            f"augment is {str(config.augment)!r}, which is for images, and the samples of data "
+            f"{data.name!r} are {list(data.shape)} ({data.kind}); leave it out"
+        )
+    # Where scores of real samples are to be 1 and of fake ones 0, D is undecided between.
+    loss = method.loss if isinstance(method, LossMethod) else None
+    halfway = loss is not None and (loss.scores == "probabilities" or loss.name == "least-squares")
+    return Augmentation(config.augment, device, config.batch_size, 0.5 if halfway else 0.0)
+
+
 def _check_network(name: str, network: Any) -> None:
     if not isinstance(network, nn.Module):
         of_class = isinstance(network, type) and issubclass(network, nn.Module)
         hint = f": {network.__name__} is a class; pass {network.__name__}(...)" if of_class else ""
         raise ConfigError(f"{name} is a {type(network).__name__}; expected an nn.Module{hint}")
+    sharded = sys.modules.get("torch.distributed.tensor")
+    whole = sharded is None or not any(isinstance(p, sharded.DTensor) for p in network.parameters())
+    if not whole or any(type(m).__name__ == "FullyShardedDataParallel" for m in network.modules()):
+        raise ConfigError(
+            f"{name} is divided over the ranks (fully_shard, FSDP), and a run keeps whole networks "
+            "on each: its sums of gradients, average and checkpoints would be wrong; pass the "
+            "network as it was before it was divided"
+        )
     for path, p in network.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ConfigError(
                 f"{name}.{path} has no shape yet (a lazy layer); call the {name} once on a batch"
+            )
+        if p.is_inference():
+            raise ConfigError(
+                f"{name}.{path} was made within torch.inference_mode(), and such a tensor is never "
+                f"trained; make the {name} outside of it"
             )
     trained = [p for p in network.parameters() if p.requires_grad]
     if not trained:

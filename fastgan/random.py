@@ -39,8 +39,13 @@ class Stream(IntEnum):
     INIT = 4
     AUGMENT = 5
     LATENT_JOINT = 7
+    DENSITY = 8
+    DENSITY_NOISE = 9
+    ESTIMATE = 10
+    """What an estimate of fastgan.theory draws itself."""
+    ROWS = 11
     DROPOUT = 64
-    """The first of the dropout streams: layer i and use u take DROPOUT + 8 * i + u."""
+    """The first of the dropout streams; layer i and use u take DROPOUT + 8 * i + u."""
 
 
 def _check(seed: int, stream: int, step: int, n: int, start: int = 0) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,9 @@ from fastgan import data as data_room
 from fastgan import models, wrapped
 from fastgan.config import Config, ConfigError
 from fastgan.memory import Memory
-from fastgan.run import checkpoint, restore
+from fastgan.run import checkpoint, restore, torch_rng
 from fastgan.run.checkpoint import CheckpointError
+from fastgan.run.machine import machine
 from fastgan.version import __version__
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "config": trainer.config.to_dict(),
         "models": described(p),
         "threads": torch.get_num_threads(),
+        "engine": trainer.engine.name,
         "data": trainer.data_identity,
         "generator": wrapped.state_dict(p.generator),
         "discriminator": wrapped.state_dict(p.discriminator),
@@ -75,6 +79,7 @@ def about(trainer: Trainer) -> dict[str, Any]:
             "engine": trainer.explanation,
             "precision": p.precision,
             "device": str(p.device),
+            "machine": machine(p.device),
         },
     }
 
@@ -82,9 +87,15 @@ def about(trainer: Trainer) -> dict[str, Any]:
 def how_to_continue(trainer: Trainer) -> str:
     """The command or the call that continues what a run has saved."""
     p = trainer.problem
-    if missing := needed({"config": p.config.to_dict(), "models": described(p)}):
-        return f"Trainer.resume({str(trainer.out)!r}, {', '.join(missing)})"
-    return f"fastgan train --resume {trainer.out}"
+    missing = needed({"config": p.config.to_dict(), "models": described(p)})
+    return command(trainer.out, missing)
+
+
+def command(out: str | os.PathLike, missing: Sequence[str] = ()) -> str:
+    """What continues the run in a directory: a command, or where something is missing a call."""
+    if missing:
+        return f"Trainer.resume({str(out)!r}, {', '.join(missing)})"
+    return f"fastgan train --resume {shlex.quote(str(out))}"
 
 
 def described(problem: Problem) -> dict[str, Any]:
@@ -103,16 +114,24 @@ def memory_of(problem: Problem) -> Memory:
             "method": None if plain else p.method,
             **{f"terms[{term.name!r}]": term.of for term in p.terms},
             **{f"terms[{t.name!r}].weight": t.weight for t in p.terms if callable(t.weight)},
-            "lr_schedule": p.lr_schedule,
+            **_of_schedule(p.lr_schedule),
+            "augment": p.augmentation,
             **{f"penalties[{i}]": penalty.of for i, penalty in enumerate(p.penalties)},
         },
         but=(p.generator, p.discriminator, p.ema, p.optimizer_g, p.optimizer_d, p.data),
     )
 
 
+def _of_schedule(schedule: Any) -> dict[str, Any]:
+    if not isinstance(schedule, tuple):
+        return {"lr_schedule": schedule}
+    return {f"lr_schedule[{i}]": one for i, one in enumerate(schedule)}
+
+
 # --- what is read --------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)
 def read(path: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
     """The checkpoint file that a path means, and what it holds."""
     file = checkpoint.find(path)
@@ -138,10 +157,20 @@ def config_of(file: Path, state: Mapping[str, Any], overrides: Mapping[str, Any]
         saved = Config.from_dict(state["config"], **own)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from None
+    for name in own:
+        was, now = state["config"][name], saved.to_dict()[name]
+        if was != now:
+            raise ConfigError(
+                f"{name} is {_in_words(now)}, saved {_in_words(was)}: a resume cannot change that; "
+                "Trainer.from_checkpoint begins a new run with the weights of this one"
+            )
     changes = {name: value for name, value in overrides.items() if name not in own}
     config = saved.with_(**changes)
     if differences := config.differences(saved):
-        raise ConfigError(f"{differences[0]}: a resume cannot change that")
+        raise ConfigError(
+            f"{differences[0]}: a resume cannot change that; Trainer.from_checkpoint begins a new "
+            "run with the weights of this one"
+        )
     # The same number of threads gives the same bits; a GPU may be missing; a run may have moved.
     here: dict[str, Any] = {"out": str(file.parent)}
     if "threads" not in changes:
@@ -151,6 +180,50 @@ def config_of(file: Path, state: Mapping[str, Any], overrides: Mapping[str, Any]
     return config.with_(**here)
 
 
+def _in_words(plain: Any) -> str:
+    """A setting's plain value, an object of the user's by its name."""
+    parts = plain if isinstance(plain, list) else [plain]
+    return ", ".join(repr(config_room.owned(part) or part) for part in parts)
+
+
+def new_config_of(
+    file: Path, state: Mapping[str, Any], overrides: Mapping[str, Any], data: Any
+) -> Config:
+    """The settings of a run that starts from the weights of another: its own where none are given.
+
+    Where the run goes is not taken over, nor how data are read that are open already.
+    """
+    left = {"out", "if_exists"}
+    if isinstance(data, data_room.Data):
+        left |= {f.name for f in fields(Config) if f.metadata["group"] == "data"}
+    values = {name: value for name, value in state["config"].items() if name not in left}
+    own = {n: overrides[n] for n in config_room.needs(values) if n in overrides}
+    changes = {name: value for name, value in overrides.items() if name not in own}
+    if not torch.cuda.is_available() and str(values.get("device")).startswith("cuda"):
+        changes.setdefault("device", None)
+    try:
+        saved = Config.from_dict(values, **own)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return saved.with_(**changes)
+
+
+@torch.inference_mode(False)
+def load_weights(
+    file: Path, state: Mapping[str, Any], networks: tuple[nn.Module, nn.Module], average: str | None
+) -> None:
+    """The weights of a run into two networks; see `Trainer.from_checkpoint` for `average`."""
+    if average not in (None, "keep", "generator"):
+        raise ConfigError(f"average is {average!r}; expected 'keep', 'generator' or None")
+    if average is not None and state["ema"] is None:
+        raise CheckpointError(f"average is {average!r}, and {file} holds no average of G's weights")
+    for name, network in zip(NETWORKS, networks, strict=True):
+        field = "ema" if (name, average) == ("generator", "generator") else name
+        with restore.reading(file, field):
+            network.load_state_dict(restore.require_fit(file, name, network, state[field]))
+
+
+@torch.inference_mode(False)
 def networks_of(
     file: Path,
     state: Mapping[str, Any],
@@ -198,6 +271,7 @@ def data_of(
     return opened
 
 
+@torch.inference_mode(False)
 def load(trainer: Trainer, file: Path, state: Mapping[str, Any]) -> None:
     """Put a new trainer where a checkpoint was written."""
     p, own = trainer.problem, trainer.own_callbacks
@@ -214,6 +288,11 @@ def load(trainer: Trainer, file: Path, state: Mapping[str, Any]) -> None:
                 callback.load_state_dict(state["callbacks"][name])
     with restore.reading(file, "loss"):
         trainer.memory.load_state_dict(state["loss"] or {})
+    if (step := trainer.world.first(state["step"])) != state["step"]:
+        raise CheckpointError(
+            f"{file} holds step {state['step']}, and what the first rank has read holds {step}; "
+            "give all ranks one file, on a disk that all of them see"
+        )
     # The first rank writes for all.
     trainer.out, trainer.new = file.parent if trainer.world.leads else None, False
     trainer.engine.step = trainer.saved_step = state["step"]
@@ -223,4 +302,9 @@ def load(trainer: Trainer, file: Path, state: Mapping[str, Any]) -> None:
     if trainer.world.leads:
         with restore.reading(file, "random"):
             trainer.random_states.load_state_dict(state["random"])
+    else:
+        # Its states were not saved, and there may be another number of ranks now: numbers that no
+        # rank has had up to this step.
+        seed = (p.config.seed + trainer.world.rank + 1_000_003 * state["step"]) % 2**64
+        trainer.random_states = torch_rng.OwnStates(seed, p.device)
     trainer.log.load_state_dict(state["log"], file)

@@ -5,8 +5,9 @@ A new torch that changes one of them breaks this file and its tests, and nothing
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -211,9 +212,16 @@ def add_to_all(tensors: list[Tensor], value: float) -> None:
     torch._foreach_add_(tensors, value)
 
 
-def mix_into_all(tensors: list[Tensor], others: list[Tensor], weight: float) -> None:
-    """Each becomes itself + weight * (the other - itself), in one call: a running average."""
-    torch._foreach_lerp_(tensors, others, weight)
+def mix_into_all(tensors: list[Tensor], others: list[Tensor], weight: float | Tensor) -> None:
+    """Each becomes itself + weight * (the other - itself): a running average, in one call.
+
+    A weight on the device takes a call a tensor.
+    """
+    if isinstance(weight, Tensor):
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.lerp_(other, weight.to(tensor.dtype))
+    else:
+        torch._foreach_lerp_(tensors, others, weight)
 
 
 def copy_to_all(tensors: list[Tensor], others: list[Tensor]) -> None:
@@ -263,3 +271,71 @@ def has_hooks(module: nn.Module) -> bool:
         for name, value in vars(module).items()
         if name.endswith(("_hooks", "_hooks_always_called"))
     )
+
+
+# --- the compiler -------------------------------------------------------------------------------
+
+
+def traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> torch.fx.GraphModule:
+    """The operations below autograd that a function does, as a graph of its inputs.
+
+    make_fx lives among torch's experiments. Unlike torch.compile it sees what autograd itself does:
+    torch.compile has no double backward through what it has compiled (aot_autograd refuses it).
+    The memory formats that the compiler expects of operations are not always those of torch's
+    kernels (GroupNorm's is one), so that what was a view may be none there: it is a reshape.
+
+    Raises:
+        RuntimeError: a value is read from a tensor.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(function)(*inputs)
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    graph.recompile()
+    return graph
+
+
+def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
+    """A graph compiled by TorchInductor for tensors like these, and nothing that guards it.
+
+    torch.compile would trace the graph anew and compare all of its inputs in every call. What is
+    returned has `save(path=)`. Random numbers are drawn as torch draws them without a compiler.
+    """
+    from torch._inductor import standalone_compile
+
+    return standalone_compile(
+        graph, inputs, dynamic_shapes="from_example_inputs",
+        options={"config_patches": {"fallback_random": True}},
+    )  # fmt: skip
+
+
+def compiled_before(path: str) -> Callable[..., list[Tensor]]:
+    """What `compiled` returned, as `save` has kept it; any Exception if that cannot be read."""
+    from torch._inductor import CompiledArtifact
+
+    return CompiledArtifact.load(path=path)
+
+
+def compiler_settings() -> bytes:
+    """A digest of all settings of TorchInductor."""
+    from torch._inductor import config
+
+    return config.get_hash()
+
+
+@contextmanager
+def compiler_cache(folder: str) -> Iterator[None]:
+    """Where TorchInductor keeps what it makes, libraries included, unless the user has said where.
+
+    torch has an environment variable for it, which it sets itself to a place that ends with the
+    machine's session.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir, temporary_cache_dir
+
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) != default_cache_dir():
+        yield
+        return
+    with temporary_cache_dir(folder):
+        yield

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -20,14 +20,16 @@ from fastgan import callbacks as callback_room
 from fastgan import conditions, engines, loop, problem, resuming, sampling, wrapped
 from fastgan import config as config_room
 from fastgan.callbacks import Callback
-from fastgan.config import Config, ConfigError, takes_settings
-from fastgan.config.config import HINTS
+from fastgan.config import Config, ConfigError, takes_limits, takes_settings
 from fastgan.config.kinds import integer
 from fastgan.data import Data
-from fastgan.run import checkpoint, directory, pictures, torch_rng
+from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
 from fastgan.run.log import RunLog
 from fastgan.statistics import NAMES
-from fastgan.words import by_name
+from fastgan.until import Until
+
+if TYPE_CHECKING:
+    from fastgan.report import Report
 
 logger = logging.getLogger("fastgan")
 
@@ -89,9 +91,11 @@ class Trainer:
         data: Data,
         config: Config,
         callbacks: Callback | Sequence[Callback],
+        continued: str | None = None,
     ) -> None:
         self.own_callbacks = callback_room.check(callbacks)
-        self.problem = problem.make_problem(generator, discriminator, data, config)
+        made = problem.make_problem(generator, discriminator, data, config)
+        self.problem = replace(made, continued=continued)
         self.modes = wrapped.Modes(self.generator, self.discriminator)
         self.engine, self.explanation = engines.choose(self.problem, config.engine)
         if self.world.leads:
@@ -112,7 +116,7 @@ class Trainer:
         self.goal = self.limits
         self.stopped: str | None = None
         self.out: Path | None = None
-        self.new = True
+        self.new, self.at_work = True, False
 
     config = property(lambda self: self.problem.config)
     generator = property(lambda self: self.problem.generator)
@@ -127,21 +131,14 @@ class Trainer:
     step = property(lambda self: self.engine.step)
     history = property(lambda self: self.log.history)
 
-    @by_name(
-        HINTS,
-        {
-            f.name: f"; it is a setting: Trainer(..., {f.name}=...)"
-            for f in fields(Config)
-            if f.name not in config_room.LIMITS
-        },
-    )
+    @takes_limits("Trainer")
     def fit(
         self,
         *,
         epochs: int | None = None,
         steps: int | None = None,
         seconds: float | None = None,
-        until: Callable[[loop.State], bool] | None = None,
+        until: str | Callable[[loop.State], bool] | None = None,
     ) -> dict[str, Any]:
         """Train until the first of the given limits holds.
 
@@ -152,7 +149,9 @@ class Trainer:
             epochs: passes over the data.
             steps: training steps.
             seconds: training time.
-            until: called with the `State` after every log line; a true value stops the run.
+            until: called with the `State` after every log line; a true value stops the run. Or a
+                text such as "jsd<0.05" or "plateau:fid:5"; see `fastgan.Until`, which as a
+                callback goes on counting in a resumed run.
 
         Returns:
             a summary: steps (of the whole run), seconds, ms_per_step (both of this call), engine,
@@ -162,15 +161,15 @@ class Trainer:
             NonFiniteLossError: losses or weights became infinite or NaN; the last good checkpoint
                 is kept.
             KeyboardInterrupt: Ctrl-C, after the step was finished and the run saved.
-            SystemExit: SIGTERM, likewise, with exit status 143. A handler of your own is called
-                instead.
+            SystemExit: SIGTERM or SIGHUP (a closed terminal), likewise, with exit status 143 or
+                129. A handler of your own is called instead.
             ValueError: no limit is given.
             Whatever a callback, the data or a network raises, after the last whole step was saved.
         """
         self.goal, self.target = loop.goal_of(
             self, {"epochs": epochs, "steps": steps, "seconds": seconds}, until
         )
-        own = [] if until is None else [callback_room.Until(until)]
+        own = [] if until is None else [Until(until)]
         self.modes.restore()
         self._return_to_faster()
         return loop.Loop(self, [*self.callbacks, *own]).run()
@@ -186,7 +185,7 @@ class Trainer:
         """End `fit` after the chunk at hand; for callbacks."""
         self.stopped = why
 
-    def sample(self, n: int = 64, condition: Any = None) -> Tensor:
+    def sample(self, n: int = 64, condition: Any = None, truncation: float | None = None) -> Tensor:
         """Samples of the generator, or of its running average if one is kept.
 
         The latents are the same in every call, so pictures taken along a run show how it develops.
@@ -195,22 +194,63 @@ class Trainer:
             n: how many. Default 64.
             condition: for a generator that takes one: a class for all of them, or n conditions, as
                 the data have them. Default: the classes in turn, or what the data begin with.
+            truncation: latents are drawn from a normal distribution cut off at this many standard
+                deviations, for fewer outliers and less variety (A. Brock, J. Donahue and K.
+                Simonyan, "Large Scale GAN Training for High Fidelity Natural Image Synthesis",
+                ICLR 2019). Default: not cut off.
 
         Returns:
             float32 [n, *shape] on the training device, made in eval mode; images in [-1, 1].
 
         Raises:
-            ValueError: n is no number of at least 1, or the condition does not fit.
+            ValueError: n is no number of at least 1, the condition does not fit, or there are no
+                normal latents to truncate.
         """
         p = self.problem
         condition = conditions.to_sample_by(p, integer(1).take("n", n), condition)
         return sampling.sample(
-            self.ema or self.generator, n, p.latent, p.seed, p.device, p.data.drawable, condition
-        )
+            self.ema or self.generator, n, p.latent, p.seed, p.device, p.data.drawable, condition,
+            truncation,
+        )  # fmt: skip
+
+    def evaluate(
+        self,
+        metrics: str | Sequence[str] | None = None,
+        n: int | None = None,
+        *,
+        features: Any = None,
+        per_class: bool = False,
+    ) -> dict[str, Any]:
+        """How good samples are: FID, KID, Inception score, precision, recall and more.
+
+        Args:
+            metrics: names, of `fastgan.metrics.METRICS`. Default: all that can be computed here.
+            n: samples, and as many of the data. Default: 10,000, or as many as the data have.
+            features: what they are compared by: a module that takes samples and gives [n, d].
+                Default: of 28x28 grey images a small classifier, trained once and kept in the
+                user's cache directory; of other images Inception; else the values.
+            per_class: also of each class by itself.
+
+        Returns:
+            each metric by its name, and "n", "features", "seconds"; see `fastgan.metrics.evaluate`.
+
+        Raises:
+            ValueError: a name that is none, or something that a metric needs is not here.
+        """
+        # Here, as most runs do without.
+        from fastgan.metrics import evaluate
+
+        return evaluate(self, metrics, n, features=features, per_class=per_class)
 
     def plot(self, path: str | os.PathLike) -> None:
         """Write a PNG with both losses over the steps."""
         pictures.loss_plot(self.history, Path(path).expanduser())
+
+    def show(self) -> Report:
+        """The run so far on one page, which a notebook shows and `.save(path)` writes to a file."""
+        from fastgan import report  # as most runs do without
+
+        return report.of_trainer(self)
 
     def save(self) -> Path:
         """Write `out`/checkpoint.pt and return its path.
@@ -226,6 +266,8 @@ class Trainer:
         directory.make(self.out)
         path = self.out / checkpoint.FILE
         checkpoint.save(path, resuming.state_of(self), keep=self.config.keep)
+        if self.data.table is not None:
+            self.data.table.write(self.out)
         self.saved, self.saved_step = path, self.step
         return path
 
@@ -297,10 +339,61 @@ class Trainer:
         opened = resuming.data_of(file, state, config, data, data_changed)
         trainer = cls.__new__(cls)
         config = config.with_(data=opened.source, **opened.options)
-        trainer._build(*networks, opened, config, callbacks)
+        trainer._build(*networks, opened, config, callbacks, state["engine"])
         resuming.load(trainer, file, state)
         if overrides.keys() & set(config_room.LIMITS):
             trainer.goal = trainer.limits
+        return trainer
+
+    @classmethod
+    @takes_settings(saved=True)
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        data: Any = None,
+        *,
+        average: str | None = None,
+        callbacks: Callback | Sequence[Callback] = (),
+        out: str | os.PathLike | None = None,
+        **overrides: Any,
+    ) -> Trainer:
+        """Begin a new run with the weights of another, to fine-tune them.
+
+        Step, optimisers, random streams, log and what a loss or method keeps begin anew. Settings
+        are those of the other run where none are given, but for `out` and `if_exists`.
+
+        Args:
+            path: the directory of the run, or a checkpoint in it.
+            generator: needed if the run did not train a pair that fastgan ships; its weights are
+                replaced.
+            discriminator: likewise.
+            data: what to train on. Default: what the other run opened by a name or path.
+            average: "keep": the new run's average of G's weights begins as the other's;
+                "generator": G itself does. Default: the average begins as G.
+            callbacks: as for `Trainer`.
+            out: directory of the new run. Default: nothing is written.
+            **overrides: settings by name; objects of a program's own (a loss, a method) must be
+                given again, or replaced.
+
+        Raises:
+            CheckpointError: the checkpoint is missing or damaged, something needed was not passed,
+                or the networks do not fit it.
+            ConfigError: a setting is none.
+        """
+        file, state = resuming.read(path)
+        config = resuming.new_config_of(file, state, overrides, data)
+        if average == "keep" and not config.averages:
+            raise ConfigError("average is 'keep', and the new run keeps none; give ema= as well")
+        networks = resuming.networks_of(file, state, generator, discriminator)
+        if data is None and config.data is None:
+            raise ConfigError(f"{file} was trained on data that its program passed; pass data=")
+        resuming.load_weights(file, state, networks, average)
+        trainer = cls(*networks, data, config, callbacks=callbacks, out=out)
+        if average == "keep":
+            kept = restore.require_fit(file, "ema", trainer.ema, state["ema"])
+            trainer.ema.load_state_dict(kept)
         return trainer
 
     def __repr__(self) -> str:

@@ -5,6 +5,10 @@ import shutil
 import signal
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several workers share the cores, so that a thread that waits must not spin. Read at loading.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -26,7 +30,10 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 if not (_CHECKOUT / "benchmarks" / "bench.py").exists():
     collect_ignore = [
         f"test_{name}.py"
-        for name in ("agreement", "bench", "bench_peers", "device", "same_bits", "structure")
+        for name in (
+            *("agreement", "bench", "bench_peers", "device", "device_commands"),
+            *("same_bits", "structure"),
+        )
     ]
 
 
@@ -69,6 +76,18 @@ def elsewhere(tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
     yield
     os.chdir(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def without_a_past(tmp_path_factory):
+    """What earlier runs of this user have kept and measured decides nothing here."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
 
 
 @pytest.fixture

@@ -3,13 +3,15 @@
 python tests/fuzz.py --calls 100000                  # a minute or two; 2 for a failure
 python tests/fuzz.py --only fused_run --first 70412 --calls 1 --seed 5     # a call again
 
-Which arguments an operator takes is an entry of OPERATORS, or of fuzz_operators.py, which makes
-them hostile itself. A call of the first kind mutates some of the arguments of a sound one; --sound
-0.3 leaves that share of the calls as they are, so that what comes after a caught error runs too.
-The calls run in a child process, and where it ends the parent says at which.
+Which arguments an operator takes is an entry of OPERATORS, or of fuzz_operators.py or
+fuzz_table.py, which make them hostile themselves. A call of the first kind mutates some of the
+arguments of a sound one; --sound 0.3 leaves that share of the calls as they are, so that what comes
+after a caught error runs too. The calls run in a child process, and where it ends the parent says
+at which.
 """
 
 import argparse
+import math
 import random
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import torch
 from fuzz_operators import OPERATORS as OTHERS
+from fuzz_table import OPERATORS as OF_TABLES
 from torch import Tensor
 
 PER_CASE = 40
@@ -58,20 +61,30 @@ class Fused:
         generator = [layer(width()) for _ in range(rng.randrange(3))] + [layer(image)]
         critic = [layer(width()) for _ in range(rng.randrange(3))] + [layer(1, last=True)]
         batch = rng.choice((2, 3, 8, 40))
-        self.case = plans.Case(
-            (generator, critic),
-            latent=width(),
-            image=image,
-            batch=batch,
-            count=batch * rng.randrange(1, 3) + rng.choice((0, 2)),
-            d_steps=rng.choice((1, 1, 2)),
-            loss=rng.randrange(5),
-            precision=rng.randrange(2),
-            average=rng.random() < 0.5,
-            bytes=rng.random() < 0.5,
-            threads=rng.choice((1, 1, 2, 3)),
-            draw=rng.randrange(1 << 30),
-        )
+        penalties = [
+            (rng.randrange(2), rng.randrange(3), rng.choice((1, 1, 2)), 10.0)
+            for _ in range(rng.choice((0, 0, 1, 2, 3)))
+        ]
+        options = {
+            "networks": (generator, critic),
+            "latent": width(),
+            "image": image,
+            "batch": batch,
+            "count": batch * rng.randrange(1, 3) + rng.choice((0, 2)),
+            "d_steps": rng.choice((1, 1, 2)),
+            "loss": rng.randrange(5),
+            "precision": rng.randrange(2),
+            "average": rng.random() < 0.5,
+            "bytes": rng.random() < 0.5,
+            "threads": rng.choice((1, 1, 2, 3)),
+            "draw": rng.randrange(1 << 30),
+        }
+        self.case = self.on_cuda = plans.Case(**options)
+        clips = rng.choice((1e-3, math.inf, math.inf)), rng.choice((0.1, math.inf, math.inf))
+        if not options["precision"] and not any(one.norm for one in critic):
+            self.case = plans.Case(**options, clips=clips, penalties=penalties)
+        elif clips != (math.inf, math.inf):
+            self.case = plans.Case(**options, clips=clips)
         self.memory = {}
 
     def _memory(self, size: int) -> Tensor:
@@ -92,8 +105,25 @@ class Fused:
             arguments[8] = torch.zeros(phases, 2, dtype=torch.float64)
         return arguments
 
+    def part(self, rng: random.Random, moves: bool) -> list:
+        c, update = self.case, rng.randrange(self.case.d_steps + 1)
+        shared = [c.plan, c.settings, c.state, c.memory()]
+        gradients = torch.zeros(c.numbers(0 if update == c.d_steps else 1) + 4)
+        if moves:
+            return [*shared, gradients, c.rates, update, c.threads]
+        ranks = rng.choice((1, 2, 3, 50))
+        images, order = c.images, c.order
+        if rng.random() < 0.2:
+            images, order = torch.zeros(c.batch, c.image), None
+        where = [rng.choice((0, 1, 5)), update, rng.randrange(ranks), ranks]
+        return [*shared, images, order, gradients, *where, c.threads]
+
+    def plan_on_cuda(self) -> list[Tensor]:
+        c = self.on_cuda
+        return [c.plan, c.settings]
+
     def run_cuda(self, rng: random.Random) -> list:
-        c, persistent = self.case, rng.random() < 0.5
+        c, persistent = self.on_cuda, rng.random() < 0.5
         size = torch.ops.fastgan.fused_cuda_memory(c.plan, c.settings, 2 if persistent else 1)
         clock = torch.tensor([0, 0, 0, 0, 0])
         rates, statistics = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 4)
@@ -105,24 +135,27 @@ class Fused:
 
 OPERATORS = {
     "fused_products": (Fused, lambda f, rng: [rng.choice(("fp32", "bf16"))]),
+    "fused_wake": (Fused, lambda f, rng: [f.case.threads]),
     "fused_memory": (Fused, lambda f, rng: [f.case.plan, f.case.settings, f.case.threads]),
     "fused_phases": (Fused, lambda f, rng: [f.case.plan, f.case.settings]),
     "fused_run": (Fused, lambda f, rng: f.run(rng)),
-    "fused_cuda_memory": (Fused, lambda f, rng: [f.case.plan, f.case.settings, 1]),
-    "fused_cuda_length": (Fused, lambda f, rng: [f.case.plan, f.case.settings]),
-    "fused_cuda_phases": (Fused, lambda f, rng: [f.case.plan, f.case.settings]),
+    "fused_gradients": (Fused, lambda f, rng: f.part(rng, moves=False)),
+    "fused_move": (Fused, lambda f, rng: f.part(rng, moves=True)),
+    "fused_cuda_memory": (Fused, lambda f, rng: [*f.plan_on_cuda(), 1]),
+    "fused_cuda_length": (Fused, lambda f, rng: f.plan_on_cuda()),
+    "fused_cuda_phases": (Fused, lambda f, rng: f.plan_on_cuda()),
     "fused_cuda_why_not_persistent": (
         Fused,
-        lambda f, rng: [f.case.plan, f.case.settings, f.case.state, f._memory(256), False],
+        lambda f, rng: [*f.plan_on_cuda(), f.on_cuda.state, f._memory(256), False],
     ),
     "fused_cuda_run": (Fused, lambda f, rng: f.run_cuda(rng)),
 }
 """name: (what makes a case of a random generator, the sound arguments of a case)."""
 
-HOSTILE = dict(OTHERS)
+HOSTILE = dict(OTHERS + OF_TABLES)
 """name: arguments that are hostile already, of a random generator."""
 
-WEIGHTS = {"fused_run": 12, "fused_cuda_run": 6}
+WEIGHTS = {"fused_run": 12, "fused_gradients": 6, "fused_cuda_run": 6}
 """How often an operator is called, against once."""
 
 
@@ -234,7 +267,8 @@ def hostile(rng: random.Random, a: object, others: list[Tensor]) -> object:
 
 def affordable(name: str, arguments: list) -> bool:
     """Whether a call that is accepted ends soon: sound plans may be long, and threads many."""
-    if name == "fused_run" and isinstance(arguments[10], int) and 8 < arguments[10] <= 4096:
+    at = {"fused_run": 10, "fused_wake": 0, "fused_gradients": 11, "fused_move": 7}.get(name)
+    if at is not None and isinstance(arguments[at], int) and 8 < arguments[at] <= 4096:
         return False
     plan = arguments[0]
     if not name.endswith("_run") or not isinstance(plan, Tensor):

@@ -284,6 +284,23 @@ def conv2d_grad_weight(rng):
     return [x, grad, weight.shape[-1], rng.random() < 0.5]
 
 
+def batch_norm(rng):
+    channels, dtype = rng.choice((0, 1, 3, 16, 33)), rng.choice((torch.float32, *FLOATING))
+    shape = rng.choice((0, 1, 2, 5)), channels, rng.choice((0, 1, 5)), rng.choice((1, 4))
+    own = [tensor(rng, (channels,), dtype) for _ in range(4)]
+    return [tensor(rng, shape, dtype), *own, rng.choice((0.1, 1.0)), 1e-5, rng.choice((1.0, 0.2))]
+
+
+def batch_norm_backward(rng):
+    x, *own = batch_norm(rng)[:5]
+    return [x.neg(), x, *own, 0.2, rng.random() < 0.7]
+
+
+def batch_norm_second(rng):
+    x, *own = batch_norm(rng)[:5]
+    return [x.neg(), x.abs(), x, *own, own[0].neg(), own[1].neg(), 0.2]
+
+
 def discriminator_loss(rng):
     dtype = rng.choice(FLOATING)
     return [tensor(rng, sizes(rng), dtype), tensor(rng, sizes(rng), dtype), 0.9, 0.0]
@@ -383,6 +400,9 @@ OPERATORS = [
         ("conv2d_leaky_relu", conv2d),
         ("conv_transpose2d_leaky_relu", conv_transpose2d),
         ("conv2d_grad_weight", conv2d_grad_weight),
+        ("batch_norm_leaky_relu", batch_norm),
+        ("batch_norm_leaky_relu_backward", batch_norm_backward),
+        ("batch_norm_leaky_relu_second", batch_norm_second),
         ("discriminator_loss", discriminator_loss),
         ("generator_loss", generator_loss),
         ("adam_", adam),

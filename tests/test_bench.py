@@ -140,6 +140,8 @@ def _becomes(peer, states: str) -> bool:
         (["--patience", "-1"], "--patience"),
         (["--plan", "network=dcgan,image=3x48x48"], "square images"),
         (["--plan", "penalty=r2"], "penalty"),
+        (["--plan", "network=resnet,image=3x64x64"], "3x32x32"),
+        (["--conv", "--only", "vit"], "DCGAN 64, batch 64"),
         (["--peers", "graph"], "graph does not run with --device cpu"),
         (["--device", "cuda", "--peers", "fused-avx2"], "fused-avx2 does not run"),
     ],

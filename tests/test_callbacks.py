@@ -61,6 +61,22 @@ def test_the_order_of_events_and_what_a_line_may_be_given(tmp_path):
     assert [line["extra"] for line in r.history] == [t.history[0]["extra"]]
 
 
+def test_pictures_are_kept_ever_further_apart(tmp_path):
+    def kept(name):
+        return sorted(int(p.stem) for p in (tmp_path / name / "samples").iterdir())
+
+    small(tmp_path / "a", data="digits", log_every=2).fit(steps=27)
+    assert kept("a") == [2, 4, 6, 8, 10, 12, 16, 20, 24, 27], "at the end too"
+    small(tmp_path / "b", data="digits", log_every=2).fit(steps=14)
+    Trainer.resume(tmp_path / "b").fit(steps=27)
+    assert kept("b") == [2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 27]
+    pair = [(tmp_path / name / "samples" / "00000024.png").read_bytes() for name in "ab"]
+    assert pair[0] == pair[1]
+    count = len(list(tmp_path.iterdir()))
+    small(data="digits", log_every=2).fit(steps=4)
+    assert len(list(tmp_path.iterdir())) == count
+
+
 def test_states_of_two_callbacks_of_a_kind_are_told_apart(tmp_path):
     class Counter(Callback):
         def __init__(self, n):

@@ -36,6 +36,7 @@ def state(step=7, **fields):
         "config": {"seed": 3, "lr": [0.1, 0.2], "data": {"source": "digits"}},
         "models": {"generator": {"network": "Generator"}, "discriminator": None},
         "threads": 2,
+        "engine": "eager",
         "data": dict(DATA),
         "generator": weights,
         "discriminator": weights,

@@ -57,6 +57,31 @@ def test_train_sample_resume(here, capsys):
     assert (here / "runs/digits-2/checkpoint.pt").exists(), "a run is never overwritten"
 
 
+def test_a_density_trains_and_is_drawn_as_points(here, capsys):
+    assert run("train", "--data", "Ring8", "--steps", 3, "--device", "cpu", "--width", 4) == 0
+    assert "preset points: " in capsys.readouterr().out
+    settings = json.loads((here / "runs/Ring8/config.json").read_text())["settings"]
+    assert settings["model"] == "points" and settings["data"] == "ring8"
+    drawn = Image.open("runs/Ring8/samples.png")
+    assert drawn.size == (640, 640) and (here / "runs/Ring8/samples/00000003.png").exists()
+    grey = (170, 170, 170)
+    assert grey in {colour for _, colour in drawn.getcolors(1 << 20)}, "the data are underneath"
+    assert run("sample", "runs/Ring8", "--n", 50) == 0
+    assert capsys.readouterr().out.strip().endswith("runs/Ring8/scatter.png")
+    drawn = Image.open("runs/Ring8/scatter.png")
+    assert grey in {colour for _, colour in drawn.getcolors(1 << 20)}
+    assert run("train", "--resume", "runs/Ring8", "--steps", 4, "--quiet") == 0
+
+    def preset_of(*arguments):
+        chosen = _parser().parse_args(["train", *arguments])
+        return options.config_of(chosen, options.given(chosen))[1]
+
+    assert preset_of("--data", "grid25", "--model", "mlp") == "mnist-mlp"
+    assert preset_of("--data", "./grid25") == "mnist-mlp", "a folder"
+    (here / "run.yaml").write_text("data: moons\n")
+    assert preset_of("--config", "run.yaml") == "points"
+
+
 def test_json_is_one_line_on_stdout(here, capsys):
     arguments = ("--steps", 25, "--out", "deep/run", "--d-steps", 2, "--threads", 1)
     assert run("train", "--json", *arguments, *QUICK) == 0
@@ -227,6 +252,30 @@ def test_a_folder_of_images(here):
     assert run(*resume, "--steps", 5, "--data", "mine", "--data-changed") == 0
 
 
+def test_a_walk_is_a_gif(here, capsys):
+    assert run("train", "--steps", 2, *QUICK) == 0
+    assert run("sample", "--walk") == 0
+    assert capsys.readouterr().out.strip().endswith("runs/digits/walk.gif")
+    with Image.open("runs/digits/walk.gif") as gif:
+        assert gif.n_frames == 64 and gif.size == (4 * 58 + 2, 4 * 58 + 2)
+        assert gif.info["loop"] == 0 and gif.info["duration"] == 60
+    assert run("sample", "--n", 16, "--out", "grid.png") == 0
+    # Its first picture has the run's first samples.
+    with Image.open("runs/digits/walk.gif") as gif, Image.open("grid.png") as grid:
+        assert gif.convert("L").tobytes() == grid.tobytes()
+    assert run("sample", "--walk", "--n", 2, "--seed", 3, "--out", "b.gif") == 0
+    with Image.open("b.gif") as gif:
+        assert gif.size == (2 * 58 + 2, 58 + 2)
+    capsys.readouterr()
+    assert run("sample", "--walk", "--truncation", 1) == 2
+    assert "--truncation does not go with --walk" in capsys.readouterr().err
+    assert run("sample", "--walk", "--n", 0) == 2
+    ring = ("--data", "ring8", "--steps", 1, "--device", "cpu", "--width", 4, "--quiet")
+    assert run("train", *ring) == 0
+    assert run("sample", "runs/ring8", "--walk") == 2
+    assert "Samples are no images" in capsys.readouterr().err
+
+
 # --- wrong input ----------------------------------------------------------------------------------
 
 
@@ -267,10 +316,10 @@ def test_a_folder_of_images(here):
         (["train", "--batch-size"], "--batch-size: expected one argument: an integer of at least"),
         (["train", "--drop-last=3"], "--drop-last/--no-drop-last takes no value; see `fastgan"),
         (["train", "--zzz"], "there is no option '--zzz'; see `fastgan train --help`"),
-        (["dance"], "there is no command 'dance'; expected train, sample, "),
+        (["dance"], "there is no command 'dance'; expected train, sweep, sample, "),
         (["trian"], "did you mean 'train'?; see `fastgan --help`"),
         ([], "the following arguments are required: COMMAND; see `fastgan --help`"),
-        (["sample"], "the following arguments are required: RUN; see `fastgan sample --help`"),
+        (["sample"], "there is no run in"),
         (["sample", "x", "--n", "3.5"], "--n: invalid int value: '3.5'; see `fastgan sample"),
         (["sample", "runs/taken", "--out", "/proc/x.png"], "/proc/x.png cannot be written"),
         (["train", "--data-changed"], "--data-changed goes with --resume"),
@@ -331,12 +380,13 @@ def test_losses_that_break_down_are_status_1(capsys):
 
 def test_every_option_is_explained():
     commands = next(a for a in _parser()._actions if a.choices).choices
-    assert set(commands) == {"train", "sample", "settings", "info", "bench"}
+    known = "train sweep table sample evaluate report export demo settings info bench"
+    assert set(commands) == set(known.split())
     for command in commands.values():
         assert all(action.help for action in command._actions)
         command.format_help()
     given = {action.dest for action in commands["train"]._actions}
-    assert Config.__dataclass_fields__.keys() - given == {"lr_schedule", "method", "terms"}
+    assert Config.__dataclass_fields__.keys() - given == {"terms"}
 
 
 def test_settings_prints_the_table(capsys):

@@ -1,14 +1,17 @@
 """What belongs to a sample, and which network is given it."""
 
+import re
+
 import pytest
 import torch
-from methods import Conditional, D, G, Patches, labelled, plain_d, plain_g
+from methods import NAMED, Conditional, D, G, Heads, Info, Patches, labelled, plain_d, plain_g
 from pairs import same, weights
 from small_runs import QUICK, SHAPE, pixels
 from torch import nn
 
 from fastgan import Trainer, data, terms
 from fastgan.engines import choose
+from fastgan.engines.draws import HostDraws
 from fastgan.engines.eager import EagerEngine
 from fastgan.problem import make_problem
 
@@ -141,3 +144,69 @@ def test_samples_of_a_class():
     plain = Trainer(plain_g(), plain_d(), labelled(), **QUICK)
     with pytest.raises(ValueError, match="the generator takes none"):
         plain.sample(9, condition=2)
+
+
+@pytest.mark.parametrize("method", [None, Info])
+def test_no_conditions_are_drawn_that_nobody_takes(method, monkeypatch):
+    asked = []
+    monkeypatch.setattr(HostDraws, "conditions", lambda *args: asked.append(args))
+    networks, latent = ((plain_g(8), Heads(more=2)), NAMED) if method else (
+        (plain_g(), plain_d()), 5
+    )  # fmt: skip
+    options = {"batch_size": 8, "latent_dim": latent, "device": "cpu"}
+    options |= {"method": method()} if method else {}
+    EagerEngine(make_problem(*networks, labelled(), **options)).run(2)
+    assert asked == []
+
+
+class Squeezed(nn.Module):
+    """A network that takes labels [b, 1]."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.seen = network, []
+
+    def forward(self, x, y):
+        self.seen.append(y)
+        return self.network(x, y[:, 0])
+
+
+def test_labels_of_shape_n_1_are_drawn_too():
+    source = data.open((pixels(), (torch.arange(50) % 3)[:, None]))
+    g = Squeezed(G())
+    trainer = Trainer(g, Squeezed(D()), source, **QUICK)
+    trainer.fit(steps=3)
+    assert all(y.shape[1:] == (1,) and y.dtype == torch.int64 for y in g.seen)
+    batches = [source.batch(0, update, 8).condition for update in range(3)]
+    assert any(not torch.equal(y, b) for y, b in zip(g.seen[1::2], batches, strict=False))
+    assert torch.equal(trainer.sample(6), trainer.sample(6, condition=[0, 1, 2] * 2))
+    assert trainer.sample(6, condition=torch.full((6, 1), 2)).shape == (6, *SHAPE)
+    assert torch.equal(trainer.sample(6, condition=2), trainer.sample(6, condition=[2] * 6))
+
+
+class Any(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args):
+        return self.network(args[0])
+
+
+class ByKeyword(Any):
+    def forward(self, x, *, labels=None):
+        return self.network(x)
+
+
+@pytest.mark.parametrize(("kind", "how"), [(Any, "[*]args"), (ByKeyword, "labels by keyword")])
+def test_a_network_that_may_mean_to_take_a_condition_and_is_given_none_is_told(kind, how, caplog):
+    g, d = kind(plain_g()), kind(plain_d())
+    options = {"batch_size": 8, "latent_dim": 5, "device": "cpu"}
+    p = make_problem(g, d, labelled(), **options)
+    assert p.conditioned == (False, False)
+    for name in ("generator", "discriminator"):
+        assert re.search(f"the {name}'s forward takes {how} and is not given", caplog.text)
+    caplog.clear()
+    make_problem(g, d, data.open(pixels()), **options)
+    make_problem(plain_g(), kind(plain_d()), labelled(), method=Conditional(), **options)
+    assert not caplog.text

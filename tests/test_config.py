@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgan import Config, config, engines, losses, models, optim, options
+from fastgan import Config, config, engines, losses, models, optim, options, schedules
 from fastgan.cli import _parser
 from fastgan.config import ConfigError
 
@@ -34,6 +34,13 @@ PENALTY = st.builds(
     POSITIVE,
     COUNT,
 )
+SCHEDULE = st.builds(
+    lambda name, start, more: schedules.Schedule(((name, start + more, start),)),
+    st.sampled_from(["linear", "cosine"]),
+    st.integers(0, 10**6),
+    COUNT,
+)
+SCHEDULE |= st.builds(lambda n: schedules.read(f"warmup:{n}+cosine"), COUNT)
 VALUES = {
     "model": st.sampled_from([*models.MODELS]),
     "width": none_or(COUNT),
@@ -45,6 +52,8 @@ VALUES = {
     "channels": none_or(st.integers(1, 3)),
     "layout": none_or(st.sampled_from(["NCHW", "NHWC"])),
     "kind": none_or(st.sampled_from(["image", "vector", "signal", "tensor"])),
+    "pairs": none_or(st.sampled_from(["left", "right", "A:B"])),
+    "discrete": none_or(st.lists(st.sampled_from(["age", "mean radius", "7"])).map(tuple)),
     "value_range": none_or(st.tuples(*[st.floats(-1e30, 1e30)] * 2)),
     "augmented": none_or(st.booleans()),
     "skip_damaged": st.booleans(),
@@ -53,23 +62,31 @@ VALUES = {
     "workers": none_or(st.integers(0, 99)),
     "drop_last": st.booleans(),
     "batch_size": COUNT,
+    "accumulate": st.integers(1, 9),
+    "augment": none_or(st.sampled_from(["diffaugment", "diffaugment:cutout", "ada:geom:0.4"])),
     "loss": st.sampled_from([*losses.LOSSES]),
     "label_smoothing": st.just(0.0),
     "penalties": st.lists(PENALTY, max_size=3),
-    "method": st.none(),
+    "by_category": st.booleans(),
+    "method": none_or(st.just("ctgan")),
     "terms": st.just(()),
     "fake_condition": st.sampled_from(["auto", "drawn", "same"]),
     "d_steps": COUNT,
     "g_steps": COUNT,
+    "d_start": st.just(0),
+    "g_start": st.integers(0, 10**9),
     "grad_clip": none_or(POSITIVE),
+    "grad_clip_value": none_or(POSITIVE),
     "weight_clip": none_or(POSITIVE),
     "lr": POSITIVE | st.tuples(POSITIVE, POSITIVE),
     "betas": st.tuples(DECAY, DECAY),
     "optimizer": st.sampled_from([*optim.OPTIMIZERS]) | st.just(("adam", "sgd")),
     "weight_decay": POSITIVE,
     "eps": POSITIVE,
-    "lr_schedule": st.none(),
+    "lr_schedule": none_or(SCHEDULE | st.tuples(SCHEDULE, none_or(SCHEDULE))),
     "ema": none_or(DECAY),
+    "ema_half_life": none_or(POSITIVE),
+    "ema_warmup": none_or(POSITIVE),
     "precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
     "seed": none_or(st.integers(0, 2**64 - 1)),
     "epochs": none_or(COUNT),
@@ -77,8 +94,9 @@ VALUES = {
     "seconds": none_or(POSITIVE),
     "engine": st.sampled_from(["auto", *engines.ORDER]),
     "device": none_or(st.sampled_from(["cpu", "cuda", "cuda:1"])),
-    "threads": none_or(COUNT),
-    "channels_last": st.booleans(),
+    "threads": none_or(st.integers(1, 4096)),
+    "channels_last": none_or(st.booleans()),
+    "operators": st.sampled_from(["auto", "torch"]),
     "out": none_or(WORDS),
     "if_exists": st.sampled_from(["fail", "overwrite", "count"]),
     "log_every": COUNT,
@@ -86,7 +104,25 @@ VALUES = {
     "keep": COUNT,
     "console": st.sampled_from(["auto", "bar", "lines", "none"]),
 }
-CONFIGS = st.fixed_dictionaries({}, optional=VALUES).map(lambda values: Config(**values))
+
+
+def fitting(values):
+    """Without what does not go together."""
+    values = {"batch_size": 64, **values}
+    values["accumulate"] = min(values.get("accumulate", 1), values["batch_size"])
+    if values.get("ema") is not None:
+        values["ema_half_life"] = None
+    if values.get("ema") is None and values.get("ema_half_life") is None:
+        values["ema_warmup"] = None
+    if values.get("loss", "hinge") not in ("non-saturating", "minimax", "hinge"):
+        values["augment"] = None
+    if values.get("method") is not None:
+        for name in ("loss", "penalties", "label_smoothing"):
+            values.pop(name, None)
+    return values
+
+
+CONFIGS = st.fixed_dictionaries({}, optional=VALUES).map(lambda v: Config(**fitting(v)))
 
 
 def test_every_setting_is_drawn_here():
@@ -130,6 +166,8 @@ def test_a_config_comes_back_from_a_command_line(c):
         elif kind.metavar and not kind.flag:
             parts = value if isinstance(value, list) else [value]
             words = ["none" if v is None else str(v) for v in parts] or ["none"]
+            if kind.texts and value is not None:
+                words = [",".join(value) or ","]
             arguments += [options.option(name), *words]
     chosen = _parser().parse_args(options.readable(arguments))
     found, _ = options.config_of(chosen, options.given(chosen))
@@ -217,7 +255,17 @@ def test_one_of_our_losses_is_kept_by_its_word():
         ({"penalties": ["r1", 4]}, "penalties is .*; 4 is none; expected one of r1"),
         ({"optimizer": 7}, "optimizer is 7; expected one of adam"),
         ({"optimizer": ("adam",)}, "optimizer is .'adam',.; expected one of"),
-        ({"lr_schedule": 0.5}, "lr_schedule is 0.5; expected a function of the step"),
+        ({"lr_schedule": 0.5}, "lr_schedule is 0.5; expected linear"),
+        ({"lr_schedule": ["cosine"]}, "lr_schedule is .'cosine'.; expected linear"),
+        ({"lr_schedule": "linear:10:20"}, "'linear:10:20' ends at step 10; expected a step after"),
+        ({"lr_schedule": "warmup"}, "lr_schedule is 'warmup'; expected .*warmup:STEPS"),
+        ({"augment": 3}, "augment is 3; expected diffaugment"),
+        ({"augment": "ada:2.0"}, "augment is 'ada:2.0'; expected diffaugment"),
+        ({"augment": "ada", "loss": "wasserstein"}, "augment is 'ada:.*sign.*says nothing"),
+        ({"ema": 0.9, "ema_half_life": 10}, "ema and ema_half_life both say"),
+        ({"ema_warmup": 0.05}, "ema_warmup is given, but no average is kept; give ema="),
+        ({"accumulate": 9, "batch_size": 8}, "accumulate is 9, more parts than the 8 samples"),
+        ({"d_start": 5}, "d_start is 5, and until then G minimises its terms alone.*give terms="),
         ({"out": 3}, "out is 3; expected a directory"),
         ({"drop_last": "yes"}, "drop_last is 'yes'; expected True or False"),
     ],
@@ -246,7 +294,10 @@ def test_a_wrong_value_is_one_sentence(values, message):
         ),
         ({"loss": torch.nn.L1Loss()}, "losses.Loss('mine', d_loss, g_loss, 'logits')"),
         ({"loss": lambda real, fake: real}, "losses.Loss('mine', d_loss, g_loss, 'logits')"),
-        ({"loss": "ragan"}, "or a losses.Loss of your own functions"),
+        ({"loss": "ragan"}, "'ragan' is 'relativistic-average' here"),
+        ({"lr_schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"augment": "diffaug"}, "'diffaug' is 'diffaugment' here"),
+        ({"augment": "ada:colour"}, "did you mean 'color'"),
         ({"loss": "RpGAN"}, "'RpGAN' is 'relativistic' here"),
         ({"loss": "rsgan"}, "'rsgan' is 'relativistic' here"),
         ({"loss": "cross-entropy"}, "'cross-entropy' is 'non-saturating' here"),
@@ -256,6 +307,8 @@ def test_a_wrong_value_is_one_sentence(values, message):
         ({"optimizer": "AdamW"}, "did you mean 'adamw'"),
         ({"optimizer": ("adam", "rms")}, "did you mean 'rmsprop'"),
         ({"engine": "fussed"}, "did you mean 'fused'"),
+        ({"threads": 10**9}, "threads is 1000000000; expected an integer from 1 to 4096"),
+        ({"out": "runs/\0"}, r"out is 'runs/\x00'; expected a directory"),
         ({"engine": "torch"}, "'torch' is 'eager' here"),
         ({"precision": "bfloat16"}, "'bfloat16' is 'bf16' here"),
         ({"precision": "fp61"}, "did you mean 'fp16'"),

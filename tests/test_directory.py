@@ -12,7 +12,7 @@ from fastgan.run.lock import InUseError, RunLock
 
 WRITTEN = (
     "checkpoint.pt", "checkpoint-100.pt", "generator.pth", "discriminator.pth", "log.jsonl",
-    "timing.jsonl", "config.json", "samples.png", "loss.png",
+    "timing.jsonl", "config.json", "samples.png", "loss.png", "quality.jsonl",
 )  # fmt: skip
 FOREIGN = ("notes.txt", "checkpoint-best.pt", "grid.png", "mine.pth")
 
@@ -151,6 +151,11 @@ def test_what_is_no_path_is_refused(out):
         directory.prepare(out)
 
 
+def test_a_name_that_the_system_does_not_take_is_told(tmp_path):
+    with pytest.raises(OSError, match=r"out: .*aaa cannot be written .*; choose another directory"):
+        directory.prepare(tmp_path / ("a" * 300))
+
+
 def test_files_in_the_way_and_unknown_words(tmp_path):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
@@ -161,3 +166,18 @@ def test_files_in_the_way_and_unknown_words(tmp_path):
     with pytest.raises(ValueError, match="out is '~nobody-of-this-name/a'"):
         directory.prepare("~nobody-of-this-name/a")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_newest_run_of_a_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no run in .*; name the directory of one"):
+        directory.newest(tmp_path / "runs")
+    for i, name in enumerate(("b", "c", "a")):
+        (tmp_path / name).mkdir()
+        save = tmp_path / name / ("checkpoint-3.pt" if name == "a" else "checkpoint.pt")
+        save.write_bytes(b"")
+        os.utime(save, (100 + i, 100 + i))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "file").write_text("")
+    assert directory.newest(tmp_path) == tmp_path / "a"
+    os.utime(tmp_path / "b" / "checkpoint.pt", (200, 200))
+    assert directory.newest(tmp_path) == tmp_path / "b"

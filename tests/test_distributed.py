@@ -80,3 +80,42 @@ def test_two_processes_do_the_steps_of_one(tmp_path):
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), "the ranks stay alike"
     for one, whole in zip(a, trained(), strict=True):
         torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-6)
+
+
+class Noted(torch.utils.data.Dataset):
+    """Numbers, and which of them were read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return torch.tensor([float(i), 0.0]), i
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("held", [True, False])
+def test_a_rank_reads_its_own_rows_of_each_batch_and_no_others(size, held):
+    # The last batch of an epoch has two samples: of three ranks, the first has none.
+    options = {"augmented": False, "workers": 0, "budget_bytes": None if held else 1}
+    opened = data.open(Noted(), **options)
+    whole = [opened.batch(5, update, 3) for update in range(8)]
+    for rank in range(size):
+        noted = Noted()
+        own = data.open(noted, **options)
+        assert own.resident is held
+        noted.read.clear()
+        rows = World(rank, size).rows
+        read = []
+        for update, batch in enumerate(whole):
+            found = own.batch(5, update, 3, rows=rows)
+            expected = [part[rows(len(part)).start : rows(len(part)).stop] for part in batch]
+            assert found.images.shape[1:] == (2,) and torch.equal(found.images, expected[0])
+            assert torch.equal(found.condition, expected[1])
+            read.append(len(expected[1]))
+        if not held:
+            # A batch without rows of this rank's has its first sample read, to know their form.
+            assert len(noted.read) == sum(max(n, 1) for n in read)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compilers import counted, functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import SHAPE, by_hand, changed, discriminator, generator, images, problem, same, weights
@@ -16,7 +17,7 @@ from fastgan.engines.fused import support
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"penalties": "r1"}, "penalty 'r1'"), ({"precision": "fp16"}, "precision 'fp16'")],
+    [({"penalties": "dragan"}, "penalty 'dragan'"), ({"precision": "fp16"}, "precision 'fp16'")],
 )
 def test_fused_tells_what_it_does_not_have(options, reason):
     assert reason in engines.load("fused").unsupported(problem(**options))
@@ -141,7 +142,7 @@ def test_on_cuda_large_steps_go_to_the_library_s_products(monkeypatch, work, gra
     monkeypatch.setattr(support, "chains", lambda _: read(p))
     own = support.operations(*read(p), p.batch_size, p.d_steps)
     monkeypatch.setattr(support, "LARGE_STEP", own / work)
-    reasons = {"graph": None if graph_can else "a value is read", "fused": None, "eager": None}
+    reasons = dict.fromkeys(engines.ORDER) | {"graph": None if graph_can else "a value is read"}
 
     def load(name):
         own = {"name": name, "reason": reasons[name], "__init__": lambda *_: None}
@@ -183,8 +184,9 @@ def test_every_registered_engine_loads_and_an_unknown_one_is_named():
 
 
 @pytest.mark.parametrize("name", engines.ORDER)
-def test_every_engine_is_the_step_by_hand(name):
+def test_every_engine_is_the_step_by_hand(name, monkeypatch):
     """Whatever stands in ORDER; the tests of each go through what it has of its own."""
+    counted(monkeypatch, functional)
 
     def make():
         torch.manual_seed(1)

@@ -13,6 +13,7 @@ from native import emulator, fused_cuda
 
 from fastgan import ops, random
 from fastgan.engines.context import pass_number
+from fastgan.engines.draws import PENALTY_STREAM
 from fastgan.random import Stream
 from fastgan.statistics import STATISTICS
 
@@ -38,10 +39,12 @@ def enums():
 
 def test_streams_activations_and_precisions_are_those_of_python():
     found = enums()
-    assert found["Stream"] == {name: Stream[name] for name in ("LATENT_D", "LATENT_G", "DROPOUT")}
+    streams = {name: Stream[name] for name in ("LATENT_D", "LATENT_G", "DROPOUT")}
+    assert found["Stream"] == streams | {"PENALTY": PENALTY_STREAM}
     assert list(found["Activation"]) == list(plans.ACTIVATIONS)
     assert found["Precision"] == {"fp32": 0, "bf16": 1, "tf32": 2}
-    for numbers in (found["Activation"], found["Loss"], found["Statistic"], found["Pass"]):
+    counted = ("Activation", "Loss", "Statistic", "Pass", "Penalty", "Place")
+    for numbers in map(found.get, counted):
         assert list(numbers.values()) == list(range(len(numbers)))
 
 
@@ -349,6 +352,22 @@ def test_a_batch_of_one_image_has_no_variance(network):
         return
     with pytest.raises(RuntimeError, match="BatchNorm and a batch of 1 image"):
         case.arguments(1)
+
+
+@pytest.mark.parametrize("runs", [0, 1, 3])
+def test_threads_that_are_woken_in_vain_or_twice_change_nothing(runs):
+    woken, plain = plans.Case(threads=3), plans.Case(threads=3)
+    for _ in range(runs):
+        torch.ops.fastgan.fused_wake(3)
+        torch.ops.fastgan.fused_wake(5)
+        woken.run(2)
+    torch.ops.fastgan.fused_wake(2)
+    for _ in range(runs):
+        plain.run(2)
+    torch.testing.assert_close(woken.state, plain.state, rtol=0, atol=0)
+    for threads in (0, -1, 4097):
+        with pytest.raises(RuntimeError, match=f"threads is {threads}; expected 1 to 4096"):
+            torch.ops.fastgan.fused_wake(threads)
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1e300])

@@ -79,8 +79,7 @@ OWN = losses.Loss("hinge", lambda real, fake: real.mean(), lambda fake: fake.mea
         ({"penalties": "r1"}, "penalty 'r1'"),
         ({"precision": "fp16"}, "precision 'fp16'"),
         ({"g_steps": 2}, "g_steps=2 has no fused form"),
-        ({"grad_clip": 1.0}, "grad_clip=1.0 has no fused form"),
-        ({"weight_clip": 0.01}, "weight_clip=0.01 has no fused form"),
+        ({"accumulate": 2}, "accumulate=2 has no fused form"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -103,7 +102,7 @@ def test_reasons_in_the_settings(changes, reason):
         (lambda p: changed(p, ema=nn.Linear(2, 2)), "ema: is not a"),
         (lambda p: p.discriminator.append(nn.Dropout(0.5)), "Dropout on the logits"),
         (lambda p: setattr(p.optimizer_d, "step", lambda: None), "its step was replaced"),
-        (lambda p: changed(p, world=World(0, 2)), "one process"),
+        (lambda p: changed(p, world=World(0, 2)), "BatchNorm1d over 2 ranks"),
     ],
 )
 def test_reasons_in_the_parts(change, reason):

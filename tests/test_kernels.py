@@ -261,16 +261,21 @@ def test_keep_scale(kernels, p):
     assert found == pytest.approx(reference.keep_scale(p), rel=1e-7)
 
 
-# --- Convolutions ---
+# --- Programs of their own ---
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-def test_convolutions_with_vectors_that_the_processor_lacks(tmp_path):
-    """conv_main.cpp: 64-byte and 16-byte vectors, made by the compiler of what there is."""
-    program = tmp_path / "conv_main"
+@pytest.mark.parametrize(
+    ("program", "others"),
+    [("conv_main", []), ("norm_main", []), ("workspace_main", ["csrc/cpu/workspace.cpp"])],
+)
+def test_native(program, others, tmp_path):
+    """Kernels with vectors that the processor lacks, made by the compiler of what there is; the
+    working memory from several threads."""
     command = ["g++", "-std=c++20", "-O1", "-Icsrc", "-fno-math-errno", "-fno-trapping-math"]
-    command += ["-Wno-psabi", "tests/native/conv_main.cpp", "-o", str(program)]
+    command += ["-Wno-psabi", "-pthread", f"tests/native/{program}.cpp", *others]
+    command += ["-o", str(tmp_path / program)]
     done = subprocess.run(command, cwd=native.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([tmp_path / program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "0 failures\n", done.stdout

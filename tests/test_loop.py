@@ -12,13 +12,15 @@ from torch import nn
 
 from fastgan import Callback, NonFiniteLossError, loop, losses
 from fastgan.run import checkpoint
+from fastgan.run.signals import NUMBERS
 from fastgan.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
 def handlers():
     """No handler outlives a test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup has ignored
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -41,10 +43,14 @@ def test_chunks_grow_to_a_fifth_of_a_second():
 
 @pytest.mark.parametrize(
     ("number", "error", "word"),
-    [(signal.SIGINT, KeyboardInterrupt, "Ctrl-C"), (signal.SIGTERM, SystemExit, "SIGTERM")],
+    [
+        (signal.SIGINT, KeyboardInterrupt, "Ctrl-C"),
+        (signal.SIGTERM, SystemExit, "SIGTERM"),
+        (signal.SIGHUP, SystemExit, "SIGHUP"),
+    ],
 )
 def test_a_signal_finishes_the_step_and_saves(tmp_path, caplog, capsys, number, error, word):
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in NUMBERS]
 
     def interrupt(trainer):
         if trainer.step == 20:
@@ -54,13 +60,13 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, caplog, capsys, number, 
     with pytest.raises(error) as caught:
         t.fit(steps=10_000)
     if error is SystemExit:
-        assert caught.value.code == 143
+        assert caught.value.code == 128 + number
     assert f"stopped by {word} after step {t.step}" in caplog.text
     assert f"fastgan train --resume {tmp_path / 'a'}" in caplog.text
     assert f"stopped by {word}: step {t.step}" in capsys.readouterr().out
     assert 20 <= t.step < 100
     assert checkpoint.load(tmp_path / "a")["step"] == t.step
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in NUMBERS] == handlers
     assert (tmp_path / "a" / "samples.png").exists()
     assert Trainer.resume(tmp_path / "a").fit(steps=t.step + 3)["steps"] == t.step + 3
 
@@ -101,6 +107,20 @@ def test_fit_works_outside_the_main_thread():
     thread.start()
     thread.join()
     assert not error and t.step == 5
+
+
+def test_fit_within_fit_is_refused_and_nothing_is_lost(tmp_path):
+    class Again(Callback):
+        def chunk(self, trainer, statistics):
+            if trainer.step < 4:
+                trainer.fit(steps=trainer.step + 1)
+
+    t = own(tmp_path, callbacks=Again())
+    with pytest.raises(ValueError, match=r"fit\(\) is at work, .* trainer.stop\(why\)"):
+        t.fit(steps=8)
+    assert checkpoint.load(tmp_path)["step"] == t.step
+    t.own_callbacks = t.callbacks = ()
+    assert t.fit(steps=8)["steps"] == 8
 
 
 # --- losses and weights that are not finite -------------------------------------------------------

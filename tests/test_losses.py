@@ -5,9 +5,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from pairs import problem, same, weights
 from torch import nn
 
-from fastgan import losses
+from fastgan import losses, random
+from fastgan.engines.eager import EagerEngine
 
 
 @pytest.fixture
@@ -34,6 +36,20 @@ def definitions(real, fake):
         ),
         "wasserstein": (fake.mean() - real.mean(), -fake.mean()),
         "relativistic": (-F.logsigmoid(real - fake).mean(), -F.logsigmoid(fake - real).mean()),
+        "relativistic-average": (
+            bce(real - fake.mean(), 1.0) + bce(fake - real.mean(), 0.0),
+            bce(fake - real.mean(), 1.0) + bce(real - fake.mean(), 0.0),
+        ),
+        "relativistic-average-hinge": (
+            torch.clamp(1 - (real - fake.mean()), min=0).mean()
+            + torch.clamp(1 + (fake - real.mean()), min=0).mean(),
+            torch.clamp(1 - (fake - real.mean()), min=0).mean()
+            + torch.clamp(1 + (real - fake.mean()), min=0).mean(),
+        ),
+        "relativistic-average-least-squares": (
+            ((real - fake.mean() - 1) ** 2).mean() + ((fake - real.mean() + 1) ** 2).mean(),
+            ((fake - real.mean() - 1) ** 2).mean() + ((real - fake.mean() + 1) ** 2).mean(),
+        ),
     }
 
 
@@ -45,7 +61,7 @@ def test_a_loss_is_its_definition(name, logits):
     torch.testing.assert_close(loss.d_loss(real, fake), d_loss)
     scores = (fake, real) if loss.needs_real else (fake,)
     torch.testing.assert_close(loss.g_loss(*scores), g_loss)
-    assert loss.name == name and loss.needs_real == (name == "relativistic")
+    assert loss.name == name and loss.needs_real == name.startswith("relativistic")
     assert loss.scores == ("logits" if name in ("minimax", "non-saturating") else "raw")
 
 
@@ -153,6 +169,7 @@ def test_penalties_and_their_gradients_are_those_computed_by_hand(weight, scale)
         "r1": weight / 2 * (d.slope() ** 2).sum(1).mean(),
         "r2": weight / 2 * (d.slope() ** 2).sum(1).mean(),
         "wgan-gp": weight * ((d.slope().pow(2).sum(1).sqrt() - 1) ** 2).mean(),
+        "dragan": weight * ((d.slope().pow(2).sum(1).sqrt() - 1) ** 2).mean(),
     }
     assert set(expected) == set(losses.PENALTIES)
     for name, by_hand in expected.items():
@@ -163,6 +180,31 @@ def test_penalties_and_their_gradients_are_those_computed_by_hand(weight, scale)
         torch.testing.assert_close(value, by_hand)
         found = torch.autograd.grad(value, d.a)
         torch.testing.assert_close(found, torch.autograd.grad(by_hand, d.a))
+
+
+def test_dragan_looks_around_the_real_samples():
+    """Along half the spread of the batch times uniform noise, as far as a uniform number says."""
+    seen = []
+
+    class Slope:
+        def d_loss(self, step):
+            at = step.points("around", step.real, step.fake)
+            seen.append((step.real, at))
+            return step.penalty("dragan") + step.D(step.real).mean()
+
+        def g_loss(self, step):
+            return step.D(step.fake).mean()
+
+    p = problem(method=Slope(), batch_size=20)
+    EagerEngine(p).run(1)
+    (real, at), numbers = seen[0], random.normal(p.seed, 11, 0, (20, 37))
+    uniform = torch.special.ndtr(numbers)
+    noise = uniform[:, 1:].view(20, 1, 6, 6) * uniform[:, 0].view(20, 1, 1, 1)
+    torch.testing.assert_close(at.detach(), real + 0.5 * real.std(correction=0) * noise)
+    assert at.requires_grad
+    q = problem(loss="wasserstein", penalties="dragan")
+    before = weights(q.discriminator)
+    assert EagerEngine(q).run(3).isfinite().all() and not same(weights(q.discriminator), before)
 
 
 def test_a_lazy_penalty_is_as_much_heavier_as_it_is_rarer():
@@ -210,7 +252,7 @@ def test_penalties_are_chosen_by_name_or_given():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("r3", "penalties: 'r3' is none; expected one of r1, r2, wgan-gp, as name"),
+        ("r3", "penalties: 'r3' is none; expected one of r1, r2, wgan-gp, dragan, as name"),
         ("gradient-penalty", "'gradient-penalty' is 'wgan-gp' here"),
         ("r1:0", "penalty 'r1': weight is 0.0; expected a finite number above 0"),
         ("r1:nan", "weight is nan"),
@@ -228,7 +270,7 @@ def test_a_bad_penalty_is_named(given, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"at": "nowhere"}, "penalty 'own': at is 'nowhere'; expected real, fake or between"),
+        ({"at": "nowhere"}, "'own': at is 'nowhere'; expected one of real, fake, between, around"),
         ({"weight": "heavy"}, "penalty 'own': weight is 'heavy'"),
         ({"every": True}, "penalty 'own': every is True"),
         ({"of": 3}, "penalty 'own': of is 3; expected a function of the gradients"),

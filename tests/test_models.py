@@ -9,7 +9,7 @@ from torch import nn
 
 import fastgan
 from fastgan import data, engines
-from fastgan.models import MODELS, DCGANDiscriminator, DCGANGenerator, registry
+from fastgan.models import MODELS, DCGANDiscriminator, DCGANGenerator, Form, registry
 from fastgan.problem import make_problem
 
 
@@ -199,18 +199,37 @@ def test_dcgan_refuses_sizes_it_cannot_have(arguments, said):
 # The registry
 
 
+FORMS = {
+    "sn-resnet": Form((3, 32, 32), classes=4),
+    "ctgan": Form((5,), classes=4, heads=(("tanh", 2), ("softmax", 3))),
+}
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("sigmoid", [True, False])
 def test_every_model_is_made_described_and_made_again(name, sigmoid):
-    for one in registry.make(name, (3, 16, 16), 7, 4, sigmoid):
+    form = FORMS.get(name, Form((3, 16, 16)))
+    for one in registry.make(name, form, 7, 4, sigmoid):
+        n = 3 * getattr(one, "pack", 1)
+        condition = () if form.classes is None else (torch.arange(n) % form.classes,)
         described = registry.describe(one)
+        with torch.no_grad():  # the scales and shifts of the classes begin alike
+            for w in one.parameters():
+                w.add_(0.1 * torch.randn_like(w))
         again = registry.rebuild(json.loads(json.dumps(described)))
         again.load_state_dict(one.state_dict(), strict=True)
-        x = torch.rand(3, 7) if "latent_dim" in described else torch.rand(3, 3, 16, 16)
-        assert torch.equal(again.eval()(x), one.eval()(x))
-    scores = one(torch.rand(9, 3, 16, 16))
-    assert scores.shape == (9, 1)
-    assert any(type(m) is nn.Sigmoid for m in one.modules()) == sigmoid
+        x = torch.rand(n, 7) if "latent_dim" in described else torch.rand(n, *form.shape)
+        torch.manual_seed(0)
+        expected = one.eval()(x, *condition)
+        torch.manual_seed(0)
+        assert torch.equal(again.eval()(x, *condition), expected)
+        if condition:
+            assert not torch.equal(one(x, condition[0].flip(0)), expected)
+            with pytest.raises(ValueError, match="was made for .* and was given none"):
+                one(x)
+    assert expected.shape == (3, 1)
+    may_end = name in ("mlp", "dcgan", "points")
+    assert any(type(m) is nn.Sigmoid for m in one.modules()) == (sigmoid and may_end)
 
 
 def test_a_network_of_a_users_own_is_not_described():
@@ -223,7 +242,7 @@ def test_a_network_of_a_users_own_is_not_described():
 
 def test_the_mlp_pair_is_for_samples_of_any_shape():
     for shape in ((12,), (2, 5), (1, 6, 6), (2, 3, 4, 5)):
-        g, d = registry.make("mlp", shape, 5, None, True)
+        g, d = registry.make("mlp", Form(shape), 5, None, True)
         assert g(torch.zeros(2, 5)).shape == (2, *shape) and d(torch.zeros(2, *shape)).shape == (
             2,
             1,
@@ -240,12 +259,16 @@ def test_the_mlp_pair_is_for_samples_of_any_shape():
         ),
         (("dcgan", (12,), 5), r"square images, and a sample is .12."),
         (("dcgan", (1, 28, 28), 5), "image_size is 28; the DCGAN pair takes a power of two"),
+        (("sn-resnet", (3, 16, 16), 5), "image_size is 16; .* takes one of .32, 64"),
+        (("r3gan", (3, 12, 12), 5), "image_size is 12; the R3GAN pair takes a power of two"),
+        (("ctgan", (1, 28, 28), 5), "rows of a table, and a sample is .1, 28, 28.; give a CSV"),
         (("mlp", (1, 6, 6), (5, 1)), "latent_dim is .5, 1.; model 'mlp' takes vectors: a length"),
     ],
 )
 def test_data_that_a_model_is_not_for(arguments, said):
     with pytest.raises(ValueError, match=said):
-        registry.make(*arguments, None, True)
+        name, shape, latent_dim = arguments
+        registry.make(name, Form(shape), latent_dim, None, True)
 
 
 @pytest.mark.parametrize(

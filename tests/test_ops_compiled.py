@@ -50,6 +50,35 @@ def samples(device="cpu"):
                 (last[0], torch.randn(2, 7, 4, 6), 3, True),
             ],
         }
+        c, other = [torch.rand(3) for _ in range(6)], torch.randn(2, 3, 4, 6)
+        made |= {
+            "batch_norm_leaky_relu": [(t, *c[:4], 0.1, 1e-5, 0.2) for t in (image, last[0])],
+            "batch_norm_leaky_relu_backward": [
+                (other, image, *c[:4], 0.2, True), (other, last[0], *c[:4], 0.0, False),
+            ],
+            "batch_norm_leaky_relu_second": [(other.neg(), other, image, *c, 0.2)],
+        }  # fmt: skip
+        five, places = torch.rand(3, 5), torch.tensor([4, 0, 2])
+        group = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([2, 2, 3, 3, 3])
+        units = [torch.rand(5) for _ in range(4)]
+        made |= {
+            "product_": [
+                (torch.empty(2, 3, 4), torch.rand(3, 6), torch.rand(2, 4, 6).mT, None, False),
+                (torch.empty(3, 4), torch.rand(2, 3, 6), torch.rand(2, 6, 4), torch.rand(4), True),
+            ],
+            "heads_": [(torch.empty(3, 5), five, torch.rand(3, 4), [0, 1, 1, 1, 2, 2], 0.2)],
+            "heads_backward_": [(torch.rand(3, 5), five, [0, 1, 1, 1, 2, 2], 0.2)],
+            "surprise_": [(torch.rand(3, 5), five, places, *group, 0.5)],
+            "normed_relu_": [
+                (torch.empty(3, 5), five, *units, 0.1, 1e-5),
+                (torch.empty(3, 5), five, *units[:2], None, None, 0.1, 1e-5),
+            ],
+            "normed_relu_backward_": [
+                (torch.rand(3, 5), torch.rand(3, 5), five, units[0], torch.rand(2, 5))
+            ],
+            "add_columns_": [(torch.rand(3, 4), torch.rand(4, 5), places)],
+            "sum_columns_": [(torch.empty(4, 5), torch.rand(3, 4), places)],
+        }
     counter = torch.tensor([5], device=device)
     one, half = (torch.tensor(v, device=device) for v in (1.0, 0.5))
     pixels = torch.randint(0, 256, (9, 3, 4, 5), dtype=torch.uint8, device=device)
@@ -91,6 +120,9 @@ NAMES = [
     "conv2d_leaky_relu",
     "conv_transpose2d_leaky_relu",
     "conv2d_grad_weight",
+    "batch_norm_leaky_relu",
+    "batch_norm_leaky_relu_backward",
+    "batch_norm_leaky_relu_second",
     "discriminator_loss",
     "generator_loss",
     "adam_",
@@ -106,6 +138,14 @@ NAMES = [
     "gather_normalize",
     "adam_device_",
     "ema_",
+    "product_",
+    "heads_",
+    "heads_backward_",
+    "surprise_",
+    "normed_relu_",
+    "normed_relu_backward_",
+    "add_columns_",
+    "sum_columns_",
 ]
 
 

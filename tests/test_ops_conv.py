@@ -131,12 +131,12 @@ def test_any_strides(kernel, kind):
 @kernels
 def test_bits_do_not_depend_on_the_number_of_threads(kernel):
     own, results, before = torch.ops.fastgan, [], torch.get_num_threads()
-    layers = [(65, 40, 7), (3, 33, 9), (40, 3, 8), (100, 130, 3)]
+    layers = [(65, 40, 7), (3, 33, 9), (40, 3, 8), (100, 130, 3), (70, 80, 13)]
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             for inside, outside, rows in layers:
-                x, weight, grad = tensors(kernel, 9, inside, outside, rows, rows)
+                x, weight, grad = tensors(kernel, 9, inside, outside, rows, rows, rows == 13)
                 results.append(own.conv2d_leaky_relu(x, weight, None, 0.2))
                 results.append(own.conv_transpose2d_leaky_relu(grad, weight, None, 0.2))
                 results.append(own.conv2d_grad_weight(x, grad, kernel, False))
@@ -157,6 +157,7 @@ sys.path.insert(0, sys.argv[1])
 from test_ops_conv import all_agree, draw, tensors
 from fastgan import ops
 sizes = [(3, 64, 40, 5), (2, 3, 33, 8), (2, 33, 3, 8), (2, 17, 130, 3), (1, 130, 9, 6)]
+sizes += [(8, 64, 70, 15)]  # large tiles
 for kernel in (4, 3, 1):
     for batch, inside, outside, rows in sizes:
         for last in (False, True):
@@ -349,7 +350,10 @@ def test_where_the_operators_are_faster():
 
     assert ways(4, 64, 64, 128, 16, 16, True) == ways(4, 64, 64, 128, 16, 16, False) == WAYS
     assert ways(3, 64, 64, 64, 16, 16, True) == WAYS
-    assert ways(4, 64, 3, 64, 32, 32, True) == ("forward", "data")
+    wide = ops.isa() in ("avx512", "amx")
+    assert ways(4, 64, 3, 64, 32, 32, True) == (("data",) if wide else ("forward", "data"))
+    assert ways(3, 64, 16, 32, 16, 16, True) == (("forward",) if wide else WAYS)
+    assert ways(3, 64, 48, 96, 5, 5, True) == (("weight",) if wide else ("data", "weight"))
     assert ways(3, 64, 64, 3, 32, 32, True) == ("forward", "weight")
     assert ways(4, 64, 16, 32, 16, 16, True) == ("data",)
     assert ways(1, 64, 64, 128, 16, 16, True) == ("weight",)

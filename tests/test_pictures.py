@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -40,6 +41,36 @@ def test_what_is_no_image_is_not_drawn(tmp_path, shape, drawn):
         with pytest.raises(ValueError, match=r"expected \[n, 1, H, W\] .grey. or \[n, 3, H, W\]"):
             pictures.grid(torch.zeros(2, *shape), tmp_path / "grid.png")
     assert (tmp_path / "grid.png").exists() == drawn
+
+
+def test_points_are_drawn_over_those_of_the_data_on_axes_that_stay(tmp_path):
+    blue, grey = (31, 119, 180), (170, 170, 170)
+    real = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+
+    def drawn(samples, real=real):
+        pictures.scatter(samples, tmp_path / "a.png", real)
+        picture = Image.open(tmp_path / "a.png").convert("RGB")
+        pixels = torch.from_numpy(np.array(picture))
+        return [(pixels == torch.tensor(c)).all(-1).nonzero() for c in (blue, grey)]
+
+    middle, data = drawn(torch.zeros(1, 2))
+    assert len(middle) and len(data)
+    # Data in opposite corners and the sample between them.
+    assert (middle.double().mean(0) - data.double().mean(0)).abs().max() < 2
+    right, moved = drawn(torch.tensor([[0.5, 0.0]]))
+    assert torch.equal(moved, data), "the axes are those of the data"
+    assert right[:, 1].double().mean() > middle[:, 1].double().mean() + 50
+    above, _ = drawn(torch.tensor([[0.0, 1e6]]))
+    assert 0 < above[:, 0].double().mean() < data[:, 0].min(), "what is far is on the border"
+    nothing, still = drawn(torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0]]))
+    assert not len(nothing) and torch.equal(still, data)
+    alone, none = drawn(torch.zeros(3, 2), None)
+    assert len(alone) and not len(none)
+    for bad in (torch.zeros(3, 3), torch.zeros(0, 2), torch.zeros(2)):
+        with pytest.raises(ValueError, match="expected points"):
+            pictures.scatter(bad, tmp_path / "b.png")
+    with pytest.raises(ValueError, match="real is"):
+        pictures.scatter(torch.zeros(3, 2), tmp_path / "b.png", torch.zeros(3, 4))
 
 
 def test_any_statistics_are_plotted_where_they_are_numbers(tmp_path):
@@ -90,7 +121,7 @@ def test_a_plot_of_the_losses(tmp_path):
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e6), st.integers(6, 12))
 def test_ticks_are_round_and_within_the_axis(low, span, asked):
-    axis = pictures._Axis([low, low + span], 70, 860, ticks=asked)
+    axis = pictures.Axis([low, low + span], 70, 860, ticks=asked)
     assert asked * 0.4 - 1 <= len(axis.ticks) <= asked + 1
     assert all(70 - 1e-6 <= axis.place(tick) <= 860 + 1e-6 for tick in axis.ticks)
     width = float(f"{axis.ticks[1] - axis.ticks[0]:.3g}")
@@ -106,3 +137,42 @@ def test_pictures_need_no_matplotlib(tmp_path):
         "pictures.grid(torch.zeros(1, 1, 4, 4), 'b.png'); assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def moving(n=5, size=(7, 5)):
+    return [Image.new("RGB", size, (40 * i, 100, 200 - 40 * i)) for i in range(n)]
+
+
+def test_a_film_as_gif_and_as_video_has_every_picture(tmp_path):
+    pictures.animate(moving(), tmp_path / "a.gif", seconds=0.1)
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 5 and gif.size == (7, 5) and gif.info["duration"] == 100
+    iio = pytest.importorskip("imageio.v3")
+    pytest.importorskip("imageio_ffmpeg")
+    # Large enough for the codec, which keeps colours in blocks of two.
+    pictures.animate(moving(size=(65, 33)), tmp_path / "a.MP4", seconds=0.1)
+    found = iio.imread(tmp_path / "a.MP4")
+    assert found.shape == (5, 34, 66, 3), "sides are even"
+    for i, frame in enumerate(found):
+        assert abs(frame[8, 8].astype(int) - [40 * i, 100, 200 - 40 * i]).max() < 12
+    assert iio.immeta(tmp_path / "a.MP4")["fps"] == 10
+
+
+def test_a_film_of_another_kind_or_without_imageio_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"a.webm ends in '.webm'; expected .gif or .mp4"):
+        pictures.animate(moving(), tmp_path / "a.webm")
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    with pytest.raises(ValueError, match=r"pip install 'fastgan\[video\]', or .* ends in .gif"):
+        pictures.animate(moving(), tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plot_up_to_a_step_has_the_axes_of_all():
+    history = [{"step": 10 * i, "d_loss": float(i), "g_loss": 1.0} for i in range(1, 9)]
+    whole, half, none = (
+        np.asarray(pictures.plot(history, pictures.LOSS_CURVES, "t", until=until))
+        for until in (None, 40, 0)
+    )
+    assert whole.shape == half.shape
+    assert 0 < (half != none).sum() < (whole != none).sum()
+    assert pictures.plot(history, pictures.LOSS_CURVES, "t", width=500).width == 500

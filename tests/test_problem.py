@@ -58,6 +58,14 @@ def test_latents_of_a_shape_are_not_for_our_own_pair():
         make(device="cuda:99")
 
 
+def test_devices_that_are_none_or_the_same():
+    with pytest.raises(
+        ValueError, match="device 'meta' cannot be used: its tensors have no values"
+    ):
+        make(device="meta")
+    assert make(device="cpu:0").device == torch.device("cpu")
+
+
 def test_without_networks_there_is_the_pair_of_the_model_from_the_seed():
     state = torch.get_rng_state()
     p, same, other = make(seed=3), make(seed=3), make(seed=4)

@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import counted, traced_only
 from methods import Conditional, D, G
 from torch import nn
 
 import fastgan
-from fastgan import Trainer, data, terms
+from fastgan import Trainer, data, ops, terms
+from fastgan.engines.compiled_step import CompiledStep
 from fastgan.run import checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+needs_kernels = pytest.mark.skipif(
+    not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
+)
 TESTS = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = str(Path(fastgan.__file__).resolve().parents[1])
 
@@ -55,6 +60,14 @@ def resume(out, steps):
     return trainer
 
 
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 43
+
+    def __getitem__(self, i):
+        return samples().samples[i].flatten()
+
+
 class Pairs(torch.utils.data.Dataset):
     def __len__(self):
         return 43
@@ -73,6 +86,53 @@ def run_pairs(out, steps):
     )  # fmt: skip
     trainer.fit(steps=steps)
     return trainer
+
+
+def run_compiled(out, steps):
+    CompiledStep.compiler = staticmethod(traced_only)
+    torch.manual_seed(1)
+    g = nn.Sequential(nn.Linear(5, 36), nn.Tanh(), nn.Unflatten(1, (1, 6, 6)))
+    d = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1))
+    trainer = Trainer(
+        g, d, samples(), out=out, engine="compile", batch_size=9, latent_dim=5, device="cpu",
+        optimizer="sgd", lr=0.05, penalties="r1:1:2", ema=0.9, console="none",
+    )  # fmt: skip
+    trainer.fit(steps=steps)
+    assert trainer.engine.name == "compile"
+
+
+def fused_pair():
+    torch.manual_seed(1)
+    g = nn.Sequential(nn.Linear(5, 36), nn.LeakyReLU(0.2), nn.Linear(36, 36), nn.Tanh())
+    d = nn.Sequential(nn.Linear(36, 17), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(17, 1))
+    return g, d, data.open(samples().samples.flatten(1))
+
+
+def run_fused(out, steps, **settings):
+    """Masks of dropout, two updates of D, points between, a clipped norm, an average."""
+    trainer = Trainer(
+        *fused_pair(), out=out, engine="fused", batch_size=9, latent_dim=5, device="cpu",
+        d_steps=2, loss="hinge", penalties="wgan-gp:1:2", grad_clip=1.0, ema=0.9,
+        lr_schedule="linear:60", log_every=10, console="none", **settings,
+    )  # fmt: skip
+    trainer.fit(steps=steps)
+
+
+def run_read(out, steps):
+    """Samples that are read as needed."""
+    torch.manual_seed(1)
+    g, d = (
+        nn.Sequential(nn.Linear(n, 20), nn.Tanh(), nn.Linear(20, m)) for n, m in ((5, 36), (36, 1))
+    )
+    trainer = Trainer(
+        g, d, data.open(Rows(), augmented=False), out=out, engine="fused", batch_size=9,
+        latent_dim=5, device="cpu", d_steps=2, ema=0.9, budget_bytes=1, console="none",
+    )  # fmt: skip
+    trainer.fit(steps=steps)
+
+
+def resume_fused(out, steps):
+    Trainer.resume(out, *fused_pair()).fit(steps=steps)
 
 
 def start(size, code, tmp_path, **environment):
@@ -105,24 +165,68 @@ def close(a, b):
             torch.testing.assert_close(value, b[name][key], rtol=1e-4, atol=1e-5, msg=key)
 
 
+def took_one_course(one, other, lines):
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, other)))
+    told = [(run / "log.jsonl").read_text().splitlines() for run in (one, other)]
+    assert len(told[0]) == len(told[1]) == lines
+    for a, b in zip(*(map(json.loads, part) for part in told), strict=True):
+        assert a.keys() == b.keys() and a["step"] == b["step"]
+        assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
+
+
 def test_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
     one, some = tmp_path / "one", tmp_path / "some"
     run(one, 40)
     finished(start(2, f"t.run({str(some)!r}, 20)", tmp_path))
     finished(start(3, f"t.resume({str(some)!r}, 30)", tmp_path))
     resume(some, 40)
-    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, some)))
-    lines = [(run / "log.jsonl").read_text().splitlines() for run in (one, some)]
-    assert len(lines[0]) == len(lines[1]) == 4
-    for a, b in zip(*(map(json.loads, part) for part in lines), strict=True):
-        assert a.keys() == b.keys() and a["step"] == b["step"]
-        assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
+    took_one_course(one, some, 4)
 
 
 def test_labels_of_fakes_and_adaptive_weights_are_those_of_the_whole_batch(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run_pairs(one, 10)
     finished(start(2, f"t.run_pairs({str(two)!r}, 10)", tmp_path))
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
+
+
+@needs_kernels
+def test_fused_steps_of_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
+    one, some = tmp_path / "one", tmp_path / "some"
+    run_fused(one, 50)
+    finished(start(2, f"t.run_fused({str(some)!r}, 20)", tmp_path))
+    finished(start(3, f"t.resume_fused({str(some)!r}, 35)", tmp_path))
+    resume_fused(some, 50)
+    took_one_course(one, some, 5)
+
+
+@needs_kernels
+def test_fused_steps_of_two_ranks_on_samples_that_are_read(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_read(one, 10)
+    finished(start(2, f"t.run_read({str(two)!r}, 10)", tmp_path))
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
+
+
+@needs_kernels
+def test_a_rank_of_fused_steps_that_dies_ends_the_others_and_the_run_is_continued(tmp_path):
+    out = tmp_path / "run"
+    ranks = start(3, f"t.run_fused({str(out)!r}, 10**7, checkpoint_every=50)", tmp_path)
+    wait_for_lines(out, ranks)
+    ranks[2].send_signal(signal.SIGKILL)
+    told = [ranks[i].communicate(timeout=60)[1] for i in (0, 1)]
+    assert all(f"rank {i} of 3 has lost another one" in told[i] for i in (0, 1))
+    step = checkpoint.load(checkpoint.find(out))["step"]
+    finished(start(2, f"t.resume_fused({str(out)!r}, {step + 7})", tmp_path))
+    assert checkpoint.load(checkpoint.find(out))["step"] == step + 7
+
+
+def test_two_ranks_of_compiled_updates_take_the_course_of_one(tmp_path, monkeypatch):
+    one, two = tmp_path / "one", tmp_path / "two"
+    counted(monkeypatch, traced_only)
+    ranks = start(2, f"t.run_compiled({str(two)!r}, 10)", tmp_path)
+    run_compiled(one, 10)
+    finished(ranks)
     close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
 
 

@@ -1,6 +1,7 @@
 """Every field of a checkpoint of another type is refused in one line; what does not fit, too."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ class Run:
             "config": {"seed": 3, "lr": [0.1, 0.2]},
             "models": {"generator": {"network": "Generator"}, "discriminator": None},
             "threads": 2,
+            "engine": "eager",
             "data": dict(DATA),
             "generator": self.g.state_dict(),
             "discriminator": self.d.state_dict(),
@@ -109,6 +111,7 @@ MAY_BE = {
     ("goal", "seconds"): {"none", *NUMBERS},
     ("step",): {"integer"},
     ("threads",): {"integer"},
+    ("engine",): {"text"},
     ("seconds",): NUMBERS,
     ("loss",): {"none", "dict"},
     ("log", "last"): {"none"},
@@ -224,11 +227,12 @@ def mutations():
             yield path, "one more", changed(state, (*path, "unheard of"), 1)
 
 
-def test_a_field_of_another_type_is_refused_in_one_line_that_names_it(tmp_path):
+@pytest.mark.parametrize("part", range(4))
+def test_a_field_of_another_type_is_refused_in_one_line_that_names_it(part, tmp_path):
     file = tmp_path / "checkpoint.pt"
     count = 0
     accepted, raw = [], []
-    for path, kind, state in mutations():
+    for path, kind, state in itertools.islice(mutations(), part, None, 4):
         count += 1
         torch.save(state, file)
         try:
@@ -243,7 +247,7 @@ def test_a_field_of_another_type_is_refused_in_one_line_that_names_it(tmp_path):
         else:
             accepted.append((path, kind))
     assert not raw and not accepted, f"{raw[:10]} {accepted[:10]}, {len(raw)} + {len(accepted)}"
-    assert count > 800
+    assert count > 200
 
 
 def test_the_line_names_file_field_value_and_way_out(tmp_path):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgan import Config, config
+from fastgan import Config, config, data
+from fastgan.data.table import SUFFIXES
 
 DOC = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -18,3 +19,8 @@ def test_every_setting_has_a_row():
     rows = config.table().splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == list(Config.__dataclass_fields__)
     assert all(row.replace("\\|", "").count("|") == 6 for row in rows)
+
+
+def test_data_says_every_name_and_every_kind_of_table():
+    (row,) = [row for row in config.table().splitlines() if row.startswith("| `data`")]
+    assert not [word for word in (*data.NAMES, *SUFFIXES) if word not in row]

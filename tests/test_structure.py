@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("fastgan", "csrc", "tests", "benchmarks", "tools")
+FOLDERS = ("fastgan", "csrc", "tests", "benchmarks", "tools", "examples")
 CODE = (".py", ".h", ".cpp", ".cu", ".cuh")
 MOST_LINES = 450
 LONGER: dict[str, str] = {}
@@ -250,8 +250,8 @@ def test_every_folder_of_the_package_is_installed():
 # Pages
 
 
-PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{n}.md" for n in ("conventions", "settings")))
-PAGES += ("benchmarks/README.md",)
+PAGES = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "examples/README.md")
+PAGES += tuple(relative(p) for p in sources("docs", suffixes=(".md",)))
 
 
 def fenced(text):
@@ -260,14 +260,24 @@ def fenced(text):
     return "\n".join([*blocks, *re.findall(r"(?m)^    (?:python|pip|\.ci|fastgan) .*$", text)])
 
 
+def headings(page):
+    """The places in a page that a link can lead to."""
+    lines = re.findall(r"(?m)^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S))
+    return {re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-") for line in lines}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_commands_of_a_page_lead_to_files(page):
     path = ROOT / page
     text = path.read_text()
-    links = [x for x in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in x]
-    links = [path.parent / link for link in links]
-    run = re.findall(r"(?<![\w$/])(?:benchmarks|tools|tests)/[\w/]+\.(?:py|cpp)", fenced(text))
+    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", re.sub(r"```.*?```", "", text, flags=re.S))
+    links = [path.parent / link for link, _ in found if link and "://" not in link]
+    places = [(path.parent / link if link else path, to) for link, to in found if to]
+    run = re.findall(
+        r"(?<![\w$/])(?:benchmarks|tools|tests|examples)/[\w/]+\.(?:py|cpp)", fenced(text)
+    )
     missing = [str(p) for p in [*links, *(ROOT / name for name in run)] if not p.exists()]
+    missing += [f"{page}#{to}" for page, to in places if to not in headings(page)]
     assert not missing
     wanted = {"README.md": links, "CONTRIBUTING.md": run, "benchmarks/README.md": run}
     assert page not in wanted or len(wanted[page]) > 3, "links and commands were looked for"
@@ -294,7 +304,7 @@ def test_ci_names_tests_and_blocks_that_exist():
     assert named and not [n for n in named if not list((ROOT / "tests").glob(f"test_{n}*.py"))]
     blocks = re.findall(r"run_block (\S+) (\w+)", script)
     blocks = [b for b in blocks if not b[0].startswith('"')]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for page, name in blocks:
         assert (ROOT / page).read_text().count(f"<!-- ci: {name} -->\n```sh\n") == 1, name
     if bash := shutil.which("bash"):

@@ -338,6 +338,13 @@ def test_a_batch_size_above_the_data_is_told_once(engine, caplog):
     assert caplog.text.count("batch_size=8 is more than its 5") == 1
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_batch_size_far_above_the_data_is_all_of_them(engine):
+    p, q = (problem(*mlps(), images(22), batch_size=b) for b in (10**12, 22))
+    mine, plain = engines.choose(p, engine)[0], engines.choose(q, engine)[0]
+    assert mine.name == plain.name and torch.equal(mine.run(3), plain.run(3))
+
+
 def test_networks_that_were_swapped_are_told():
     g, d = generator(), discriminator()
     with pytest.raises(ValueError, match="generator and discriminator are swapped"):

@@ -1,5 +1,7 @@
 """Each private part of torch that fastgan touches does what it is touched for."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -220,3 +222,37 @@ def test_the_processor_says_what_it_has(precision, monkeypatch):
     assert torch_private.cpu_has(precision) is False
     monkeypatch.delattr(torch.cpu, "_is_avx2_supported")
     assert torch_private.cpu_has(precision) is True
+
+
+def test_a_trace_has_gradients_of_gradients_and_tells_what_reads_a_value():
+    w = torch.tensor([2.0, 3.0], requires_grad=True)
+
+    def slope_s_slope(x):
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad((w * x.pow(3)).sum(), x, create_graph=True)
+        return list(torch.autograd.grad(slope.square().sum(), [w]))
+
+    x = torch.tensor([1.0, 2.0])
+    graph = torch_private.traced(lambda x, w: slope_s_slope(x), [x, w])
+    other = torch.tensor([0.5, 1.5])
+    assert torch.equal(graph(other, w)[0], slope_s_slope(other)[0])
+    with pytest.raises(RuntimeError, match="_local_scalar_dense"):
+        torch_private.traced(lambda x: [x * x.sum().item()], [x])
+
+
+def test_the_compiler_s_cache_is_where_it_is_told_unless_the_user_said_so(monkeypatch, tmp_path):
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.delenv(name, raising=False)
+    with torch_private.compiler_cache(str(tmp_path)):
+        assert os.environ[name] == str(tmp_path)
+    assert os.environ.get(name) != str(tmp_path)
+    monkeypatch.setenv(name, str(tmp_path / "mine"))
+    with torch_private.compiler_cache(str(tmp_path)):
+        assert os.environ[name] == str(tmp_path / "mine")
+
+
+def test_code_that_was_never_compiled_is_no_code(tmp_path):
+    (tmp_path / "code").write_bytes(b"nothing of the kind")
+    with pytest.raises(Exception):  # noqa: B017 - which one depends on what is there
+        torch_private.compiled_before(str(tmp_path / "code"))
+    assert isinstance(torch_private.compiler_settings(), bytes)

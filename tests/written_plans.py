@@ -4,6 +4,7 @@ case = written_plans.Case(written_plans.PAIR, batch=8)
 statistics = case.run(3)               # torch.ops.fastgan.fused_run on tensors of its own
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +51,10 @@ class Case:
     average: bool = True
     bytes: bool = True
     lr: float = 1e-3
+    penalties: tuple[tuple[int, int, int, float], ...] = ()
+    """Of each the form, the place, the interval and the weight."""
+    clips: tuple[float, float] = (math.inf, math.inf)
+    """The largest number of a gradient, and the longest gradient."""
     threads: int = 2
     draw: int = 0
     integers: list[int] = field(default_factory=list)
@@ -68,6 +73,10 @@ class Case:
             self.networks, (self.latent, self.image), (self.average, False), strict=True
         ):
             self._network(layers, width, averaged)
+        self.integers.append(len(self.penalties))
+        for *integers, weight in self.penalties:
+            self.integers += integers
+            self.reals.append(weight)
         self.plan = torch.tensor(self.integers)
         self.settings = torch.tensor(self.reals, dtype=torch.float64)
         shape = (self.count, self.image)
@@ -84,7 +93,7 @@ class Case:
         return len(self.state) - 1
 
     def _network(self, layers: list[Layer], width: int, averaged: bool) -> None:
-        self.reals += [0.5, 0.99, 1e-8, 0.01]
+        self.reals += [0.5, 0.99, 1e-8, 0.01, *self.clips, math.inf]
         counts = [1 + layer.bias + 2 * layer.norm for layer in layers]
         steps = [self._place(torch.zeros(())) for _ in range(sum(counts))]
         self.integers += [0, len(steps), *steps, len(layers)]
@@ -141,6 +150,11 @@ class Case:
     def latents(self, stream: random.Stream, step: int = 0) -> Tensor:
         """What G takes in D's update of that number, or in G's of that step."""
         return random.normal(self.seed, stream, step, (self.batch, self.latent))
+
+    def numbers(self, network: int) -> int:
+        """Of the weights of G (0) or D (1)."""
+        layers = self.values[network]
+        return sum(t.numel() for layer in layers for t in layer if t is not None)
 
     def memory(self) -> Tensor:
         """Working memory, zeros at a multiple of 64 bytes."""

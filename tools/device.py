@@ -26,6 +26,8 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
 import gpu
 import report
 from device_parts import CALLS, ROOT, groups, kept, limit_of, longest, parts

@@ -174,7 +174,8 @@ def parts(out: Path, jobs: int) -> dict[str, list[Part]]:
                 out,
                 330,
                 "--dcgan --seconds=1.5 --patience=200",
-                "amp amp-compile amp-compile-reduce amp-compile-max graph-bf16",
+                "amp amp-compile amp-compile-reduce amp-compile-max graph-bf16 "
+                "fastgan-compile-bf16",
             )
         ],
         "sweep-all": [

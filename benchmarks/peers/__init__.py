@@ -148,6 +148,23 @@ CATALOGUE = {
             Entry("eager", "eager:Eager", "fp32", "clean eager PyTorch, tensors in memory")
         ),
         Entry(
+            "example",
+            "example:Example",
+            "fp32",
+            "the public DCGAN example's loop, channels first, plain Adam",
+            grid=False,
+            devices=CPU,
+        ),
+        Entry(
+            "eager-first",
+            "eager:Eager",
+            "fp32",
+            "clean eager PyTorch, convolutions channels first",
+            options={"channels_last": False},
+            grid=False,
+            devices=CPU,
+        ),
+        Entry(
             "compile",
             "compile:Compiled",
             "fp32",
@@ -294,6 +311,22 @@ CATALOGUE = {
             options={"engine": "graph"} | BF16,
             devices=CUDA,
         ),
+        Entry(
+            "fastgan-compile",
+            "fastgan:Engine",
+            "fp32",
+            "fastgan, engine compile: compiled updates inside a replayed step",
+            options={"engine": "compile"},
+            devices=CUDA,
+        ),
+        Entry(
+            "fastgan-compile-bf16",
+            "fastgan:Engine",
+            "bf16",
+            "fastgan, engine compile: compiled updates inside a replayed step, bf16 autocast",
+            options={"engine": "compile"} | BF16,
+            devices=CUDA,
+        ),
         *_also_tf32(
             Entry(
                 "fused",
@@ -340,6 +373,25 @@ CATALOGUE = {
         ),
     )
 }
+
+
+MANY = {
+    entry.name: entry
+    for entry in (
+        Entry("at-once", "many:AtOnce", "fp32", "fastgan, an ensemble: a thread for each core"),
+        Entry(
+            "one-by-one",
+            "many:OneByOne",
+            "fp32",
+            "fastgan, the same runs one after the other, each on all cores",
+        ),
+        Entry("jax-vmap", "many_jax:Vmap", "fp32", "JAX, vmap of lax.scan over many steps"),
+    )
+}
+"""Those of a race of many pairs; a step is one step of one pair."""
+
+CONV = "example,eager-first,eager,compile,jax-jit,jax-scan,fastgan-eager"
+"""Those of a race of convolutions."""
 
 
 def select(text: str | None, *, grid: bool = False, device: str = "cpu") -> list[Entry]:

@@ -45,6 +45,7 @@ class Compiled(TorchPeer):
         self.generator, self.discriminator = networks.build(plan, device=self.device)
         self.data = networks.normalised(plan, self.device)
         self.order = networks.Order(plan, self.device)
+        self.d_steps = plan.d_steps
         g_adam = Adam(self.generator.parameters(), plan)
         d_adam = Adam(self.discriminator.parameters(), plan)
         d_loss_of, g_loss_of = eager.losses_of(
@@ -60,9 +61,10 @@ class Compiled(TorchPeer):
             for kept in (self.data, *networks_own, *g_adam.state(), *d_adam.state()):
                 torch._dynamo.mark_static_address(kept)
 
-        def step(data, index):
-            d_loss = d_loss_of(networks.take(data, index))
-            d_adam.update(torch.autograd.grad(d_loss, d_adam.params))
+        def step(data, indices):
+            for index in indices:
+                d_loss = d_loss_of(networks.take(data, index))
+                d_adam.update(torch.autograd.grad(d_loss, d_adam.params))
             g_loss = g_loss_of()
             g_adam.update(torch.autograd.grad(g_loss, g_adam.params))
             return d_loss.detach(), g_loss.detach()
@@ -76,7 +78,8 @@ class Compiled(TorchPeer):
 
     def run(self, n):
         for _ in range(n):
-            self.latest = self.step(self.data, self.order.next())
+            indices = [self.order.next() for _ in range(self.d_steps)]
+            self.latest = self.step(self.data, indices)
 
     def losses(self):
         return tuple(loss.item() for loss in self.latest)

@@ -26,13 +26,20 @@ class Engine(TorchPeer):
         from fastgan.problem import make_problem
 
         self.begin(threads)
-        generator, discriminator = networks.build(plan, sigmoid=True, device=self.device)
+        # On the CPU the engine finds the memory format itself.
+        generator, discriminator = networks.build(
+            plan,
+            sigmoid=plan.penalty != "wgan-gp",
+            device=self.device,
+            channels_last=self.device == "cuda",
+        )
         try:
             problem = make_problem(
                 generator,
                 discriminator,
                 data.open(networks.images(plan)).to(self.device),
                 batch_size=plan.batch,
+                d_steps=plan.d_steps,
                 latent_dim=plan.latent,
                 lr=plan.lr,
                 betas=plan.betas,
@@ -41,6 +48,7 @@ class Engine(TorchPeer):
                 precision="bf16" if self.options.get("precision") == "bf16" else "fp32",
                 device=self.device,
                 penalties=None if plan.penalty == "none" else plan.penalty,
+                loss="wasserstein" if plan.penalty == "wgan-gp" else "non-saturating",
             )
             if self.device == "cuda":
                 # Asked for when the engine lays out its memory; a process has one peer.

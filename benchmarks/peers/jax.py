@@ -13,8 +13,9 @@ import os
 import jax
 import jax.numpy as jnp
 import optax
+from plans import GP_WEIGHT, R1_WEIGHT
 
-from peers import Peer, Unavailable
+from peers import Peer, Unavailable, jax_conv
 
 # The thread pool of XLA's cpu client has as many threads as the process has cpus: the harness sets
 # the affinity and these variables before this file is imported.
@@ -79,10 +80,84 @@ def batch_norm(x, layer, stats, momentum=0.1, eps=1e-5):
 
 
 def make_step(plan, precision: str):
-    """step(data, state, index) -> (state, (d_loss, g_loss)), and the first state."""
+    """step(data, state, index) -> (state, (d_loss, g_loss)), and begin(key) -> the first state.
+
+    index: [d_steps, batch], the rows of D's batches.
+    """
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     adam = optax.adam(plan.lr, b1=plan.betas[0], b2=plan.betas[1], eps=plan.eps)
     softplus = jax.nn.softplus
+
+    generate, scores_of, init = networks_of(plan, dtype)
+    critic = plan.penalty == "wgan-gp"
+
+    def slopes_of(d, stats, points, key):
+        slope = jax.grad(lambda x: scores_of(d, stats, x, key)[0].sum())(points)
+        return jnp.square(slope.reshape(len(slope), -1)).sum(1)
+
+    def step(data, state, index):
+        for row in index:
+            state, d_loss = update_d(data, state, row)
+        return update_g(state, d_loss)
+
+    def update_d(data, state, row):
+        g, d, g_stats, d_stats, g_moments, d_moments, key = state
+        key, k1, k2, k3 = jax.random.split(key, 4)
+        real = data[row]
+        fake, g_stats = generate(g, g_stats, k1)
+
+        def d_loss_of(d):
+            on_real, stats = scores_of(d, d_stats, real, k2)
+            on_fake, stats = scores_of(d, stats, fake, k3)
+            if critic:
+                eps = jax.random.uniform(k2, (plan.batch, *[1] * (real.ndim - 1)))
+                points = fake + eps * (real - fake)
+                norm = jnp.sqrt(slopes_of(d, stats, points, k3) + 1e-12)
+                penalty = GP_WEIGHT * jnp.square(norm - 1).mean()
+                return on_fake.mean() - on_real.mean() + penalty, stats
+            if plan.penalty == "r1":
+                penalty = R1_WEIGHT * slopes_of(d, d_stats, real, k2).mean()
+                loss = softplus(-on_real).mean() + softplus(on_fake).mean()
+                return loss + penalty, stats
+            return softplus(-on_real).mean() + softplus(on_fake).mean(), stats
+
+        (d_loss, d_stats), grads = jax.value_and_grad(d_loss_of, has_aux=True)(d)
+        updates, d_moments = adam.update(grads, d_moments)
+        d = optax.apply_updates(d, updates)
+        return (g, d, g_stats, d_stats, g_moments, d_moments, key), d_loss
+
+    def update_g(state, d_loss):
+        g, d, g_stats, d_stats, g_moments, d_moments, key = state
+        key, k4, k5 = jax.random.split(key, 3)
+
+        def g_loss_of(g):
+            fake, g_new = generate(g, g_stats, k4)
+            on_fake, d_new = scores_of(d, d_stats, fake, k5)
+            loss = -on_fake.mean() if critic else softplus(-on_fake).mean()
+            return loss, (g_new, d_new)
+
+        (g_loss, (g_stats, d_stats)), grads = jax.value_and_grad(g_loss_of, has_aux=True)(g)
+        updates, g_moments = adam.update(grads, g_moments)
+        g = optax.apply_updates(g, updates)
+        return (g, d, g_stats, d_stats, g_moments, d_moments, key), (d_loss, g_loss)
+
+    def begin(key):
+        key, use = jax.random.split(key)
+        g, g_stats, d, d_stats = init(use)
+        return g, d, g_stats, d_stats, adam.init(g), adam.init(d), key
+
+    return step, begin
+
+
+def networks_of(plan, dtype):
+    """generate(params, stats, key), scores_of(params, stats, images, key) and init(key)."""
+    if plan.network != "mlp":
+        pair = {"dcgan": jax_conv.Dcgan, "resnet": jax_conv.ResNet}[plan.network](plan)
+
+        def generate(params, stats, key):
+            return pair.generate(params, stats, jax.random.normal(key, (plan.batch, plan.latent)))
+
+        return generate, lambda params, stats, x, _: pair.score(params, stats, x), pair.init
 
     def generate(params, stats, key):
         z = jax.random.normal(key, (plan.batch, plan.latent))
@@ -95,35 +170,12 @@ def make_step(plan, precision: str):
         )
         return x[:, 0], stats
 
-    def step(data, state, index):
-        g, d, g_stats, d_stats, g_moments, d_moments, key = state
-        key, k1, k2, k3, k4, k5 = jax.random.split(key, 6)
-        real = data[index]
-        fake, g_stats = generate(g, g_stats, k1)
+    def init(key):
+        k1, k2 = jax.random.split(key)
+        g = init_mlp(k1, plan.g_widths, plan.has_batchnorm("g"))
+        return *g, *init_mlp(k2, plan.d_widths, plan.has_batchnorm("d"))
 
-        def d_loss_of(d):
-            on_real, stats = scores_of(d, d_stats, real, k2)
-            on_fake, stats = scores_of(d, stats, fake, k3)
-            return softplus(-on_real).mean() + softplus(on_fake).mean(), stats
-
-        (d_loss, d_stats), grads = jax.value_and_grad(d_loss_of, has_aux=True)(d)
-        updates, d_moments = adam.update(grads, d_moments)
-        d = optax.apply_updates(d, updates)
-
-        def g_loss_of(g):
-            fake, g_new = generate(g, g_stats, k4)
-            on_fake, d_new = scores_of(d, d_stats, fake, k5)
-            return softplus(-on_fake).mean(), (g_new, d_new)
-
-        (g_loss, (g_stats, d_stats)), grads = jax.value_and_grad(g_loss_of, has_aux=True)(g)
-        updates, g_moments = adam.update(grads, g_moments)
-        g = optax.apply_updates(g, updates)
-        return (g, d, g_stats, d_stats, g_moments, d_moments, key), (d_loss, g_loss)
-
-    key, k1, k2 = jax.random.split(jax.random.key(plan.seed), 3)
-    g, g_stats = init_mlp(k1, plan.g_widths, plan.has_batchnorm("g"))
-    d, d_stats = init_mlp(k2, plan.d_widths, plan.has_batchnorm("d"))
-    return step, (g, d, g_stats, d_stats, adam.init(g), adam.init(d), key)
+    return generate, scores_of, init
 
 
 class Jax(Peer):
@@ -141,16 +193,19 @@ class Jax(Peer):
         return None
 
     def setup(self, plan, threads):
-        if plan.network != "mlp" or plan.penalty != "none":
-            raise Unavailable("this peer is written for MLPs without a penalty")
+        precision = self.options.get("precision", "fp32")
+        if plan.network != "mlp" and precision == "bf16":
+            raise Unavailable("this peer's convolutions are in float32")
         if self.device == "cuda":
             jax.config.update("jax_default_device", jax.devices("gpu")[0])
-            precision = self.options.get("precision", "fp32")
             jax.config.update("jax_default_matmul_precision", PRODUCTS[precision])
         self.plan = plan
         self.granularity = self.steps_a_call = self.choose_steps(plan)
-        step, self.state = make_step(plan, self.options.get("precision", "fp32"))
+        step, begin = make_step(plan, precision)
+        self.state = begin(jax.random.key(plan.seed))
         pixels = jnp.asarray(plan.pixels())
+        if plan.network != "mlp":
+            pixels = pixels.reshape(-1, *plan.image).transpose(0, 2, 3, 1)
         self.data = jax.block_until_ready(pixels.astype(jnp.float32) * (2 / 255) - 1)
         self.key = jax.random.key(plan.seed + 1)
         self.shuffle = jax.jit(
@@ -172,7 +227,7 @@ class Jax(Peer):
         epoch = self.plan.steps_per_epoch
         for _ in range(n // self.steps_a_call):
             self.state, self.latest = self.call(self.state, self.data, self.rows, self.position)
-            self.position += self.steps_a_call
+            self.position += self.steps_a_call * self.plan.d_steps
             if self.position >= epoch:
                 # Two epochs of rows, so that a call may run over the end of the first.
                 self.rows = jnp.concatenate([self.rows[epoch:], self.permutation()])
@@ -194,7 +249,9 @@ class Jit(Jax):
     def compile(self, step):
         @functools.partial(jax.jit, donate_argnums=0)
         def call(state, data, rows, position):
-            return step(data, state, rows[position])
+            return step(
+                data, state, jax.lax.dynamic_slice_in_dim(rows, position, self.plan.d_steps)
+            )
 
         return call
 
@@ -208,7 +265,9 @@ class Scan(Jax):
     def compile(self, step):
         @functools.partial(jax.jit, donate_argnums=0)
         def call(state, data, rows, position):
-            index = jax.lax.dynamic_slice_in_dim(rows, position, self.steps_a_call)
+            batches = self.steps_a_call * self.plan.d_steps
+            index = jax.lax.dynamic_slice_in_dim(rows, position, batches)
+            index = index.reshape(self.steps_a_call, self.plan.d_steps, -1)
             return jax.lax.scan(functools.partial(step, data), state, index, unroll=UNROLL)
 
         return call

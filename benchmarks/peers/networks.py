@@ -7,21 +7,22 @@ import torch
 from torch import nn
 
 
-def build(plan, *, sigmoid: bool = False, device: str = "cpu") -> tuple[nn.Module, nn.Module]:
+def build(
+    plan, *, sigmoid: bool = False, device: str = "cpu", channels_last: bool = True
+) -> tuple[nn.Module, nn.Module]:
     """(G, D) with their usual initialisation: [b, latent] -> [b, C, H, W] -> [b, 1].
 
-    Convolutional networks are channels last.
+    Args:
+        plan: which.
+        sigmoid: whether D ends in one.
+        device: where.
+        channels_last: of convolutional networks.
     """
     torch.manual_seed(plan.seed)
-    if plan.network == "dcgan":
-        from fastgan.models import DCGANDiscriminator, DCGANGenerator
-
-        channels, size, _ = plan.image
-        pair = (
-            DCGANGenerator(plan.latent, size, channels, plan.hidden),
-            DCGANDiscriminator(size, channels, plan.hidden, sigmoid),
-        )
-        return tuple(m.to(device, memory_format=torch.channels_last) for m in pair)
+    if plan.network != "mlp":
+        pair = _convolutional(plan, sigmoid)
+        memory_format = torch.channels_last if channels_last else None
+        return tuple(m.to(device, memory_format=memory_format) for m in pair)
     generator = _stack(plan.g_widths, plan, batchnorm=plan.has_batchnorm("g"), dropout=0.0)
     generator += [nn.Tanh(), nn.Unflatten(1, plan.image)]
     discriminator = [nn.Flatten()]
@@ -31,6 +32,23 @@ def build(plan, *, sigmoid: bool = False, device: str = "cpu") -> tuple[nn.Modul
     if sigmoid:
         discriminator.append(nn.Sigmoid())
     return nn.Sequential(*generator).to(device), nn.Sequential(*discriminator).to(device)
+
+
+def _convolutional(plan, sigmoid: bool) -> tuple[nn.Module, nn.Module]:
+    if plan.network == "resnet":
+        from peers.resnet import ResNetDiscriminator, ResNetGenerator
+
+        return (
+            ResNetGenerator(plan.latent, plan.hidden),
+            ResNetDiscriminator(plan.hidden, sigmoid),
+        )
+    from fastgan.models import DCGANDiscriminator, DCGANGenerator
+
+    channels, size, _ = plan.image
+    return (
+        DCGANGenerator(plan.latent, size, channels, plan.hidden),
+        DCGANDiscriminator(size, channels, plan.hidden, sigmoid),
+    )
 
 
 def _stack(widths, plan, *, batchnorm: bool, dropout: float) -> list[nn.Module]:
@@ -53,10 +71,10 @@ def images(plan, pixels: np.ndarray | None = None) -> torch.Tensor:
     return torch.from_numpy(pixels).view(-1, *plan.image)
 
 
-def normalised(plan, device: str) -> torch.Tensor:
-    """The data set on the device: float32 [n, C, H, W] in [-1, 1]; channels last for dcgan."""
+def normalised(plan, device: str, channels_last: bool = True) -> torch.Tensor:
+    """The data set on the device: float32 [n, C, H, W] in [-1, 1]; see `build`."""
     data = images(plan).to(device).float().mul_(2 / 255).sub_(1)
-    if plan.network == "dcgan":
+    if plan.network != "mlp" and channels_last:
         data = data.contiguous(memory_format=torch.channels_last)
     return data
 

@@ -57,8 +57,10 @@ class Reference(TorchPeer):
     """One step: one batch of the loader, D's update, G's update; PyTorch's settings as they are."""
 
     def setup(self, plan, threads):
-        if plan.penalty != "none":
-            raise Unavailable("the beginner's program has no gradient penalty")
+        if plan.penalty != "none" or plan.network == "resnet" or plan.d_steps > 1:
+            raise Unavailable(
+                "the beginner's program has no gradient penalty, no ResNet and one update of D"
+            )
         torch.set_num_threads(threads)
         self.plan = plan
         self.generator, self.discriminator = networks.build(plan, sigmoid=True, device=self.device)

@@ -12,6 +12,9 @@
 #include "cpu/isa.h"
 #include "ops/conv/shape.h"
 #include "ops/linear/shape.h"
+#include "ops/norm/shape.h"
+#include "ops/product/shape.h"
+#include "ops/table/shape.h"
 
 namespace fastgan::cpu {
 
@@ -49,8 +52,10 @@ struct LinearKernels {
 // The ways to do a convolution; ops/conv/geometry.h says what each of the names means.
 enum class ConvAlgorithm {
   winograd_4x4,  // stride 2: F(2x2, 2x2) on four planes
+  large_4x4,     // the same by F(4x4, 2x2)
   taps_4x4,      // stride 2: the plain sum
-  winograd_3x3,  // F(2x2, 3x3); F(4x4, 3x3) has 6 to 16 times the error of a plain sum
+  winograd_3x3,  // F(2x2, 3x3)
+  large_3x3,     // F(4x4, 3x3), without gradients of the weight
   taps_3x3,
   taps_1x1,
   count
@@ -59,6 +64,8 @@ enum class ConvAlgorithm {
 // What an algorithm needs for a shape; memory in floats.
 struct ConvSizes {
   int64_t tiles, tiles_of_image, products_of_tile;
+  // Tiles whose part of a product stays in the second-level cache.
+  int64_t together;
   // Packed weights for forward and for data, and the units in which they are packed.
   int64_t packed_outputs, packed_inputs, vectors_of_outputs, vectors_of_inputs;
   // Scratch of forward and data: this much, and so much for each tile.
@@ -78,6 +85,7 @@ struct ConvCall {
 };
 
 // A convolution by one algorithm; images are channels last. ops/conv/cpu.cpp puts them together.
+// What an algorithm does not have is null.
 struct ConvKernels {
   ConvSizes (*sizes)(const ConvShape& shape);
   // The weight for `data` if `inputs`, else for `forward`: units [begin, end) of it.
@@ -99,6 +107,27 @@ struct ConvKernels {
   // The gradient of the weights of outputs [begin, end).
   void (*weight)(const ConvShape& shape, const float* sums, int64_t begin, int64_t end,
                  const ConvWeight<float>& weight);
+};
+
+// BatchNorm with a rectifier, of rows [rows][channels]; ops/norm/cpu_kernel.h says what g' is.
+// Sums are [number][channels], factors too.
+struct NormKernels {
+  // Of x - around and of its square.
+  void (*moments)(int64_t rows, int64_t channels, const float* x, const float* around, float* sums);
+  void (*forward)(int64_t rows, const NormChannels& n, const float* x, float* y);
+  // Of g' and of g' (x - mean).
+  void (*gradient_sums)(int64_t rows, const NormChannels& n, const float* x, const float* grad,
+                        float* sums);
+  // dx = scale g' + factors[0] (x - mean) + factors[1].
+  void (*gradient)(int64_t rows, const NormChannels& n, const float* factors, const float* x,
+                   const float* grad, float* dx);
+  // Of v, of v (x - mean) and of v g'.
+  void (*second_sums)(int64_t rows, const NormChannels& n, const float* x, const float* grad,
+                      const float* v, float* sums);
+  // dgrad = what the rectifier lets through of scale v + factors[0] (x - mean) + factors[1];
+  // dx = factors[2] v + factors[3] g' + factors[4] (x - mean) + factors[5].
+  void (*second)(int64_t rows, const NormChannels& n, const float* factors, const float* x,
+                 const float* grad, const float* v, float* dgrad, float* dx);
 };
 
 struct Kernels {
@@ -127,6 +156,33 @@ struct Kernels {
   LinearKernels<double> linear_f64;
 
   ConvKernels conv[static_cast<int>(ConvAlgorithm::count)];
+  NormKernels norm;
+
+  // Rows and columns of product i, or of the sum of all; bias [columns] may be null. `scratch`:
+  // kScratchBytes.
+  void (*products)(const ProductShape& shape, const float* a, const float* b, const float* bias,
+                   int64_t i, int64_t row_begin, int64_t row_end, int64_t begin, int64_t end,
+                   float* scratch, float* out);
+
+  // The parts of a generator of a table's rows; ops/table/cpu_kernel.h says what each does. Ranges
+  // are of rows for the heads, of units for the others.
+  void (*heads)(const HeadsShape& shape, const float* logits, const float* normals, int64_t begin,
+                int64_t end, float* scratch, float* rows);
+  void (*heads_backward)(const HeadsShape& shape, const float* rows, int64_t begin, int64_t end,
+                         float* scratch, float* grad);
+  float (*surprise)(const float* logits, int64_t classes, int64_t asked, float scale, float* grad);
+  void (*normed_relu)(const NormShape& shape, const float* x, const float* weight,
+                      const float* bias, double momentum, double eps, int64_t begin, int64_t end,
+                      float* running_mean, float* running_var, float* mean, float* inverse,
+                      float* out);
+  void (*normed_relu_backward)(const NormShape& shape, const float* out, const float* x,
+                               const float* weight, const float* mean, const float* inverse,
+                               int64_t begin, int64_t end, float* grad, float* grad_weight,
+                               float* grad_bias);
+  void (*add_columns)(const float* columns, int64_t column_row, const int64_t* category,
+                      int64_t batch, int64_t begin, int64_t end, float* out, int64_t out_row);
+  void (*sum_columns)(const float* grad, int64_t grad_row, const int64_t* category, int64_t batch,
+                      int64_t categories, int64_t begin, int64_t end, float* out, int64_t out_row);
 };
 
 // The table of one instruction set, or nullptr if this processor or this build lacks it.

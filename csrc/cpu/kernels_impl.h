@@ -8,7 +8,10 @@
 #include "ops/linear/cpu_kernel.h"
 #include "ops/conv/cpu_kernel.h"
 #include "ops/losses/cpu_kernel.h"
+#include "ops/norm/cpu_kernel.h"
+#include "ops/product/cpu_kernel.h"
 #include "ops/random/cpu_kernel.h"
+#include "ops/table/cpu_kernel.h"
 
 namespace fastgan::cpu::FASTGAN_VARIANT {
 
@@ -41,7 +44,18 @@ extern constexpr Kernels table = {
     .bce_bf16 = bce<bf16>,
     .linear_f32 = linear<float>(),
     .linear_f64 = linear<double>(),
-    .conv = {conv<F22, 2, 2>, conv<F11, 2, 4>, conv<F23, 1, 1>, conv<F11, 1, 3>, conv<F11, 1, 1>},
+    .conv = {conv<F22, 2, 2>, conv<F42, 2, 2>, conv<F11, 2, 4>, conv<F23, 1, 1>, conv<F43, 1, 1>,
+             conv<F11, 1, 3>, conv<F11, 1, 1>},
+    .norm = {norm_moments, norm_forward, norm_gradient_sums, norm_gradient, norm_second_sums,
+             norm_second},
+    .products = products,
+    .heads = heads,
+    .heads_backward = heads_backward,
+    .surprise = surprise,
+    .normed_relu = normed_relu,
+    .normed_relu_backward = normed_relu_backward,
+    .add_columns = add_columns,
+    .sum_columns = sum_columns,
 };
 
 }  // namespace fastgan::cpu::FASTGAN_VARIANT

@@ -14,9 +14,10 @@ namespace {
 
 // About 20 to 80 microseconds: longer than any phase is uneven, shorter than a time slice.
 constexpr int kSpins = 2000;
-// How long a helper stays awake after a task, giving way to whoever wants its core: a program that
-// calls again at once finds it there, where waking it would take 50 to 150 microseconds.
-constexpr double kAwake = 300e-6;
+// How long a helper stays awake after a task or a wake_team(), giving way to whoever wants its
+// core: a program that calls again at once finds it there, where waking it would take 50 to 150
+// microseconds. What Python does between wake_team() and run_team() takes 300 to 700.
+constexpr double kAwake = 1e-3;
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -27,9 +28,9 @@ inline void relax() {
 }
 
 struct Task {
-  Work work;
-  void* context;
-  Barrier* barrier;
+  Work work = nullptr;  // none: only to be awake
+  void* context = nullptr;
+  Barrier* barrier = nullptr;
 };
 
 // One helper thread and the mailbox through which it gets its tasks.
@@ -51,15 +52,20 @@ struct Helper {
         posted.wait(seen, std::memory_order_acquire);
       }
       if (stop) return;
-      task.work(task.context, number, *task.barrier);
+      if (task.work) task.work(task.context, number, *task.barrier);
       done.store(seen + 1, std::memory_order_release);
       done.notify_one();
     }
   }
 
-  void post() {
+  void post(const Task& next) {
+    task = next;
     posted.fetch_add(1, std::memory_order_release);
     posted.notify_one();
+  }
+
+  bool idle() const {
+    return done.load(std::memory_order_acquire) == posted.load(std::memory_order_relaxed);
   }
 
   void wait() {
@@ -82,7 +88,7 @@ struct Team {
   ~Team() {
     for (auto& helper : helpers) {
       helper->stop = true;
-      helper->post();
+      helper->post({});
       helper->thread.join();
     }
   }
@@ -114,6 +120,13 @@ void after_fork_in_child() {
   team = std::make_unique<Team>();
 }
 
+void start() {
+  std::call_once(once, [] {
+    team = std::make_unique<Team>();
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+  });
+}
+
 }  // namespace
 
 void Barrier::wait() {
@@ -139,19 +152,27 @@ void run_team(int threads, Work work, void* context) {
     work(context, 0, alone);
     return;
   }
-  std::call_once(once, [] {
-    team = std::make_unique<Team>();
-    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-  });
+  start();
   const std::lock_guard<std::mutex> lock(team->turn);
   team->grow(threads);
   Barrier barrier(threads);
   for (int i = 0; i < threads - 1; ++i) {
-    team->helpers[i]->task = {work, context, &barrier};
-    team->helpers[i]->post();
+    team->helpers[i]->wait();  // it may be about to look at what wake_team() has posted
+    team->helpers[i]->post({work, context, &barrier});
   }
   work(context, 0, barrier);
   for (int i = 0; i < threads - 1; ++i) team->helpers[i]->wait();
+}
+
+void wake_team(int threads) {
+  if (threads <= 1) return;
+  start();
+  const std::unique_lock<std::mutex> lock(team->turn, std::try_to_lock);
+  if (!lock) return;  // somebody's run is going on: they are awake
+  team->grow(threads);
+  for (int i = 0; i < threads - 1; ++i) {
+    if (team->helpers[i]->idle()) team->helpers[i]->post({});
+  }
 }
 
 }  // namespace fastgan::cpu

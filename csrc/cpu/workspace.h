@@ -22,6 +22,12 @@ class Workspace {
   int64_t bytes_;
 };
 
+// Memory of a tensor's own, for `floats` floats; give_back when it ends. What is given back is kept
+// for tensors of about the same size, and never more is kept than was lent at once: a training step
+// makes the same tensors over and over. Throws std::bad_alloc.
+void* lend(int64_t floats);
+void give_back(void* memory) noexcept;
+
 // Frees what nobody holds; returns its bytes.
 int64_t release_workspaces();
 

@@ -38,6 +38,7 @@ class PlanDecoder {
     batch_ = plan.batch;
     network(latent, plan.g, plan.g_counters);
     network(image, plan.d, plan.d_counters);
+    penalties(plan);
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
                     "plan or settings is longer than the networks they describe; ", kMade);
     const PlannedLayer& logits = plan.d.layers.back();
@@ -145,6 +146,9 @@ class PlanDecoder {
     STD_TORCH_CHECK(o.beta1 < 1 && o.beta2 < 1, "a beta is 1 in settings; expected less");
     o.eps = real("eps", 0, FLT_MAX);
     o.weight_decay = real("weight_decay", 0, FLT_MAX);
+    o.largest_grad = real("largest number of a gradient", 0, INFINITY);
+    o.longest_grad = real("longest gradient", 0, INFINITY);
+    o.largest_weight = real("largest weight", 0, INFINITY);
     o.decoupled = flag("decoupled");
     network.updates = updates(counters);
     check_field(in);
@@ -155,6 +159,23 @@ class PlanDecoder {
       check_field(in);
       read(layer);
     }
+  }
+
+  void penalties(Plan& plan) {
+    plan.penalties.resize(static_cast<size_t>(integer("penalties", 0, kMostPenalties)));
+    for (PlannedPenalty& p : plan.penalties) {
+      p.form = static_cast<Penalty>(integer("penalty's form", 0, kPenalties - 1));
+      p.at = static_cast<Place>(integer("penalty's place", 0, kPlaces - 1));
+      p.every = integer("penalty's interval", 1, INT64_MAX);
+      p.weight = real("penalty's weight", 0, DBL_MAX);
+    }
+    if (plan.penalties.empty()) return;
+    STD_TORCH_CHECK(plan.precision == Precision::fp32,
+                    "plan has penalties and another precision "
+                    "than fp32; ",
+                    kMade);
+    for (const PlannedLayer& l : plan.d.layers)
+      STD_TORCH_CHECK(!l.norm, "plan has penalties and a BatchNorm in D; ", kMade);
   }
 
   void check_field(int64_t width) const {

@@ -15,6 +15,7 @@ constexpr int64_t kMostValues = int64_t{1} << 34;    // of a field's batch: a dr
 constexpr int64_t kMostDSteps = int64_t{1} << 20;
 constexpr int64_t kMostImages = int64_t{1} << 38;
 constexpr int64_t kMostLayers = 1024;  // of a network
+constexpr int64_t kMostPenalties = 64;
 constexpr int64_t kMostDropouts = int64_t{1} << 20;
 
 struct DecodedPlan : Plan {

@@ -10,6 +10,10 @@ namespace fastgan {
   entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu)
 #define FASTGAN_LOSSES(entry) \
   entry(non_saturating) entry(minimax) entry(hinge) entry(least_squares) entry(wasserstein)
+// Of the norm of D's slope at a sample: half its square, and the square of its distance from one.
+#define FASTGAN_PENALTIES(entry) entry(half_square) entry(distance_from_one)
+// Where a slope is taken: at random points on the lines between real and fake samples, or at these.
+#define FASTGAN_PLACES(entry) entry(between) entry(real) entry(fake)
 // Of products; everything else is in float32. A plan asks for one of the first two; on a GPU, TF32
 // is another way to take fp32.
 #define FASTGAN_PRECISIONS(entry) entry(fp32) entry(bf16) entry(tf32)
@@ -24,6 +28,8 @@ namespace fastgan {
 #define FASTGAN_ENTRY(name) name,
 enum class Activation : int64_t { FASTGAN_ACTIVATIONS(FASTGAN_ENTRY) };
 enum class Loss : int64_t { FASTGAN_LOSSES(FASTGAN_ENTRY) };
+enum class Penalty : int64_t { FASTGAN_PENALTIES(FASTGAN_ENTRY) };
+enum class Place : int64_t { FASTGAN_PLACES(FASTGAN_ENTRY) };
 enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
 enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
 enum class Pass : uint32_t { FASTGAN_PASSES(FASTGAN_ENTRY) };
@@ -32,11 +38,14 @@ enum class Pass : uint32_t { FASTGAN_PASSES(FASTGAN_ENTRY) };
 #define FASTGAN_COUNT(name) +1
 constexpr int64_t kActivations = FASTGAN_ACTIVATIONS(FASTGAN_COUNT);
 constexpr int64_t kLosses = FASTGAN_LOSSES(FASTGAN_COUNT);
+constexpr int64_t kPenalties = FASTGAN_PENALTIES(FASTGAN_COUNT);
+constexpr int64_t kPlaces = FASTGAN_PLACES(FASTGAN_COUNT);
 constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
 #undef FASTGAN_COUNT
 
 // The streams of fastgan/random.py that a step draws from.
-#define FASTGAN_STREAMS(entry) entry(LATENT_D, 0) entry(LATENT_G, 1) entry(DROPOUT, 64)
+#define FASTGAN_STREAMS(entry) \
+  entry(LATENT_D, 0) entry(LATENT_G, 1) entry(PENALTY, 6) entry(DROPOUT, 64)
 #define FASTGAN_ENTRY(name, number) name = number,
 enum class Stream : uint32_t { FASTGAN_STREAMS(FASTGAN_ENTRY) };
 #undef FASTGAN_ENTRY

@@ -4,8 +4,34 @@
 
 namespace fastgan {
 
+int Skeleton::topmost() const {
+  int n = last();
+  while (n >= g_layers && !layers[static_cast<size_t>(n)].curved) --n;
+  return n;
+}
+
+namespace {
+
+// What penalties add to D's update between its backward phases and that of its weights.
+void add_penalty(const Skeleton& skeleton, std::vector<Phase>& phases) {
+  const int g = skeleton.g_layers, last = skeleton.last(), topmost = skeleton.topmost();
+  const auto add = [&](Phase::Work work, int n, int other) {
+    phases.push_back({work, n, other, 0, 0});
+  };
+  if (last > g) add(Phase::slope, g, -1);
+  add(Phase::direction, g, -1);
+  for (int n = g; n < last; ++n) add(Phase::tangent, n, -1);
+  if (topmost == last) add(Phase::tangent, last, last > g ? last - 1 : -1);
+  for (int n = topmost < last ? topmost : last - 1; n > g; --n) {
+    add(Phase::bend, n, n - 1);
+    if (skeleton.layers[static_cast<size_t>(n)].halved) add(Phase::bend_sums, n, n - 1);
+  }
+}
+
+}  // namespace
+
 std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g) {
-  const int g = skeleton.g_layers, last = static_cast<int>(skeleton.layers.size()) - 1;
+  const int g = skeleton.g_layers, last = skeleton.last();
   const auto layer = [&](int n) -> const Skeleton::Layer& {
     return skeleton.layers[static_cast<size_t>(n)];
   };
@@ -27,7 +53,11 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g) {
     phases.push_back({Phase::inputs, 0, -1, 0, 0});
     // G does not change before its own update, so both its batches go through it at once.
     for (int n = 0; n < g; ++n) forward(n, 0, 1, true);
+    // Products of the first layer lie between others, as the points do.
+    if (skeleton.between && (last == g || skeleton.topmost() >= g))
+      phases.push_back({Phase::points, g, -1, 0, 0});
   }
+  const size_t of_d = phases.size();
   for (int n = g; n < last; ++n) forward(n, from, segments, false);
   const int lowest = of_g ? 0 : g;  // layer with a gradient
   phases.push_back({Phase::head, last, last > lowest ? last - 1 : -1, from, segments});
@@ -38,13 +68,22 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g) {
     if (layer(n).halved) phases.push_back({Phase::sums, n, n - 1, below(n), segments});
     if (!skeleton.joined) norm_backward(n - 1);
   }
+  const size_t there = phases.size();
+  if (!of_g && skeleton.penalised) add_penalty(skeleton, phases);
   phases.push_back({Phase::update, of_g ? 0 : g, of_g ? g : last + 1, of_g ? 1 : 0, segments});
+  for (size_t i = of_d; !of_g && i < phases.size(); ++i)
+    phases[i].front = skeleton.between && (i < there || i + 1 == phases.size());
+  if (of_g ? skeleton.g_clipped : skeleton.d_clipped)
+    for (const Phase::Work work : {Phase::squares, Phase::clip})
+      phases.push_back({work, of_g ? 0 : g, -1, 0, 0});
   return phases;
 }
 
 PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch) {
   const bool in_g = phase.layer < skeleton.g_layers;
-  const int segments = phase.segments + (phase.shared ? 1 : 0);
+  const bool lerped = phase.work == Phase::forward && phase.layer == skeleton.g_layers;
+  const int more = (phase.shared ? 1 : 0) + (phase.front && !lerped ? 1 : 0);
+  const int segments = phase.of_penalty() ? 1 : phase.segments + more;
   const auto work = [&](int n) {
     const Skeleton::Layer& l = skeleton.layers[static_cast<size_t>(n)];
     return 2.0 * static_cast<double>(batch) * segments * static_cast<double>(l.in) *
@@ -71,6 +110,23 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {update + network + " backward " + number + ", sums", 0};
     case Phase::norm_backward:
       return {update + network + " norm backward " + number, 0};
+    case Phase::squares:
+      return {update + network + " squares of gradients", 0};
+    case Phase::clip:
+      return {update + network + " clipped update", 0};
+    case Phase::points:
+      return {update + "points between", 0};
+    case Phase::slope:
+      return {update + network + " slope", work(phase.layer)};
+    case Phase::direction:
+      return {update + network + " direction", 0};
+    case Phase::tangent:
+      return {update + network + " tangent " + number,
+              work(phase.layer) * (phase.other < 0 ? 1 : 2)};
+    case Phase::bend:
+      return {update + network + " bend " + number, work(phase.layer)};
+    case Phase::bend_sums:
+      return {update + network + " bend " + number + ", sums", 0};
     case Phase::update:
       break;
   }

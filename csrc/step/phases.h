@@ -10,6 +10,15 @@
 //     sums      the second half of a backward sum joins the first
 //     norm_backward  from there through BatchNorm
 //     update    gradients of the weights, consumed by Adam where they stand
+//     squares, clip  where a gradient's norm is bounded, the update leaves its numbers in memory:
+//               their squares are summed, and Adam takes them as long as they may be
+// With penalties on D's slope (cpu/step/penalty.h has the mathematics), on the samples that have
+// one:
+//     points    the points between real and fake samples, where D's weights need them themselves
+//     slope     the gradient of the images; sums of two halves are joined by the next
+//     direction the derivative of the penalty by that slope
+//     tangent   the derivative of D in this direction, forward through a layer
+//     bend, bend_sums  what curved activations make of it, backward through a layer
 #pragma once
 
 #include <stdint.h>
@@ -17,18 +26,40 @@
 #include <string>
 #include <vector>
 
+#include "step/penalty.h"
 #include "step/plan.h"
 
 namespace fastgan {
 
 struct Phase {
-  enum Work { inputs, forward, norm, head, backward, sums, norm_backward, update } work;
+  enum Work {
+    inputs,
+    forward,
+    norm,
+    head,
+    backward,
+    sums,
+    norm_backward,
+    update,
+    squares,
+    clip,
+    points,
+    slope,
+    direction,
+    tangent,
+    bend,
+    bend_sums
+  } work;
   int layer;  // of an update: the first. Layers are counted through both networks, G's first
   int other;  // head, backward, sums: the layer that made the field below, or -1; update: past the
               // last
   int from, segments;    // as the layer counts those of the field below it
   bool shared = false;   // G's update, if this D's update is followed by it, has one segment more
   bool trained = false;  // norm_backward: whether BatchNorm's own weights are updated
+  bool front = false;    // where points between are penalised, has one segment more before `from`
+
+  // Of the samples that are penalised; if there are none, it is left out.
+  bool of_penalty() const { return work >= points; }
 };
 
 // What decides the phases.
@@ -37,11 +68,18 @@ struct Skeleton {
     int64_t in, out;
     bool norm;
     bool halved;  // its backward sums are taken in two halves
+    bool curved;  // its activation has a second derivative
   };
   std::vector<Layer> layers;
   int g_layers = 0;
   // BatchNorm takes no phase of its own where the product before it has whole features.
   bool joined = false;
+  bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
+  bool penalised = false, between = false;    // some of D's updates; at points between
+
+  int last() const { return static_cast<int>(layers.size()) - 1; }
+  // D's last layer with a curved activation, or the one before D.
+  int topmost() const;
 };
 
 // The phases of an update of D, or of G.
@@ -60,9 +98,11 @@ Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>
   Skeleton skeleton;
   skeleton.joined = joined;
   skeleton.g_layers = static_cast<int>(g.layers.size());
+  skeleton.g_clipped = g.optimizer.longest_grad < INFINITY;
+  skeleton.d_clipped = d.optimizer.longest_grad < INFINITY;
   for (const PlannedNetwork<Layer>* network : {&g, &d})
     for (const Layer& l : network->layers)
-      skeleton.layers.push_back({l.in, l.out, l.norm, halved(l)});
+      skeleton.layers.push_back({l.in, l.out, l.norm, halved(l), curved(l.activation)});
   return skeleton;
 }
 

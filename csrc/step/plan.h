@@ -7,6 +7,7 @@
 // up to three batches, its segments; passes.h numbers them.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 
 #include <vector>
@@ -22,6 +23,7 @@ struct Parameter {
   float* exp_avg = nullptr;
   float* exp_avg_sq = nullptr;
   float* average = nullptr;
+  float* grad = nullptr;  // set by a device's memory: where gradients wait for their norm
 };
 
 struct PlannedLayer {
@@ -47,6 +49,12 @@ struct PlannedLayer {
 struct Optimizer {
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
   bool decoupled = false;
+  // Bounds, infinite for none: of each number of a gradient, then of the gradient's norm, and of
+  // each weight after an update.
+  double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;
+  bool bounded() const {
+    return largest_grad < INFINITY || longest_grad < INFINITY || largest_weight < INFINITY;
+  }
 };
 
 template <class Layer>
@@ -77,8 +85,17 @@ struct ImageSource {
   const int64_t* order = nullptr;
 };
 
+// A penalty on the slope of D's scores by their input, added to D's loss; losses.py says more.
+struct PlannedPenalty {
+  Penalty form = Penalty::half_square;
+  Place at = Place::real;
+  int64_t every = 1;  // updates of D from one to the next, which is that much heavier
+  double weight = 0;
+};
+
 struct Plan : PlannedStep {
   PlannedNetwork<PlannedLayer> g, d;
+  std::vector<PlannedPenalty> penalties;
   Precision precision = Precision::fp32;
 };
 

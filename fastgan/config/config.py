@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
+from fastgan import augment as augment_room
 from fastgan import data as data_room
 from fastgan import engines, latents, losses, models
 from fastgan.conditions import FAKE
-from fastgan.config import kinds, objects
+from fastgan.config import kinds, objects, together
 from fastgan.config.kinds import ConfigError, Kind, choice, flag, integer, number, optional, pair
 from fastgan.config.objects import owned
 from fastgan.latents import Latent
@@ -33,6 +34,8 @@ HINTS = {
     other: ours
     for ours, others in {
         "batch_size": "bs batch",
+        "accumulate": "accumulation_steps gradient_accumulation_steps accumulate_grad_batches",
+        "augment": "diffaugment diffaug diff_aug ada aug",
         "betas": "beta1 b1",
         "callbacks": "callback hooks",
         "channels": "nc img_channels",
@@ -43,15 +46,18 @@ HINTS = {
         "g_steps": "gen_steps g_iters",
         "grad_clip": "clip_grad_norm gradient_clip_val max_grad_norm clip_grad max_norm",
         "device": "cuda gpu ngpu accelerator",
+        "engine": "backend compile torch_compile",
         "ema": "ema_decay average",
+        "ema_half_life": "ema_kimg ema_nimg",
+        "ema_warmup": "ema_rampup",
         "epochs": "n_epochs num_epochs max_epochs",
         "if_exists": "overwrite exist_ok",
         "image_size": "img_size resolution",
         "latent_dim": "nz z_dim zdim latent_size noise_dim",
         "log_every": "log_interval sample_interval",
         "loss": "criterion gan_mode objective",
-        "lr": "learning_rate lr_g lr_d g_lr d_lr",
-        "lr_schedule": "scheduler lr_scheduler",
+        "lr": "learning_rate lr_g lr_d g_lr d_lr generator_lr discriminator_lr gen_lr disc_lr",
+        "lr_schedule": "scheduler lr_scheduler lr_decay",
         "model": "arch architecture network",
         "optimizer": "optim opt optimiser",
         "out": "output output_dir out_dir save_dir logdir",
@@ -135,7 +141,8 @@ class Config:
 
     data: str | None = _data("digits",
         optional(kinds.text("a name or a path", "NAME|PATH"), "what the program passed"),
-        "digits, mnist, fashion-mnist, cifar10, or a folder or zip of images", resume=True)
+        "digits, mnist, fashion-mnist, cifar10, a density (ring8, grid25, moons, gaussian), a "
+        "folder or zip of images, or a table in a .csv, .tsv, .parquet or .pq file", resume=True)
     root: str | None = _data(None,
         optional(kinds.path("a folder"), "FASTGAN_DATA, ~/.cache/fastgan/data, ./data"),
         "where named data sets lie, or are downloaded to", resume=True)
@@ -149,6 +156,16 @@ class Config:
     kind: str | None = _data(None,
         optional(choice("image", "vector", "signal", "tensor"), "seen from the shape"),
         "what a sample is")
+    pairs: str | None = _data(None,
+        optional(kinds.text("'left', 'right' or 'A:B'", "left|right|A:B"), "samples are single"),
+        "pictures of which one is made from the other: which half of each is the input, or the "
+        "folders of inputs and of targets")
+    discrete: tuple[str, ...] | None = _data(None,
+        optional(kinds.names("names of columns"), "what is neither number nor date, or has few"),
+        "columns of a table that are categories")
+    by_category: bool = _data(False, flag(),
+        "draw a table's rows by the categories of its discrete columns, rare ones more often than "
+        "they are, each with that category as its condition (training by sampling, Xu et al. 2019)")
     value_range: tuple[float, float] | None = _data(None, optional(_RANGE, "as the values are"),
         "lowest and highest value of float data, mapped to [-1, 1]")
     augmented: bool | None = _data(None, optional(flag(), "found by reading some items twice"),
@@ -164,15 +181,26 @@ class Config:
     drop_last: bool = _data(False, flag(),
         "leave out an epoch's last batch where it is smaller than the others", resume=True)
 
-    batch_size: int = _training(64, _COUNT, "samples in a batch")
+    batch_size: int = _training(64, _COUNT, "samples in a batch, of all parts and ranks together")
+    accumulate: int = _training(1, _COUNT,
+        "parts in which a batch passes through the networks, to save memory: their gradients are "
+        "added up, so that 4 parts of 16 are one batch of 64 for losses that are means over "
+        "samples; BatchNorm, averages within a loss and what a method keeps see each part by "
+        "itself")
+    augment: augment_room.Augment | None = _training(None,
+        optional(objects.augmentation(), "nothing"),
+        "what images go through before D sees them, real and fake alike, with gradients: "
+        "diffaugment (Zhao et al. 2020) always; ada (Karras et al. 2020) with a probability that "
+        "rises while D's scores of real images have the sign of real ones in more than TARGET")
     loss: str | losses.Loss = _training("non-saturating", objects.loss(), "what D and G minimise")
     label_smoothing: float = _training(0.0, _DECAY,
         "s: real samples are labelled 1 - s (one-sided smoothing, Salimans et al. 2016)")
     penalties: tuple[losses.Penalty, ...] = _training((), objects.penalties(),
         "on D's slope, added to its loss: r1, r2 (Mescheder et al. 2018), wgan-gp (Gulrajani et "
-        "al. 2017); weight 10 and every update unless said otherwise")
+        "al. 2017), dragan (Kodali et al. 2017); weight 10 and every update unless said otherwise")
     method: Any = _training(None, optional(objects.method(), "the game of loss and penalties"),
-        "what D and G minimise, as an object with d_loss(step) and g_loss(step)")
+        "what D and G minimise: ctgan (Xu et al. 2019), for that model on a table, or an object "
+        "with d_loss(step) and g_loss(step)")
     terms: tuple[Term, ...] = _training((), objects.terms(),
         "what G's loss has besides the game")
     fake_condition: str = _training("auto", choice(*FAKE),
@@ -180,9 +208,16 @@ class Config:
         "batch's; auto: labels are drawn")
     d_steps: int = _training(1, _COUNT, "updates of D in a step")
     g_steps: int = _training(1, _COUNT, "updates of G in a step, after those of D")
+    d_start: int = _training(0, integer(0),
+        "the step that begins to train D; before it G minimises its terms alone, as to begin with "
+        "in Ledig et al. 2017")
+    g_start: int = _training(0, integer(0), "the step that begins to train G")
     grad_clip: float | None = _training(None,
         optional(number(0, above=True), "they stay as they are"),
         "longest gradient of each network: the norm over all its weights is scaled down to this")
+    grad_clip_value: float | None = _training(None,
+        optional(number(0, above=True), "they stay as they are"),
+        "largest size of each number of a gradient, before grad_clip")
     weight_clip: float | None = _training(None,
         optional(number(0, above=True), "they stay as they are"),
         "largest size of each of D's weights, after each of its updates (Arjovsky et al. 2017)")
@@ -195,11 +230,19 @@ class Config:
         "an L2 penalty, but with adamw decoupled from the gradient")
     # With 0, a weight whose gradients have all been 0 would become 0 / 0.
     eps: float = _training(1e-8, number(0, above=True), "what Adam adds to its denominator")
-    lr_schedule: Callable[[int], float] | None = _training(None,
+    lr_schedule: Any = _training(None,
         optional(objects.schedule(), "1 at every step"),
-        "factor on both learning rates at each step")
+        "factor on both learning rates, or on each, at each step: 1 up to START, then falling to "
+        "0 at END (else: where steps or epochs ends the run)")
     ema: float | None = _training(None, optional(_DECAY, "no average is kept"),
         "decay of a running average of G's weights, such as 0.999, which samples then come from")
+    ema_half_life: float | None = _training(None,
+        optional(number(0, above=True), "as ema says"),
+        "the same average's decay as the images (steps times batch_size) after which it is half "
+        "(Karras et al. 2020)")
+    ema_warmup: float | None = _training(None,
+        optional(number(0, above=True), "none"),
+        "the average's half-life is at most this many times the images so far, such as 0.05")
     precision: str = _training("fp32", _PRECISIONS,
         "of the products; weights and sums are float32. auto: bf16 where the processor has the "
         "instructions and the engine was measured faster with them, else fp32")
@@ -214,9 +257,15 @@ class Config:
     engine: str = _machine("auto", _ENGINES, "how steps are run")
     device: str | None = _machine(None,
         optional(objects.device(), "CUDA if there is a GPU, else the CPU"), "where to train")
-    threads: int | None = _machine(None, optional(_COUNT, "torch's choice"), "CPU threads")
-    channels_last: bool = _machine(False, flag(),
+    # OpenMP ends the process when it is asked for more threads than it can start.
+    threads: int | None = _machine(None,
+        optional(integer(1, 4096), "torch's choice"), "CPU threads")
+    channels_last: bool | None = _machine(None,
+        optional(flag(), "on the CPU images inside a step where that is faster, else neither"),
         "keep convolutions' weights and images channels last, often faster for convolutions")
+    operators: str = _machine("auto", choice("auto", "torch"),
+        "of convolutions in any networks on the CPU; auto: fastgan's where they were measured "
+        "faster; torch: PyTorch's only")
 
     out: str | None = _run(None, optional(kinds.path("a directory"), "nothing is written"),
         "directory of the run, for log, checkpoints and pictures", resume=False)
@@ -236,28 +285,15 @@ class Config:
         for f in fields(self):
             value = f.metadata["kind"].take(f.name, getattr(self, f.name))
             object.__setattr__(self, f.name, value)
-        try:
-            losses.loss(self.loss, self.label_smoothing)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        self._check_method()
+        defaults = {name: f.default for name, f in self.__dataclass_fields__.items()}
+        together.check(self, defaults)
 
     # --- what others ask of it --------------------------------------------------------------------
 
-    def _check_method(self) -> None:
-        if self.method is None:
-            return
-        for name in ("loss", "penalties", "label_smoothing"):
-            if getattr(self, name) != field_of(name).default:
-                raise ConfigError(
-                    f"{name} is given beside a method, which has its own losses; add penalties in "
-                    "its d_loss: step.penalty('r1:10')"
-                )
-        if self.precision == "fp16" and hasattr(self.method, "joint_loss"):
-            raise ConfigError(
-                "precision is 'fp16', which scales each network's loss by itself, and the method "
-                "has a joint_loss; use 'bf16' or 'fp32'"
-            )
+    @property
+    def averages(self) -> bool:
+        """Whether an average of G's weights is kept."""
+        return self.ema is not None or self.ema_half_life is not None
 
     @property
     def latent(self) -> Latent:

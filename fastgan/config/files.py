@@ -29,7 +29,10 @@ def load(path: str | os.PathLike, base: Config | None = None) -> Config:
     """
     values = dict(read(path))
     if "preset" in values:
-        base = preset(values.pop("preset"))
+        try:
+            base = preset(values.pop("preset"))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
     return Config.from_dict(values, where=str(path), base=base)
 
 
@@ -37,10 +40,13 @@ def read(path: str | os.PathLike) -> Mapping[str, Any]:
     """The settings in a file, by the ending of its name; ConfigError if it cannot be read."""
     path = Path(path).expanduser()
     try:
-        content = path.read_text()
+        content = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".yaml", ".yml"):
             import yaml
 
+            top = yaml.compose(content, yaml.SafeLoader)
+            if isinstance(top, yaml.MappingNode):
+                _once([(name.value, None) for name, _ in top.value])
             values = yaml.safe_load(content)
         elif path.suffix.lower() == ".toml":
             if sys.version_info >= (3, 11):
@@ -49,7 +55,7 @@ def read(path: str | os.PathLike) -> Mapping[str, Any]:
                 import tomli as tomllib
             values = tomllib.loads(content)
         elif path.suffix.lower() == ".json":
-            values = json.loads(content)
+            values = json.loads(content, object_pairs_hook=_once)
         else:
             raise ValueError("its name does not end in .yaml, .yml, .toml or .json")
     except OSError as error:
@@ -63,3 +69,15 @@ def read(path: str | os.PathLike) -> Mapping[str, Any]:
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{path}: expected names and values, one a line, such as `lr: 2e-4`")
     return values
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Names and values, as the readers give them; ValueError where a name stands twice.
+
+    TOML's reader says so itself, the others would take the last.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return found

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import Field, fields
 
-from fastgan.config.config import Config
+from fastgan.config.config import HINTS, LIMITS, Config
+from fastgan.words import by_name
 
 
 class _AsSaved:
@@ -20,13 +21,14 @@ class _AsSaved:
 AS_SAVED = _AsSaved()
 
 
-def takes_settings(*without: str, resume: bool = False) -> Callable:
+def takes_settings(*without: str, resume: bool = False, saved: bool = False) -> Callable:
     """Gives a function with ``**overrides`` the signature that it truly has.
 
     Args:
         *without: settings that it does not take; those that it takes by other parameters are known.
         resume: only settings that a resume may change, and those that may be objects of the user's
             program, which a resume must be given again. Each is by default as it was saved.
+        saved: each is by default as it was saved.
     """
 
     def give(function: Callable) -> Callable:
@@ -37,7 +39,7 @@ def takes_settings(*without: str, resume: bool = False) -> Callable:
             inspect.Parameter(
                 f.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=AS_SAVED if resume else f.default,
+                default=AS_SAVED if resume or saved else f.default,
                 annotation=f.metadata["kind"].annotation,
             )
             for f in fields(Config)
@@ -48,6 +50,22 @@ def takes_settings(*without: str, resume: bool = False) -> Callable:
         return function
 
     return give
+
+
+def takes_limits(where: str) -> Callable:
+    """Gives a method that takes limits by name errors that say the nearest right name.
+
+    Args:
+        where: what takes the settings, which belong there.
+    """
+    return by_name(
+        HINTS,
+        {
+            f.name: f"; it is a setting: {where}(..., {f.name}=...)"
+            for f in fields(Config)
+            if f.name not in LIMITS
+        },
+    )
 
 
 def described(*without: str) -> str:

@@ -42,6 +42,7 @@ class Kind:
         several: a command line takes several values, separated by blanks or commas.
         hints: words that others use, and which of `names` each is.
         owns: a value may be an object of the user's program, which no file can hold.
+        texts: a value is a list of texts.
     """
 
     expected: str
@@ -55,6 +56,7 @@ class Kind:
     several: bool = False
     hints: Mapping[str, str] = field(default_factory=dict)
     owns: bool = False
+    texts: bool = False
 
     def take(self, name: str, value: Any) -> Any:
         """Read a value, or say in one line what is wrong with it; ConfigError."""
@@ -81,7 +83,7 @@ class Kind:
 
         YAML 1.1 reads 1e-3 as a text, and a word such as none stands for what TOML cannot say.
         """
-        if isinstance(value, list) and any(isinstance(part, str) for part in value):
+        if not self.texts and isinstance(value, list) and any(isinstance(v, str) for v in value):
             value = " ".join(map(str, value))
         return (self.take_text if isinstance(value, str) else self.take)(name, value)
 
@@ -167,11 +169,29 @@ def text(what: str = "a word", metavar: str = "TEXT") -> Kind:
     return Kind(what, read, metavar=metavar)
 
 
+def names(what: str) -> Kind:
+    """Some names; as a text, separated by commas."""
+
+    def read(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError
+        if not all(isinstance(name, str) and name for name in value):
+            raise TypeError
+        return tuple(value)
+
+    def parse(words: str) -> Any:
+        return [name.strip() for name in words.split(",") if name.strip()]
+
+    return Kind(what, read, parse, list, "Sequence[str]", "A,B", texts=True)
+
+
 def path(what: str) -> Kind:
     """A place on disk, made absolute at once: the directory of the moment may change."""
 
     def read(value: Any) -> str:
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            raise TypeError
+        if "\0" in str(value):
             raise TypeError
         return os.path.abspath(Path(value).expanduser())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastgan import latents, losses, optim
+from fastgan import augment, games, latents, losses, optim, schedules
 from fastgan import method as methods
 from fastgan import terms as term_room
 from fastgan.config.kinds import Kind, Refused
@@ -115,22 +115,27 @@ def latent() -> Kind:
 
 
 def method() -> Kind:
-    """An object with the two losses."""
+    """A game by its word, or an object with the two losses."""
 
     def read(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in games.METHODS:
+                raise Refused(f"expected {kind.expected}{nearest(value, games.METHODS)}")
+            return value
         try:
             return methods.check(value)
         except ValueError as error:
             raise Refused(f"it is none: {error}") from None
 
-    return Kind(
-        "an object with d_loss(step) and g_loss(step)",
+    kind = Kind(
+        f"{', '.join(games.METHODS)}, or an object with d_loss(step) and g_loss(step)",
         read,
-        plain=own,
-        annotation="Method",
-        metavar="",
+        plain=lambda value: value if isinstance(value, str) else own(value),
+        annotation="str | Method",
+        metavar="NAME",
         owns=True,
     )
+    return kind
 
 
 def terms() -> Kind:
@@ -200,21 +205,36 @@ def optimizer() -> Kind:
 
 
 def schedule() -> Kind:
-    """A function of the step."""
+    """A schedule of learning rates by its words, a function of the step, or two of these."""
 
     def read(value: Any) -> Any:
-        if not callable(value) or isinstance(value, type):
-            raise TypeError
-        return value
+        try:
+            return schedules.read(value)
+        except ValueError as error:
+            raise Refused(str(error)) from None
 
     return Kind(
-        "a function of the step (counted from 0) that gives a factor",
+        schedules.EXPECTED,
         read,
-        plain=own,
-        annotation="Callable[[int], float]",
-        metavar="",
+        schedules.of_text,
+        lambda value: schedules.plain(value, own),
+        "str | Callable[[int], float] | tuple",
+        "NAME",
+        several=True,
         owns=True,
     )
+
+
+def augmentation() -> Kind:
+    """What D's inputs go through, by its words."""
+
+    def read(value: Any) -> Any:
+        try:
+            return augment.read(value)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    return Kind(augment.EXPECTED, read, plain=str, metavar="NAME")
 
 
 def device() -> Kind:

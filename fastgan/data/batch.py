@@ -19,9 +19,10 @@ log = logging.getLogger("fastgan")
 class Batch(NamedTuple):
     """One batch.
 
-    images: float32 [b, *shape], the samples, whatever their shape.
-    condition: what belongs to each sample (its label, say): a tensor [b, ...], a tuple or a dict of
-        such tensors where the data have several, None where they have none.
+    Attributes:
+        images: float32 [b, *shape], the samples, whatever their shape.
+        condition: what belongs to each sample (its label, say): a tensor [b, ...], a tuple or a
+            dict of such tensors where the data have several, None where they have none.
     """
 
     images: Tensor
@@ -159,6 +160,10 @@ SAMPLE_KEYS = (
     "images",
     "img",
     "pixel_values",
+    "png",
+    "jpg",
+    "jpeg",
+    "webp",
     "x",
     "data",
     "sample",
@@ -177,9 +182,11 @@ def sample_key(entries: Mapping, what: str, is_sample: Callable[[Any], bool]) ->
         if name in by_name:
             return by_name[name]
     if not usable:
+        encoded = any(isinstance(value, bytes) for value in entries.values())
         raise DataError(
             f"{what}: a dict of {', '.join(map(repr, entries)) or 'nothing'}, none of them a "
             "tensor, an array or a PIL image; put the sample under 'image'"
+            + ("; bytes are decoded by the data set: .decode('pil')" if encoded else "")
         )
     return usable[0]
 

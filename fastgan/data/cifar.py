@@ -109,4 +109,4 @@ def _labels(path: Path, batch: dict, count: int, again: str) -> Tensor | None:
         raise DataError(
             f"{path}: its labels are not {count} integers from 0 to {CLASSES - 1}; {again}"
         )
-    return torch.tensor(labels, dtype=torch.int64)
+    return torch.tensor(labels, dtype=torch.int64, device="cpu")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from torch import Tensor
 from . import identity, stream
 from .batch import Batch, map_condition, tensors_of
 from .errors import whole
-from .order import Order
+from .order import Order, own_rows
 from .tensors import kind_of
+
+if TYPE_CHECKING:
+    from .table import Table
 
 log = logging.getLogger("fastgan")
 
@@ -49,21 +52,25 @@ def default_budget(device: torch.device) -> int:
 class Data:
     """A data set of N samples, all of one shape. Made by data.open.
 
-    name: str.
-    origin: a sentence that says where the data are from and what they were taken for.
-    shape: of a sample: (C, H, W) of an image, (F,) of a vector, (C, T) of a signal, or any other.
-    kind: "image", "vector", "signal" or "tensor".
-    samples: uint8 (0..255) or float32 tensor [N, *shape]; None if read as needed.
-    condition: what belongs to the samples: a tensor [N, ...], a tuple or dict of such, or None if
-        there is none or the data are read as needed (`conditional` tells which).
-    classes: names of the classes 0, 1, ... that a label stands for, or None.
-    device: where batches go.
-    dataset: where samples is None, the Dataset yielding (uint8 or float32 [*shape], condition).
-    dtype: of the samples as stored: torch.uint8 or torch.float32.
-    workers: processes that read ahead where dataset is set; None chooses.
-    source: what data.open takes to open these data again, from any working directory: the name of a
-        set or an absolute path; None for what lives in this process only (a tensor, a Dataset).
-    options: the other arguments of data.open that decide what is read, in plain values.
+    Attributes:
+        name: what it is called.
+        origin: a sentence that says where the data are from and what they were taken for.
+        shape: of a sample: (C, H, W) of an image, (F,) of a vector, (C, T) of a signal, or any
+            other.
+        kind: "image", "vector", "signal" or "tensor".
+        samples: uint8 (0..255) or float32 tensor [N, *shape]; None if read as needed.
+        condition: what belongs to the samples: a tensor [N, ...], a tuple or dict of such, or None
+            if there is none or the data are read as needed (`conditional` tells which).
+        classes: names of the classes 0, 1, ... that a label stands for, or None.
+        device: where batches go.
+        dataset: where samples is None, the Dataset yielding (uint8 or float32 [*shape], condition).
+        dtype: of the samples as stored: torch.uint8 or torch.float32.
+        workers: processes that read ahead where dataset is set; None chooses.
+        source: what data.open takes to open these data again, from any working directory: the name
+            of a set or an absolute path; None for what lives in this process only (a tensor, a
+            Dataset).
+        options: the other arguments of data.open that decide what is read, in plain values.
+        table: what the numbers of a sample mean, where the samples are rows of a table, or None.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class Data:
         workers: int | None = None,
         source: str | None = None,
         options: dict[str, Any] | None = None,
+        table: Table | None = None,
     ):
         """Exactly one of samples and dataset; device defaults to the samples' own, or the CPU."""
         if (samples is None) == (dataset is None):
@@ -91,7 +99,8 @@ class Data:
         else:
             self.shape, self.dtype = tuple(samples.shape[1:]), samples.dtype
             self._no_condition = map_condition(
-                lambda part: torch.empty((0, *part.shape[1:]), dtype=part.dtype), condition
+                lambda part: torch.empty((0, *part.shape[1:]), dtype=part.dtype, device="cpu"),
+                condition,
             )
         self.name, self.origin = name, origin
         self.samples, self.dataset, self.condition = samples, dataset, condition
@@ -99,10 +108,10 @@ class Data:
         self.kind = kind_of(self.shape) if kind is None else kind
         self.device = device or (torch.device("cpu") if samples is None else samples.device)
         self.workers = workers
-        self.source, self.options = source, options or {}
+        self.source, self.options, self.table = source, options or {}, table
         self._order = Order(len(dataset if samples is None else samples))
         self._stream: Iterator[tuple[Tensor, Any]] | None = None
-        self._expected: tuple[int, int, int, bool] | None = None
+        self._expected: tuple | None = None
         # shared with the copies on other devices: what was said once is said
         self._told: set[str] = set()
 
@@ -144,8 +153,13 @@ class Data:
 
     @property
     def drawable(self) -> bool:
-        """Whether a sample is a picture that can be drawn: an image of 1 or 3 channels."""
+        """Whether a sample is a picture that can be drawn, an image of 1 or 3 channels."""
         return self.kind == "image" and len(self.shape) == 3 and self.shape[0] in (1, 3)
+
+    @property
+    def plane(self) -> bool:
+        """Whether a sample is a point that can be drawn, a vector of two numbers."""
+        return self.kind == "vector" and self.shape == (2,)
 
     def blank(self, batch_size: int) -> Batch:
         """A Batch of zeros on the device, with the shapes and dtypes that batches have."""
@@ -218,7 +232,7 @@ class Data:
             log.warning(f"{self.name}: {message}")
 
     def _with(self, device: torch.device, **held: Any) -> Data:
-        moved = Data(
+        moved = type(self)(
             self.name,
             self.origin,
             classes=self.classes,
@@ -227,6 +241,7 @@ class Data:
             workers=self.workers,
             source=self.source,
             options=self.options,
+            table=self.table,
             **held,
         )
         moved._told = self._told
@@ -254,6 +269,27 @@ class Data:
             map_condition(lambda all_, some: all_[at:end].copy_(some), condition, part)  # noqa: B023
         return samples, condition
 
+    def first(self, n: int) -> Batch | None:
+        """The first samples, n or as many as there are, as a batch has them.
+
+        None where a Dataset's items differ from one reading to the next: to read them would move
+        what they draw.
+        """
+        if self.dataset is not None and self.dataset.random:
+            return None
+        n = min(n, len(self))
+        if self.samples is not None:
+            held = map_condition(lambda part: part[:n], (self.samples, self.condition))
+        else:
+            with torch.random.fork_rng(devices=[]):  # a loader draws a seed
+                held = next(stream.read(self.dataset, [(list(range(n)), None)], 0, pin=False))
+        samples, condition = map_condition(lambda part: part.to(self.device), tuple(held))
+        return Batch(_normalise(samples), condition)
+
+    def rows_at(self, rows: Tensor) -> Tensor:
+        """Some of the samples in memory as batches have them, without their conditions."""
+        return _normalise(self.samples.index_select(0, rows.to(self.samples.device)))
+
     def first_conditions(self, n: int) -> Any:
         """The conditions of the first n samples, on the device, from the beginning again after all.
 
@@ -264,7 +300,7 @@ class Data:
             return None
         rows = [i % len(self) for i in range(n)]
         if self.condition is not None:
-            at = torch.tensor(rows)
+            at = torch.tensor(rows, device="cpu")
             first = map_condition(lambda part: part[at.to(part.device)], self.condition)
         else:
             with torch.random.fork_rng(devices=[]):  # a loader draws a seed
@@ -291,6 +327,12 @@ class Data:
             )
         return batches
 
+    def batch_sizes(self, batch_size: int, drop_last: bool = False) -> tuple[int, int]:
+        """Samples in a batch, and in the last batch of an epoch."""
+        full = min(batch_size, len(self))
+        batches = self.batches_per_epoch(batch_size, drop_last)
+        return full, full if drop_last else len(self) - (batches - 1) * batch_size
+
     def batch_indices(
         self, seed: int, update: int, batch_size: int, drop_last: bool = False
     ) -> Tensor:
@@ -305,21 +347,31 @@ class Data:
         seed = whole(seed, "seed", 0)
         return self._order.indices(seed, update, batch_size, bool(drop_last), device)
 
-    def batch(self, seed: int, update: int, batch_size: int, drop_last: bool = False) -> Batch:
+    def batch(
+        self,
+        seed: int,
+        update: int,
+        batch_size: int,
+        drop_last: bool = False,
+        rows: Callable[[int], range] | None = None,
+    ) -> Batch:
         """The samples of batch_indices, float32 [b, *shape] on the device, and their condition.
+
+        With `rows`, a function of b such as `World.rows`, only those of them, and no others are
+        read.
 
         Bytes are mapped as x * (2/255) - 1, floats are as they are held; a condition is never
         mapped. Data that are not in memory are read ahead from the update asked for; asking for
         another than the next one starts over there, which is allowed but slow.
         """
         if self.samples is not None:
-            indices = self.batch_indices(seed, update, batch_size, drop_last)
+            indices = own_rows(self.batch_indices(seed, update, batch_size, drop_last), rows)
             batch = Batch(self.samples, self.condition)
             batch = map_condition(lambda part: part.index_select(0, indices), batch)
             if self._pins and not self.resident:
                 batch = map_condition(Tensor.pin_memory, batch)
         else:
-            batch = self._streamed(seed, update, batch_size, bool(drop_last))
+            batch = self._streamed(seed, update, batch_size, bool(drop_last), rows)
         images, condition = map_condition(self._crossed, batch)
         return Batch(_normalise(images), condition)
 
@@ -331,20 +383,27 @@ class Data:
         return self.device.type == "cuda"
 
     def _streamed(
-        self, seed: int, update: int, batch_size: int, drop_last: bool
+        self,
+        seed: int,
+        update: int,
+        batch_size: int,
+        drop_last: bool,
+        rows: Callable[[int], range] | None,
     ) -> tuple[Tensor, Any]:
-        if self._expected != (seed, update, batch_size, drop_last):
+        # also checks the arguments, before a worker meets them
+        whole_batch = len(self.batch_indices(seed, update, batch_size, drop_last))
+        if self._expected != (seed, update, batch_size, drop_last, rows):
             self.close()
-            # also checks the arguments, before a worker meets them
-            self.batch_indices(seed, update, batch_size, drop_last)
             keys = self._order.keys(
-                int(seed), int(update), int(batch_size), drop_last, self.dataset.random
+                int(seed), int(update), int(batch_size), drop_last, self.dataset.random, rows
             )
             self._stream = stream.read(self.dataset, keys, self._workers(batch_size), self._pins)
         # forgotten until the batch is here: after an error the stream is not where it should be
         self._expected = None
         batch = next(self._stream)
-        self._expected = (seed, update + 1, batch_size, drop_last)
+        self._expected = (seed, update + 1, batch_size, drop_last, rows)
+        if rows is not None and not rows(whole_batch):
+            return map_condition(lambda part: part[:0], tuple(batch))
         return batch
 
     def close(self) -> None:

@@ -300,6 +300,11 @@ class ImageFiles(Dataset):
                 "remove it, or pass skip_damaged=True"
             ) from error
 
+    @property
+    def names(self) -> list[str]:
+        """The files' paths in the folder or archive."""
+        return self._names
+
     def __len__(self) -> int:
         """Number of image files."""
         return len(self._names)
@@ -329,4 +334,6 @@ def _classes(names: list[str]) -> tuple[tuple[str, ...] | None, Tensor | None]:
     own = [parts[shared] for parts in folders]
     classes = sorted(set(own))
     numbers = {name: i for i, name in enumerate(classes)}
-    return tuple(classes), torch.tensor([numbers[name] for name in own], dtype=torch.int64)
+    return tuple(classes), torch.tensor(
+        [numbers[name] for name in own], dtype=torch.int64, device="cpu"
+    )

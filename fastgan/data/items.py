@@ -98,7 +98,10 @@ class Items(Dataset):
         self.conclusion = "read anew in every epoch" if augmented else "taken for fixed"
         self.classes = _classes(source)
         self.no_condition = batch.nest(
-            {path: torch.empty((0, *shape), dtype=dt) for path, (shape, dt) in self._forms.items()}
+            {
+                path: torch.empty((0, *shape), dtype=dt, device="cpu")
+                for path, (shape, dt) in self._forms.items()
+            }
         )
 
     def _learn_depth(self, probed: list[int]) -> None:
@@ -260,10 +263,19 @@ def _classes(source: Any) -> tuple[str, ...] | None:
     """The names of the classes, if the set has them as torchvision's do; a Subset has them, too."""
     while isinstance(source, torch.utils.data.Subset):
         source = source.dataset
-    names = getattr(source, "classes", None)
+    names = getattr(source, "classes", None) or _features(source)
     if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
         return tuple(names)
     return None
+
+
+def _features(source: Any) -> Any:
+    """The names of the classes of a Hugging Face data set that has one label."""
+    features = getattr(source, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    named = [names for f in features.values() if (names := getattr(f, "names", None))]
+    return named[0] if len(named) == 1 else None
 
 
 def _form(found: tuple | None) -> str:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan.densities import DENSITIES
+
 from . import cifar, idx
 from .errors import DataError
 
@@ -20,6 +22,8 @@ log = logging.getLogger("fastgan")
 
 _DIGITS = Path(__file__).parents[1] / "_assets" / "digits-images-idx3-ubyte.gz"
 _FIGURES = tuple("0123456789")
+_DRAWN = {"train": 50_000, "test": 10_000}
+"""Samples of a density."""
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 _STEMS = {"train": "train-images", "test": "t10k-images"}
 # The two sets use the same file names; the first image tells them apart (CRC-32 of its 784 bytes)
@@ -93,6 +97,18 @@ def read(name: str, root: str | os.PathLike | None, split: str, download: bool) 
         missing = "; its labels are missing there, so its batches have no condition"
         log.warning(f"{name}: read from {found.origin}{missing}")
     return found._replace(origin=f"the {split} images of {name}, read from {found.origin}{missing}")
+
+
+def draw(name: str, split: str) -> tuple[Tensor, Tensor, str]:
+    """Samples of one of DENSITIES, float32 [N, 2], their modes, and where they are from."""
+    count = _DRAWN[split]
+    samples, labels = DENSITIES[name].sample(count, seed=0, step=split == "test")
+    origin = f"{count:,} samples of the density {name!r}, drawn by fastgan from seed 0"
+    return (
+        samples,
+        labels,
+        origin if split == "train" else f"{origin}, apart from those of training",
+    )
 
 
 def classes_of(name: str) -> tuple[str, ...]:
@@ -241,4 +257,4 @@ NAMED = {
         ),
     ),
 }
-NAMES = ("digits", *NAMED)
+NAMES = ("digits", *NAMED, *DENSITIES)

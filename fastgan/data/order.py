@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -40,13 +40,24 @@ class Order:
         return self._of_epoch("order", seed, epoch, device)[span]
 
     def keys(
-        self, seed: int, update: int, batch_size: int, drop_last: bool, seeded: bool
+        self,
+        seed: int,
+        update: int,
+        batch_size: int,
+        drop_last: bool,
+        seeded: bool,
+        rows: Callable[[int], range] | None = None,
     ) -> Iterator[Key]:
-        """The batches from `update` on, without end; if seeded, with a seed for each sample."""
+        """The batches from `update` on, without end; if seeded, with a seed for each sample.
+
+        With `rows`, only those of a batch of a size; where it has none, the first all the same.
+        """
         cpu = torch.device("cpu")
         while True:
             epoch, span = self._place(update, batch_size, drop_last)
             indices = self._of_epoch("order", seed, epoch, cpu)[span]
+            if rows is not None:
+                indices = own_rows(indices, rows) if rows(len(indices)) else indices[:1]
             seeds = self._of_epoch("seeds", seed, epoch, cpu)[indices].tolist() if seeded else None
             yield indices.tolist(), seeds
             update += 1
@@ -69,3 +80,11 @@ class Order:
                 drawn = random.words(seed, random.Stream.AUGMENT, epoch, self.count, device=device)
             kept = self._epochs[kind] = (place, drawn)
         return kept[1]
+
+
+def own_rows(part: Tensor, rows: Callable[[int], range] | None) -> Tensor:
+    """Of a whole batch's tensor those rows that a function of their number names; None: all."""
+    if rows is None:
+        return part
+    own = rows(len(part))
+    return part[own.start : own.stop]

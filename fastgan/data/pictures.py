@@ -212,6 +212,7 @@ def reform(pixels: Tensor, form: Form, what: str) -> Tensor:
     for i, image in enumerate(pixels.cpu()):
         array = image[0] if len(image) == 1 else image.permute(1, 2, 0).contiguous()
         one = from_pil(Image.fromarray(array.numpy()), form)
-        out = torch.empty(len(pixels), *one.shape, dtype=torch.uint8) if out is None else out
+        if out is None:
+            out = torch.empty(len(pixels), *one.shape, dtype=torch.uint8, device="cpu")
         out[i] = one
     return out.to(pixels.device)

@@ -62,14 +62,16 @@ def _as_is(batch: Any) -> Any:
 
 
 def _outlive_signals(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the trainer finishes its
-    # step and saves, for which it still needs batches. A worker normally ends when the loader says
-    # so or the parent is gone; after SIGTERM it also ends by itself, so that nothing waits for it
-    # in vain
+    # Ctrl-C, a closed terminal and a scheduler's SIGTERM reach the whole process group, but the
+    # trainer finishes its step and saves, for which it still needs batches. A worker normally ends
+    # when the loader says so or the parent is gone; after SIGTERM it also ends by itself, so that
+    # nothing waits for it in vain
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, lambda *_: signal.alarm(_GRACE))
 
 
 # At exit, multiprocessing terminates workers that still run and waits for them. Exit handlers run

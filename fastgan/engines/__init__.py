@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fastgan.engines import kept
 from fastgan.engines.base import CannotRun, Engine
 from fastgan.engines.scores import check
 from fastgan.engines.updates import require_numbers
@@ -19,7 +20,7 @@ __all__ = ["ORDER", "CannotRun", "Engine", "advance", "choose", "faster", "load"
 
 logger = logging.getLogger("fastgan")
 
-ORDER = ("fused", "graph", "eager")
+ORDER = ("fused", "graph", "compile", "eager")
 """Modules of this package, the fastest first; fused holds FusedEngine. See `order`, too."""
 
 
@@ -36,12 +37,16 @@ def order(problem: Problem) -> tuple[tuple[str, ...], dict[str, str]]:
     Returns:
         names, and for one that stands further back than in `ORDER` the reason.
     """
-    if problem.device.type != "cuda":
-        return ORDER, {}
-    from fastgan.engines.fused.support import outgrown
+    names, behind = list(ORDER), {}
+    if problem.device.type == "cuda":
+        from fastgan.engines.fused.support import outgrown
 
-    reason = outgrown(problem)
-    return (("graph", "fused", "eager"), {"fused": reason}) if reason else (ORDER, {})
+        if reason := outgrown(problem):
+            names[:2], behind["fused"] = ["graph", "fused"], reason
+    if "compile" in names and (reason := kept.why_not(problem)):
+        names.append(names.pop(names.index("compile")))
+        behind["compile"] = reason
+    return tuple(names), behind
 
 
 def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
@@ -76,8 +81,10 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
             if name == "auto":
                 logger.warning("engine %s was tried and cannot run this: %s", candidate, reason)
             continue
+        later = names[names.index(candidate) :]
+        faster = ORDER[: ORDER.index(candidate)]
         passed_over += [
-            f"not {other}: {why}" for other, why in behind.items() if other != candidate
+            f"not {one}: {why}" for one, why in behind.items() if one in later and one in faster
         ]
         return engine, "; ".join([f"engine {candidate}: {engine.describe()}", *passed_over])
     if name == "auto":

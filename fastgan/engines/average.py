@@ -11,30 +11,28 @@ from fastgan import torch_private
 
 
 class Average:
-    """After each step: weights become decay * average + (1 - decay) * weight, buffers are copied.
+    """After each step: weights become average + share * (weight - average), buffers are copied.
 
     Tensors are found anew each time, by the places they have in their modules: a forward may put
     another tensor there.
     """
 
-    def __init__(self, generator: nn.Module, average: nn.Module, decay: float):
+    def __init__(self, generator: nn.Module, average: nn.Module):
         """Look where the tensors are.
 
         Args:
             generator: whose weights are averaged.
             average: a copy of it, which is changed in place.
-            decay: of the average, in [0, 1).
         """
-        self._new = 1.0 - decay
         kept = dict(average.named_modules())
         self._weights = _places(generator, kept, torch_private.parameters)
         self._buffers = _places(generator, kept, torch_private.buffers)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the weights of a step in."""
+    def update(self, share: float | Tensor) -> None:
+        """Take the weights of a step in, by their share in the average: 1 - decay."""
         if self._weights:
-            torch_private.mix_into_all(*_found(self._weights), self._new)
+            torch_private.mix_into_all(*_found(self._weights), share)
         if self._buffers:
             torch_private.copy_to_all(*_found(self._buffers))
 
@@ -59,7 +57,9 @@ def _places(
 def _found(places: _Places) -> tuple[list[Tensor], list[Tensor]]:
     averages, current = [], []
     for average, own, name in places:
-        new, old = own[name], average.get(name)
+        new = own[name]
+        # What TorchScript puts in the place of a dict has no get().
+        old = average[name] if name in average else None  # noqa: SIM401
         if new is None:
             average[name] = None
             continue

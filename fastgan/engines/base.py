@@ -14,6 +14,11 @@ of the generator G (one, unless said otherwise), then, if the method has a joint
   at "real" and "fake" are taken in the pass that the loss takes. The points between real and fake
   samples are ``fake + eps * (real - fake)``, eps [b] the normal distribution function of
   ``normal(seed, PENALTY_STREAM, u, [b])``: uniform; they take a pass of their own.
+- With `accumulate`, an update's batch passes through the networks in parts, each with its rows of
+  what is drawn for the whole; gradients and statistics are means weighted by rows.
+- With `augment`, images that D is called with, in any of these passes, are changed by normals of
+  a stream of the pass's own (`AUGMENT_STREAM`), through which gradients flow.
+- Before step `d_start` D is left alone, and G's loss is its terms'; before `g_start` G is.
 - After it, each averaged weight becomes decay * average + (1 - decay) * weight; buffers are copied.
 
 Every engine does this with the same numbers; they differ in speed only. What a program has switched
@@ -43,6 +48,7 @@ class Engine(ABC):
 
     Attributes:
         name: the name under which `fastgan.engines.choose` knows the engine.
+        beside: whether several can step at the same time, each in a thread; see `turns`.
         problem: the problem; its modules, optimisers and average are updated in place.
         step: steps done so far; set it to continue a run from there.
         logged: numbers that a method logged in the last step, by name: scalars on the device.
@@ -51,6 +57,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
+    beside: ClassVar[bool] = False
 
     def __init__(self, problem: Problem):
         """Prepare to run the problem from step 0; CannotRun if trying shows that it cannot be."""
@@ -69,8 +76,9 @@ class Engine(ABC):
         """Do n steps.
 
         What a user has changed in the modules and optimisers since the last call is noticed here,
-        which takes a call of run(1) of `fused` about a millisecond longer than a step of a long
-        call (reference pair, 2 cores of Zen 3); a call of many steps is free of it.
+        which takes a call of run(1) of `fused` about a quarter of a millisecond longer than a step
+        of a long call (reference pair, 2 quiet cores of Zen 4; half a millisecond beside other
+        work); a call of many steps is free of it.
 
         Returns:
             float32 [n, len(STATISTICS)] on the problem's device: a row for each step. Nothing waits

@@ -195,12 +195,12 @@ class Watch(torch_private.OperationMode):
             self._operation = func.name()
         return func(*args, **(kwargs or {}))
 
-    def told(self, error: Exception) -> str:
+    def told(self, error: Exception, how: str = "captured") -> str:
         """What failed, where, and with which words."""
         where = self._inside[-1] if self._inside else "what lies outside of both networks' passes"
         # Python code may fail after an operation, hence "at or after".
         at = f"at or after {self._operation}" if self._operation else "before any operation"
-        return f"{where} cannot be captured, {at} ({first_line(error)})"
+        return f"{where} cannot be {how}, {at} ({first_line(error)})"
 
     def _enter(self, name: str) -> None:
         self._inside.append(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, ValuesView
-from functools import cached_property
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from fastgan import conditions, losses, statistics
 from fastgan.data.batch import Batch
-from fastgan.engines.draws import CONDITION_STREAM, METHOD_STREAM, PENALTY_STREAM, Counter
+from fastgan.engines.draws import (
+    AROUND_STREAM,
+    CONDITION_STREAM,
+    METHOD_STREAM,
+    PENALTY_STREAM,
+    Counter,
+)
 from fastgan.random import Stream
 
 if TYPE_CHECKING:
+    from fastgan.data import Data
     from fastgan.engines.step import Step
 
 PLAYERS = ("d", "g", "joint")
@@ -105,7 +112,10 @@ class StepContext:
     def fake(self) -> Any:
         """G's samples."""
         with torch.set_grad_enabled(self.player != "d"):
-            made = self.G(*self._step.arguments(self.z, self.fake_cond))
+            p = self._step.problem
+            z = None if self.z is None else self.z.to(self._step.dtypes[1])
+            condition = self.fake_cond if p.conditioned[1] else None
+            made = self.G(*conditions.arguments(p, 1, z, condition))
         return converted(made, self._step.dtypes[0])
 
     @cached_property
@@ -123,20 +133,66 @@ class StepContext:
         """The discriminator itself, to look at; call `D`."""
         return self._step.problem.discriminator
 
+    @property
+    def generator(self) -> nn.Module:
+        """The generator itself, likewise."""
+        return self._step.problem.generator
+
+    @property
+    def data(self) -> Data:
+        """What the batch is drawn from."""
+        return self._step.problem.data
+
+    def once(self, question: Callable[[nn.Module, nn.Module], Any]) -> Any:
+        """What a function says of the generator and the discriminator, asked once in many steps.
+
+        Between two askings nothing but a step is done with them.
+        """
+        answers = self._step.answers
+        if question not in answers:
+            answers[question] = question(self.generator, self.discriminator)
+        return answers[question]
+
+    @property
+    def plain(self) -> bool:
+        """Whether a method may compute by itself, from the networks' weights, what it returns.
+
+        Their passes are then neither traced, nor in another precision, nor of a part of a batch.
+        """
+        step, p = self._step, self._step.problem
+        other = p.precision != "fp32" or torch.is_autocast_enabled(p.device.type)
+        return not (other or step.traces) and p.world.size == 1 and p.config.accumulate == 1
+
     def given_d(self, samples: Tensor, condition: Any = None) -> tuple:
         """What D is called with: the samples, and the condition if there is one and D takes it."""
-        takes = self._step.problem.conditioned[0] and condition is not None
-        return (samples, condition) if takes else (samples,)
+        return conditions.arguments(self._step.problem, 0, samples, condition)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normals [b, *shape], the same in every engine and after a resume."""
-        self._draws += 1
-        stream = METHOD_STREAM + len(PLAYERS) * self._draws + PLAYERS.index(self.player)
-        return self._step.draws.normal(stream, self._counter, (self._size, *shape))
+        return self._step.draws.normal(self._own_stream(), self._counter, (self._size, *shape))
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1], [b, *shape], likewise."""
         return torch.special.ndtr(self.normal(*shape))
+
+    def _own_stream(self) -> int:
+        self._draws += 1
+        return METHOD_STREAM + len(PLAYERS) * self._draws + PLAYERS.index(self.player)
+
+    def augment(self, samples: Tensor, *others: Tensor) -> Any:
+        """Samples as the setting `augment` changes them, and images that belong to them.
+
+        A call of `D`, or of a method of D, does that by itself; this is for what else is called
+        with samples, such as D's first layer.
+        """
+        images = (samples, *others)
+        augmentation = self._step.problem.augmentation
+        if augmentation is not None:
+            normals = partial(self._step.draws.normal, self._own_stream(), self._counter)
+            images = augmentation.of_arguments(
+                images, tuple(samples.shape[1:]), self._size, normals
+            )
+        return images if others else images[0]
 
     # --- scores and penalties --------------------------------------------------------------------
 
@@ -162,11 +218,7 @@ class StepContext:
         if penalty.every > 1 and not penalty.due(self.update):
             return torch.zeros((), device=self.real.device)
         condition = self.fake_cond if penalty.at == "fake" else self.cond
-        points = self.real if penalty.at == "real" else self.fake
-        if penalty.at == "between":
-            points = self.between(self.real, self.fake)
-        else:
-            points = points.detach().requires_grad_()
+        points = self.points(penalty.at, self.real, self.fake)
         return self.penalty_of(penalty, self.score(points, condition), points)
 
     def penalty_of(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:
@@ -175,13 +227,29 @@ class StepContext:
         with self._step.in_backward():
             return penalty.value(scores, points, self._step.scale_of_d())
 
-    def between(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Points on the lines between real and fake samples, [b, *shape], requiring gradients."""
-        eps = torch.special.ndtr(
-            self._step.draws.normal(PENALTY_STREAM, self._counter, (self._size,))
-        )
-        eps = eps.to(real.dtype).view(-1, *[1] * (real.dim() - 1))
-        return torch.lerp(fake.detach().to(real.dtype), real.detach(), eps).requires_grad_()
+    def points(self, at: str, real: Tensor, fake: Tensor) -> Tensor:
+        """Where a penalty looks at D's slope, [b, *shape], requiring gradients.
+
+        Args:
+            at: "real" or "fake"; "between": on the lines between them; "around": real + alpha * 0.5
+                * spread * noise, with alpha [b] and noise uniform in [0, 1] and the spread the
+                standard deviation of all numbers in `real`.
+            real: samples [b, *shape].
+            fake: likewise.
+        """
+        if at in ("real", "fake"):
+            return (real if at == "real" else fake).detach().requires_grad_()
+        real, ones = real.detach(), [1] * (real.dim() - 1)
+        if at == "between":
+            eps = self._uniform(PENALTY_STREAM).to(real.dtype).view(-1, *ones)
+            return torch.lerp(fake.detach().to(real.dtype), real, eps).requires_grad_()
+        drawn = self._uniform(AROUND_STREAM, 1 + real[:1].numel()).to(real.dtype)
+        noise = drawn[:, 1:].reshape(real.shape) * drawn[:, 0].view(-1, *ones)
+        return (real + 0.5 * real.std(correction=0) * noise).requires_grad_()
+
+    def _uniform(self, stream: int, *shape: int) -> Tensor:
+        normals = self._step.draws.normal(stream, self._counter, (self._size, *shape))
+        return torch.special.ndtr(normals)
 
     # --- what it is told -------------------------------------------------------------------------
 
@@ -193,7 +261,7 @@ class StepContext:
             value: a number, or a tensor with one; it is kept without its gradient.
         """
         if not isinstance(value, Tensor):
-            value = torch.tensor(float(value))
+            value = torch.tensor(float(value), device="cpu")
         if name.removesuffix("_mean") in (*statistics.NAMES, "step", "epoch"):
             raise ValueError(f"log({name!r}): log lines have that already; use another name")
         if value.numel() != 1:

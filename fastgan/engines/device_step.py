@@ -11,7 +11,7 @@ from fastgan.engines.device_updates import device_update, send
 from fastgan.engines.draws import DeviceDraws
 from fastgan.engines.narrow import Narrowed
 from fastgan.engines.step import AUTOCAST, Step, StepShape
-from fastgan.engines.updates import learning_rate_factor
+from fastgan.engines.updates import learning_rate_factors
 from fastgan.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class DeviceStep:
         step: what does the work.
     """
 
+    _step, _device = Step, DeviceDraws
+
     def __init__(self, problem: Problem):
         """Make the buffers."""
         p = self.problem = problem
@@ -43,10 +45,12 @@ class DeviceStep:
         self.statistics = torch.zeros(RING, len(STATISTICS), dtype=torch.float32, device=p.device)
         self.logged: dict[str, Tensor] = {}
         self._counted = self._first = 0
-        self._factors = None
+        self._factors = self._new = None
         if p.lr_schedule is not None:
-            self._factors = torch.ones(RING, dtype=torch.float64, device=p.device)
-        self._draws = DeviceDraws(p, self.counter, CHUNK)
+            self._factors = torch.ones(2, RING, dtype=torch.float64, device=p.device)
+        if p.config.ema_warmup is not None:
+            self._new = torch.ones(RING, dtype=torch.float64, device=p.device)
+        self._draws = self._device(p, self.counter, CHUNK)
         self.updates = [
             device_update(p, optimizer, scaler)
             for optimizer, scaler in zip(
@@ -54,9 +58,9 @@ class DeviceStep:
             )
         ]
         narrow = None
-        if p.precision in AUTOCAST:
+        if p.precision in AUTOCAST and not self._step.traces:
             narrow = Narrowed((p.generator, p.discriminator), AUTOCAST[p.precision])
-        self.step = Step(p, self._draws, *self.updates, narrow)
+        self.step = self._step(p, self._draws, *self.updates, narrow)
 
     def do(self, shapes: tuple[StepShape, ...]) -> None:
         """The next steps, which must be of these shapes."""
@@ -65,9 +69,10 @@ class DeviceStep:
             for shape in shapes:
                 slot = self.counter % RING
                 if self._factors is not None:
-                    factor = self._factors.index_select(0, slot)
-                    for update in self.updates:
-                        update.scale_rates(factor)
+                    for update, factors in zip(self.updates, self._factors, strict=True):
+                        update.scale_rates(factors.index_select(0, slot))
+                if self._new is not None:
+                    self.step.new = self._new.index_select(0, slot)
                 row = torch.stack(self.step(shape)).float()
                 for name, value in self.step.logged.items():
                     if name not in self.logged:
@@ -84,11 +89,14 @@ class DeviceStep:
             self._counted = step
 
     def schedule(self, step: int, count: int) -> None:
-        """Write down the factors of the next steps' rates; no multiple of RING lies among them."""
+        """Write down what the next steps have of their own; no multiple of RING lies among them."""
+        p, at, steps = self.problem, step % RING, range(step, step + count)
         if self._factors is not None:
-            at = step % RING
-            factors = [learning_rate_factor(self.problem, t) for t in range(step, step + count)]
-            send(factors, self._factors[at : at + count])
+            of_g, of_d = zip(*(learning_rate_factors(p, t) for t in steps), strict=True)
+            for factors, row in zip((of_d, of_g), self._factors, strict=True):
+                send(factors, row[at : at + count])
+        if self._new is not None:
+            send([p.ema_new(t) for t in steps], self._new[at : at + count])
 
     def prepare(self, step: int, count: int) -> None:
         """Lay the samples or their order ready for the next steps."""
@@ -109,9 +117,10 @@ class DeviceStep:
 
     def written(self) -> list[Tensor]:
         """Every tensor that a step writes to and that a user can see."""
-        p = self.problem
+        p, augmentation = self.problem, self.problem.augmentation
         return [
             *(t for m in (p.generator, p.discriminator) for t in (*m.parameters(), *m.buffers())),
             *(() if p.ema is None else (*p.ema.parameters(), *p.ema.buffers())),
+            *([augmentation.state] if augmentation is not None and augmentation.adapts else ()),
             *(t for update in self.updates for t in update.tensors()),
         ]

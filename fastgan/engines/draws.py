@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
 
 PENALTY_STREAM = 6
 """The stream of a penalty's draws, beside those of `random.Stream`."""
+AROUND_STREAM = 11
+"""The stream of points around real samples."""
 CONDITION_STREAM = 8
 """The first of the streams of conditions drawn for fake samples, one for each player."""
 METHOD_STREAM = 1 << 28
 """The first of the streams of what a method draws itself."""
+AUGMENT_STREAM = 1 << 29
+"""The first of the streams of what D's inputs go through, one for each pass."""
 
 
 class Counter(NamedTuple):
@@ -34,14 +39,24 @@ class Counter(NamedTuple):
 
 
 class Draws(ABC):
-    """Batches, noise and dropout masks: those of the whole batch, of which a rank has its rows."""
+    """Batches, noise and dropout masks: those of the whole batch, of which a rank has its rows.
+
+    Attributes:
+        part: whose rows they are: this rank's, or those of a part of them.
+        memory_format: of images.
+    """
+
+    memory_format = torch.preserve_format
 
     def __init__(self, problem: Problem):
         """For one problem."""
         self.problem = problem
+        self.part = problem.world
         self._step = 0
+        self._last = Batch(torch.empty(0, device="cpu")), 0
+        """This rank's rows of the last batch, and how many all ranks have."""
         self._conditions: Any = None
-        """Those of the last batch, of all ranks."""
+        """Those of the last batch, of all ranks, once they were asked for."""
 
     @property
     def host_step(self) -> int:
@@ -49,21 +64,30 @@ class Draws(ABC):
         return self._step
 
     def rows(self, size: int) -> range:
-        """This rank's rows of a batch."""
-        return self.problem.world.rows(size)
+        """The rows of a batch that the part at hand has."""
+        return self.part.rows(size)
 
     def batch(self, counter: Counter, size: int) -> Batch:
         """The samples of an update of D and their conditions, this rank's rows of `size`."""
-        whole = self._batch(counter, size)
-        self._conditions = whole.condition
-        return Batch(*map_condition(lambda part: self._own(part, size), whole))
+        self.part = self.problem.world
+        own = self._batch(counter, size)
+        self._last, self._conditions = (own, size), None
+        return own
+
+    def of_part(self, batch: Batch, size: int) -> Batch:
+        """The rows of this rank's batch that the part at hand has."""
+        rows, own = self.rows(size), self.problem.world.rows(size)
+        if rows == own:
+            return batch
+        first, last = rows.start - own.start, rows.stop - own.start
+        return Batch(*map_condition(lambda t: t[first:last], batch))
 
     def normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor:
-        """As random.normal, this rank's rows."""
+        """As random.normal, the rows of the part at hand."""
         return self._own(self._normal(stream, counter, shape), shape[0])
 
     def conditions(self, stream: int, counter: Counter, size: int) -> Any:
-        """Conditions of samples drawn at random, this rank's rows of `size`.
+        """Conditions of samples drawn at random, the part's rows of `size`.
 
         They are drawn from those of the last batch where those of all samples are not in memory.
 
@@ -73,14 +97,32 @@ class Draws(ABC):
             size: rows of the whole batch.
         """
         data = self.problem.data
-        source = data.condition if data.resident else self._conditions
+        source = data.condition if data.resident else self._of_last_batch()
         count = len(next(tensors_of(source)))
         place = torch.special.ndtr(self.normal(stream, counter, (size,)))
         return conditions.taken(source, (place * count).long().clamp_max(count - 1))
 
-    @abstractmethod
+    def _of_last_batch(self) -> Any:
+        """The conditions of the last batch, of all ranks, which all come here together."""
+        if self._conditions is None:
+            own, size = self._last
+            world = self.problem.world
+            rows = world.rows(size)
+
+            def gathered(part: Tensor) -> Tensor:
+                kind = torch.uint8 if part.dtype == torch.bool else part.dtype
+                whole = torch.zeros((size, *part.shape[1:]), dtype=kind, device=part.device)
+                whole[rows.start : rows.stop] = part
+                return world.sum_(whole).to(part.dtype)
+
+            several = world.size > 1
+            self._conditions = map_condition(gathered, own.condition) if several else own.condition
+        return self._conditions
+
     def drop(self, x: Tensor, stream: int, counter: Counter, p: float, start: int) -> Tensor:
         """Dropout by elements start, start + 1, ... of random.keep_mask, out of place."""
+        keep = self._kept(stream, counter, start + x.numel(), p)
+        return x * keep[start:].view(x.shape).to(x.dtype) * random.keep_scale(p)
 
     def drop_after(
         self, layer: LinearLeakyReLU, x: Tensor, stream: int, counter: Counter, p: float, start: int
@@ -89,10 +131,15 @@ class Draws(ABC):
         return self.drop(layer(x), stream, counter, p, start)
 
     @abstractmethod
-    def _batch(self, counter: Counter, size: int) -> Batch: ...
+    def _batch(self, counter: Counter, size: int) -> Batch:
+        """This rank's rows."""
 
     @abstractmethod
     def _normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor: ...
+
+    @abstractmethod
+    def _kept(self, stream: int, counter: Counter, n: int, p: float) -> Tensor:
+        """Which of n elements dropout keeps."""
 
     def _own(self, whole: Tensor, size: int) -> Tensor:
         rows = self.rows(size)
@@ -111,17 +158,17 @@ class HostDraws(Draws):
     def step(self, step: int) -> None:
         self._step = step
 
-    def drop(self, x: Tensor, stream: int, counter: Counter, p: float, start: int) -> Tensor:
-        """See `Draws.drop`."""
-        n, seed = start + x.numel(), self.problem.seed
-        keep = random.keep_mask(seed, stream, self._at(counter), n, p, device=x.device)
-        return x * keep[start:].view(x.shape).to(x.dtype) * random.keep_scale(p)
+    def _kept(self, stream: int, counter: Counter, n: int, p: float) -> Tensor:
+        where = self.problem.seed, stream, self._at(counter)
+        return random.keep_mask(*where, n, p, device=self.problem.device)
 
     def _at(self, counter: Counter) -> int:
         return self.step * counter.multiplier + counter.offset
 
     def _batch(self, counter: Counter, size: int) -> Batch:
-        return batch_of(self.problem, self._at(counter))
+        world = self.problem.world
+        found = batch_of(self.problem, self._at(counter), world.rows if world.size > 1 else None)
+        return found if self.problem.uses_conditions else Batch(found.images)
 
     def _normal(self, stream: int, counter: Counter, shape: tuple[int, ...]) -> Tensor:
         p = self.problem
@@ -146,7 +193,7 @@ class DeviceDraws(Draws):
         d = next((w for w in p.discriminator.parameters() if w.dim() == 4), None)
         last = d is not None and d.is_contiguous(memory_format=torch.channels_last)
         last &= len(p.data.shape) == 3
-        self._format = torch.channels_last if last else torch.contiguous_format
+        self.memory_format = torch.channels_last if last else torch.contiguous_format
         if p.data.resident:
             self._samples = p.data.samples.contiguous()
             # As many epochs' orders as one replay can reach into, one after another.
@@ -211,7 +258,7 @@ class DeviceDraws(Draws):
             (size, *p.data.shape),
             dtype=torch.float32,
             device=p.device,
-            memory_format=self._format,
+            memory_format=self.memory_format,
         )
         batches = self._per_epoch * len(self._epochs)
         ops.gather_normalize(
@@ -237,8 +284,12 @@ class DeviceDraws(Draws):
         ops.philox_normal_at(out, p.seed, stream, self._counter, *counter)
         return out
 
+    def _kept(self, stream: int, counter: Counter, n: int, p: float) -> Tensor:
+        out = torch.empty(n, dtype=torch.bool, device=self.problem.device)
+        return ops.keep_mask_at(out, self.problem.seed, stream, self._counter, *counter, p)
 
-def batch_of(problem: Problem, update: int) -> Batch:
-    """The samples of D's update of that number, and what came with them."""
+
+def batch_of(problem: Problem, update: int, rows: Callable[[int], range] | None = None) -> Batch:
+    """The samples of D's update of that number, and what came with them; with `rows` some."""
     p = problem
-    return p.data.batch(p.seed, update, p.batch_size, p.drop_last)
+    return p.data.batch(p.seed, update, p.batch_size, p.drop_last, rows)

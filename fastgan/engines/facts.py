@@ -121,9 +121,11 @@ class Facts:
 
     def code(self, kind: type) -> tuple:
         """What a user's classes say; those of torch and fastgan stay as they are."""
-        self.seen.attribute(kind, "forward")
         self.seen.attribute(kind, "__mro__")
-        found = [self.id(kind.forward)]
+        found = []
+        if hasattr(kind, "forward"):  # TorchScript's classes have it on their instances only
+            self.seen.attribute(kind, "forward")
+            found.append(self.id(kind.forward))
         for base in kind.__mro__:
             if base.__module__.split(".")[0] not in ("torch", "fastgan", "builtins"):
                 self.seen.space(vars(base))

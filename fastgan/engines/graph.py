@@ -7,7 +7,6 @@ and statistics are found by a counter on the device, which the last operation of
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +20,9 @@ from fastgan.engines.base import CannotRun, Engine
 from fastgan.engines.capture import CudaRecorder, Watch, Work
 from fastgan.engines.device_step import CHUNK, RING, DeviceStep
 from fastgan.engines.device_updates import unsupported as no_update
-from fastgan.engines.probe import attributes_kept, has_hooks
+from fastgan.engines.rehearsal import generators_of, hooked, own_state, untouched
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.step import StepShape, shape_of
-from fastgan.memory import Memory
 from fastgan.statistics import table
 
 if TYPE_CHECKING:
@@ -45,6 +43,7 @@ class GraphEngine(Engine):
     """
 
     name = "graph"
+    _device_step = DeviceStep
 
     def __init__(self, problem: Problem, recorder: CudaRecorder | None = None):
         """Warm up and record the first step, leaving no trace of it.
@@ -55,11 +54,12 @@ class GraphEngine(Engine):
             CannotRun: a step cannot be recorded; the message names the operation and the module.
         """
         super().__init__(problem)
-        self._recorder = recorder or CudaRecorder(problem.device, _generators(problem))
+        self._recorder = recorder or CudaRecorder(problem.device, generators_of(problem, "cuda"))
         with self._recorder.here():
             self._restart()
             self._begin()
             try:
+                self._made_ready()
                 shapes = (shape_of(problem, 0),)
                 self._body.prepare(0, 1)
                 recording = self._record(shapes)
@@ -110,6 +110,7 @@ class GraphEngine(Engine):
                 copied = done
 
             try:
+                self._made_ready()
                 while copied < n:
                     # Neither statistics nor rates may come round to where a later step's are.
                     count = min(n - copied, RING - self.step % RING)
@@ -145,8 +146,11 @@ class GraphEngine(Engine):
         self._seen: set[tuple[StepShape, ...]] = set()
         self._unrecordable: set[StepShape] = set()
         self._together = CHUNK if self.problem.data.resident else 1
-        self._body = DeviceStep(self.problem)
+        self._body = self._device_step(self.problem)
         self.logged = self._body.logged
+
+    def _made_ready(self) -> None:
+        """What must be there before a step is recorded."""
 
     def _settled(self) -> bool:
         """Whether the optimisers have their state: some make it in their first step only."""
@@ -170,20 +174,23 @@ class GraphEngine(Engine):
         return Snapshot(
             {"generator": p.generator, "discriminator": p.discriminator, "ema": p.ema},
             {"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
-            also=lambda: {
-                "the state of an optimiser": [update.layout() for update in body.updates],
-                "where tensors lie": [t.data_ptr() for t in body.written()],
-                "where the samples lie": (
-                    None if p.data.samples is None else p.data.samples.data_ptr()
-                ),
-                # By these names: the older ones raise where a program has used the newer.
-                "the rounding of products": (
-                    torch.backends.cuda.matmul.fp32_precision,
-                    torch.backends.cudnn.conv.fp32_precision,
-                    torch.backends.cudnn.rnn.fp32_precision,
-                    torch.backends.cudnn.deterministic,
-                ),
-            },
+            also=lambda: (
+                own_state(p)
+                | {
+                    "the state of an optimiser": [update.layout() for update in body.updates],
+                    "where tensors lie": [t.data_ptr() for t in body.written()],
+                    "where the samples lie": (
+                        None if p.data.samples is None else p.data.samples.data_ptr()
+                    ),
+                    # By these names: the older ones raise where a program has used the newer.
+                    "the rounding of products": (
+                        torch.backends.cuda.matmul.fp32_precision,
+                        torch.backends.cudnn.conv.fp32_precision,
+                        torch.backends.cudnn.rnn.fp32_precision,
+                        torch.backends.cudnn.deterministic,
+                    ),
+                }
+            ),
         )
 
     # --- within a run ----------------------------------------------------------------------------
@@ -258,7 +265,7 @@ class GraphEngine(Engine):
         with self._untouched():
             before = Snapshot(
                 {"generator": p.generator, "discriminator": p.discriminator},
-                also=lambda: _own_state(p),
+                also=lambda: own_state(p),
             )
             body.asked  # noqa: B018 - from here on
             recorder.aside(work)
@@ -289,73 +296,24 @@ class GraphEngine(Engine):
     def _untouched(self) -> Iterator[None]:
         """What is done meanwhile leaves no trace: tensors are put back where they lie."""
         p, body = self.problem, self._body
-        tensors = [*body.written(), body.counter]
-        before = [t.detach().clone() for t in tensors]
         stateless = [u.optimizer for u in body.updates if not u.ready]
-        generators = [torch.default_generator, *_generators(p)]
-        if p.device.type == "cuda":
-            generators.append(torch.cuda.default_generators[torch.cuda.current_device()])
-        states = [generator.get_state() for generator in generators]
         try:
-            with attributes_kept((p.generator, p.discriminator)), _own_state_kept(p):
+            with untouched(p, [*body.written(), body.counter]):
                 yield
         finally:
-            with torch.no_grad():
-                for t, value in zip(tensors, before, strict=True):
-                    t.copy_(value)
             for optimizer in stateless:
                 optimizer.state.clear()
             for scaler in p.scalers or ():
                 torch_private.forget_unscaled(scaler)  # of an update that failed half way
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
 
 
 def _unsupported_parts(problem: Problem) -> str | None:
     """What of the networks and optimisers cannot be replayed, besides what trying tells."""
     p = problem
+    for name in ("d_start", "g_start"):
+        if value := getattr(p.config, name):
+            return f"{name}={value}: it counts on every step's updating both networks"
     for name in ("optimizer_d", "optimizer_g"):
         if reason := no_update(getattr(p, name), p.scalers is not None):
             return f"{name}: {reason}"
-    for name in ("generator", "discriminator"):
-        network = getattr(p, name)
-        if has_hooks(network) or any(map(torch_private.gradient_hooks, network.parameters())):
-            return f"{name}: hooks would be called while recording only"
-    if torch_private.global_hooks():
-        return "hooks for all modules would be called while recording only"
-    return None
-
-
-def _own_state(problem: Problem) -> dict[str, object]:
-    """Plain attributes of what a user's method and terms are."""
-    owners = {"method": problem.method} | {f"terms[{t.name!r}]": t.of for t in problem.terms}
-    return {
-        f"attribute {name} of {what}": value
-        for what, owner in owners.items()
-        for name, value in getattr(owner, "__dict__", {}).items()
-    }
-
-
-@contextmanager
-def _own_state_kept(problem: Problem) -> Iterator[None]:
-    """The plain attributes of a user's method are put back, its tensors in place."""
-    p = problem
-    owners = {"method": p.method} | {t.name: t.of for t in p.terms}
-    memory = Memory(owners, but=(p.generator, p.discriminator, p.optimizer_g, p.optimizer_d))
-    before = copy.deepcopy(memory.everything())
-    try:
-        yield
-    finally:
-        memory.load_state_dict(before)
-
-
-def _generators(problem: Problem) -> list[torch.Generator]:
-    """Generators of their own that the networks hold on a CUDA device."""
-    found = {
-        id(value): value
-        for network in (problem.generator, problem.discriminator)
-        for m in network.modules()
-        for value in vars(m).values()
-        if isinstance(value, torch.Generator) and value.device.type == "cuda"
-    }
-    return list(found.values())
+    return hooked(p, "recording")

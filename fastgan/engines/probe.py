@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import torch_private
+from fastgan import conditions, torch_private
 from fastgan.data.batch import map_condition
 from fastgan.engines import draws
 from fastgan.random import Stream, normal, uniform
@@ -147,18 +147,15 @@ def condition(problem: Problem, size: int) -> Any:
 
 def given_g(problem: Problem, g: nn.Module, size: int) -> tuple:
     """What G is called with."""
-    p, given = problem, []
-    if p.latent.shape is not None:
-        given.append(latents(p, size).to(dtype_of(g)))
-    if p.conditioned[1]:
-        given.append(condition(p, size))
-    return tuple(given)
+    p = problem
+    z = None if p.latent.shape is None else latents(p, size).to(dtype_of(g))
+    return conditions.arguments(p, 1, z, condition(p, size) if p.conditioned[1] else None)
 
 
 def given_d(problem: Problem, d: nn.Module, samples: Tensor) -> tuple:
     """What D is called with."""
-    first = samples.to(dtype_of(d))
-    return (first, condition(problem, len(samples))) if problem.conditioned[0] else (first,)
+    own = condition(problem, len(samples)) if problem.conditioned[0] else None
+    return conditions.arguments(problem, 0, samples.to(dtype_of(d)), own)
 
 
 @contextmanager

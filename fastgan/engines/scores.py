@@ -103,10 +103,7 @@ def _try(problem: Problem, *, hooks: bool) -> None:
 
 def batch_sizes(problem: Problem) -> tuple[int, int]:
     """Samples in a batch, and in the last batch of an epoch."""
-    p = problem
-    full = min(p.batch_size, len(p.data))
-    per_epoch = p.batches_per_epoch
-    return full, full if p.drop_last else len(p.data) - (per_epoch - 1) * p.batch_size
+    return problem.data.batch_sizes(problem.batch_size, problem.drop_last)
 
 
 def _pass(

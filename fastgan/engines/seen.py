@@ -43,7 +43,10 @@ class Seen:
 
     def table(self, table: dict) -> None:
         """A dict of which all keys and values count."""
-        self._tables.append(table)
+        if isinstance(table, dict):
+            self._tables.append(table)
+        else:  # what TorchScript puts in its place makes its answers anew
+            self._sure = False
 
     def space(self, space: Mapping) -> None:
         """The members of a class, of which all count."""

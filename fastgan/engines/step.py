@@ -9,7 +9,9 @@ into D's weights, and no waiting for the device.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,9 +20,11 @@ from torch import Tensor, nn
 from fastgan.data.batch import Batch
 from fastgan.engines import sync_norm
 from fastgan.engines.average import Average
-from fastgan.engines.context import StepContext
-from fastgan.engines.draws import Counter, Draws
+from fastgan.engines.context import PLAYERS, StepContext
+from fastgan.engines.convolutions import Convolutions
+from fastgan.engines.draws import AUGMENT_STREAM, Counter, Draws
 from fastgan.engines.dropout import Masks, forward_replaced
+from fastgan.engines.parts import Means, Part, mean
 from fastgan.engines.probe import has_hooks
 from fastgan.engines.scores import (
     FinalSigmoid,
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from fastgan.engines.narrow import Narrowed
     from fastgan.problem import Problem
 
+NAN = float("nan")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,7 +85,10 @@ class Step:
         whole: whether no step is half done.
         logged: what the method said of the last step, by name: scalars on the device.
         dtypes: of D's and G's weights.
+        new: the share of G's weights in their average after a step, as a number or on the device.
     """
+
+    traces = False  # True: what is done is recorded, to be compiled
 
     def __init__(
         self,
@@ -97,10 +105,12 @@ class Step:
         self.narrow = narrow
         self.whole = True
         self.logged: dict[str, Tensor] = {}
+        self._adversarial = True
         self._plays_game = isinstance(problem.method, LossMethod)
         self._cast = problem.precision != "fp32"
         self._masks: list[Masks | None] = [None, None]
         self._rows = sync_norm.Rows(problem.world)
+        self._convolutions = Convolutions(problem, traced=self.traces)
         self._look_at_end()
 
     def describe(self) -> list[str]:
@@ -110,7 +120,7 @@ class Step:
             parts.append("D's final Sigmoid absorbed into the loss")
         elif self.sigmoid:
             parts.append("D's final sigmoid call absorbed into the loss")
-        return parts
+        return parts + self._convolutions.describe()
 
     @contextmanager
     def ready(self):
@@ -118,10 +128,13 @@ class Step:
         p = self.problem
         if self._seen is not None and self._seen.difference():
             self._look_at_end()
+        self._convolutions.look()
         trained(p)
+        self.answers = {}  # of `StepContext.once`
         # Walking the module trees takes as long as a small layer: once a run, not once a use.
         self.dtypes = dtype_of(p.discriminator), dtype_of(p.generator)
-        self._average = None if p.ema is None else Average(p.generator, p.ema, p.ema_decay)
+        self._average = None if p.ema is None else Average(p.generator, p.ema)
+        self.new = 1.0 - p.ema_decay
         # What D shares with G is trained by G's optimiser, too, as in a plain loop.
         shared = {w for group in p.optimizer_g.param_groups for w in group["params"]}
         self._frozen = [
@@ -157,45 +170,125 @@ class Step:
         """
         p = self.problem
         self.logged = {}
+        d_loss = g_loss = None
+        trains_d, trains_g = self._trains()
         for k, (size, due) in enumerate(shape):
             counter = Counter(len(shape), k)
             batch = self.draws.batch(counter, size)
             batch = batch._replace(images=batch.images.to(self.dtypes[0]))
             self.whole = False
-            context = self._context("d", counter, size, batch, due)
-            d_loss = self._loss(context, "d_loss")
-            with self.in_backward():
-                self.updates[0](d_loss, size, narrow=context.narrow)
-            if (largest := p.config.weight_clip) is not None:
-                with torch.no_grad():
-                    for w in p.discriminator.parameters():
-                        w.clamp_(-largest, largest)
-            d_loss = d_loss.detach() if context.reported is None else context.reported
-            scores = [_mean(s, d_loss) for s in context.scores]
-        for k in range(p.g_steps):
-            context = self._context("g", Counter(p.g_steps, k), size, batch)
-            with _without_gradients(self._frozen):
-                g_loss = total = self._loss(context, "g_loss")
-                for term in p.terms:
-                    total = total + self._term(context, term, g_loss)
-                with self.in_backward():
-                    self.updates[1](total, size)
+            if trains_d:
+                d_loss, *scores = self._update("d", counter, size, batch, due)
+                self._after_d(size, *scores[2:])
+        for k in range(p.g_steps if trains_g else 0):
+            (g_loss,) = self._update("g", Counter(p.g_steps, k), size, batch)
         if hasattr(p.method, "joint_loss"):
-            context = self._context("joint", Counter(1, 0), size, batch)
-            joint = self._loss(context, "joint_loss")
-            context.log("joint_loss", joint)
-            with self.in_backward():
-                together(self.updates, joint, size)
+            self._update("joint", Counter(1, 0), size, batch)
         if self._average is not None:
-            self._average.update()
+            self._average.update(self.new)
         self.whole = True
-        return d_loss, g_loss.detach(), *scores
+        if d_loss is None:
+            scores = [torch.full_like(g_loss, NAN)] * 2
+        # The loss of a network that is not trained yet is 0.
+        d_loss, g_loss = (
+            torch.zeros_like(other) if loss is None else loss
+            for loss, other in ((d_loss, g_loss), (g_loss, d_loss))
+        )
+        return d_loss, g_loss, *scores[:2]
+
+    def _trains(self) -> tuple[bool, bool]:
+        """Whether the step trains D and G."""
+        config = self.problem.config
+        if config.d_start or config.g_start:
+            step = self.draws.host_step
+            self._adversarial = step >= config.d_start
+            return self._adversarial, step >= config.g_start
+        return True, True
+
+    def _update(
+        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
+    ) -> list[Tensor]:
+        """One update of D, of G or of both; the statistics that it has."""
+        means = Means()
+        own = self.updates if player == "joint" else [self.updates[PLAYERS.index(player)]]
+        with self._alone(player):
+            for part in self._parts(size):
+                rows = batch if part.whole else self.draws.of_part(batch, size)
+                context = self._context(player, counter, size, rows, due)
+                loss, found = self._evaluated(context)
+                with self.in_backward():
+                    if part.first:
+                        for update in own:
+                            update.clear()
+                    own[0].add(loss, part.share, narrow=context.narrow)
+                without = (w for update in own for w in update.weights() if w.grad is None)
+                for w in self._convolutions.zeros(loss, without):
+                    w.grad = torch.zeros_like(w)
+                means.add(part.weight, found, context.logged)
+            with self.in_backward():
+                if player == "joint":
+                    together(own, size)
+                else:
+                    own[0].use(size)
+        self.logged |= means.logged
+        return means.found
+
+    def _parts(self, size: int) -> Iterator[Part]:
+        """What passes through the networks one after the other; draws are for the part at hand."""
+        p = self.problem
+        parts = [p.world] if p.config.accumulate == 1 else p.world.parts(size, p.config.accumulate)
+        for i, part in enumerate(parts):
+            self.draws.part = part
+            share = 1.0 if part.size == 1 else part.share(size)
+            if len(parts) == 1:
+                yield Part(True, True, share, 1.0)
+            else:
+                yield Part(False, i == 0, share, share / p.world.share(size))
+
+    @contextmanager
+    def _alone(self, player: str):
+        """D's weights have no gradients in G's update, but for those that G's optimiser trains."""
+        with _without_gradients(self._frozen if player == "g" else []):
+            yield
+
+    def _evaluated(self, context: StepContext) -> tuple[Tensor, list[Tensor]]:
+        """What an update minimises, and the statistics that it has."""
+        if context.player == "g":
+            loss = total = self._loss(context, "g_loss") if self._adversarial else None
+            for term in self.problem.terms:
+                value = self._term(context, term, loss)
+                total = value if total is None else total + value
+            return total, [(total if loss is None else loss).detach()]
+        loss = self._loss(context, f"{context.player}_loss")
+        if context.player == "joint":
+            context.log("joint_loss", loss)
+            return loss, []
+        d_loss = loss.detach() if context.reported is None else context.reported
+        found = [d_loss, *(mean(s, d_loss) for s in context.scores)]
+        augmentation = self.problem.augmentation
+        if augmentation is not None and augmentation.adapts:
+            found.append(augmentation.sign(context.scores[0], name_of(self.problem.method)))
+        return loss, found
+
+    def _after_d(self, size: int, sign: Tensor | None = None) -> None:
+        """What follows an update of D; `sign`: the mean one of its scores of this rank's rows."""
+        p = self.problem
+        if (largest := p.config.weight_clip) is not None:
+            with torch.no_grad():
+                for w in p.discriminator.parameters():
+                    w.clamp_(-largest, largest)
+        if sign is not None:
+            sign = p.world.sum_(sign * p.world.share(size)) if p.world.size > 1 else sign
+            p.augmentation.look(sign)
+            self.logged["augment_p"] = p.augmentation.state[0]
 
     def _context(
         self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
     ) -> StepContext:
         if self.narrow is not None:
             self.narrow.begin()
+        # What a method does with D's slopes is not known before.
+        self._penalised = player != "g" and (any(due) or not self._plays_game)
         return StepContext(self, player, counter, size, batch, due)
 
     def _loss(self, context: StepContext, name: str) -> Tensor:
@@ -203,21 +296,21 @@ class Step:
         loss = getattr(method, name)(context)
         if not self._plays_game:
             loss = require_scalar(loss, name_of(method), name)
-        self.logged |= context.logged
         if self._cast:
             # Inside another autocast, which a program may have around everything, the cache would
             # live on: with weights that have moved since.
             torch.clear_autocast_cache()
         return loss
 
-    def _term(self, context: StepContext, term: Term, g_loss: Tensor) -> Tensor:
+    def _term(self, context: StepContext, term: Term, g_loss: Tensor | None) -> Tensor:
         """A term of G's loss with its weight; it is logged without."""
         value = require_scalar(term.of(context), f"terms[{term.name!r}]", "it")
         context.log(term.name, value)
-        self.logged |= context.logged
         if term.weight != ADAPTIVE:
             weight = term.weight(context.number) if callable(term.weight) else term.weight
             return weight * value
+        if g_loss is None:  # nothing to keep its slope as long as
+            return term.factor * value
         last = [w for w in self.problem.generator.parameters() if w.requires_grad][-1:]
         with self.in_backward():
             slopes = [
@@ -246,21 +339,26 @@ class Step:
         grad = torch.is_grad_enabled()
         self._masks[which].begin(number, counter, size, grad=grad)
         self._rows.size = size
+        if which == 0 and self.problem.augmentation is not None and self._is_whole(function):
+            args = self._augmented(AUGMENT_STREAM + number, counter, size, args)
         with self._autocast():
-            out = function(*args, **kwargs)
-        return out
+            return self._convolutions.call(function, args, kwargs, penalised=self._penalised)
 
-    def arguments(self, latents: Tensor | None, condition: Any) -> tuple:
-        """What the generator is called with."""
+    def _augmented(self, stream: int, counter: Counter, size: int, args: tuple) -> tuple:
         p = self.problem
-        found = [] if latents is None else [latents.to(self.dtypes[1])]
-        return (*found, condition) if p.conditioned[1] else tuple(found)
+        normals = partial(self.draws.normal, stream, counter)
+        return p.augmentation.of_arguments(args, tuple(p.data.shape), size, normals)
+
+    def _is_whole(self, function: Any) -> bool:
+        """Whether a call is of D, of one of its methods, or of one of several discriminators."""
+        d = self.problem.discriminator
+        owner = getattr(function, "__self__", function)
+        return owner is d or (isinstance(d, nn.ModuleDict) and any(owner is m for m in d.values()))
 
     def score(self, context: StepContext, samples: Tensor, condition: Any) -> Tensor:
         """What the loss is computed from: D's scores, [b], without a sigmoid that it absorbs."""
         d = self.problem.discriminator
-        samples = samples.to(self.dtypes[0])
-        args = context.given_d(samples, condition)
+        args = context.given_d(samples.to(self.dtypes[0]), condition)
         if not self._plays_game or (self.sigmoid != "function" and not self._hooked):
             return as_logits(context.call(0, d, *args), len(samples))
         with FinalSigmoid() as trace:
@@ -333,12 +431,6 @@ class Step:
             narrow if narrow is not None and narrow.allowed else nullcontext(),
         ):
             yield
-
-
-def _mean(scores: Tensor | None, like: Tensor) -> Tensor:
-    if scores is None:
-        return torch.full_like(like, float("nan"))
-    return (scores if scores.element_size() >= 4 else scores.float()).mean()
 
 
 def _unchanged(x: Tensor) -> Tensor:

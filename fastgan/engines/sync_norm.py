@@ -5,6 +5,7 @@ torch's SyncBatchNorm takes GPUs only, and one share of rows for every rank.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from fastgan.distributed import World
 
-_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+logger = logging.getLogger("fastgan")
+
+_told: set[type] = set()
+_PLAIN = nn.modules.batchnorm._BatchNorm.forward
 
 
 class Rows:
@@ -44,17 +48,30 @@ class _Sum(torch.autograd.Function):
 
 
 def layers(network: nn.Module) -> list[nn.Module]:
-    """The layers of a network that this is for."""
-    return [m for m in network.modules() if type(m) in _KINDS]
+    """The layers of a network that this is for: those that normalise as torch's do.
+
+    nn.SyncBatchNorm is one of them. A class with a forward of its own is left alone, and told: its
+    ranks each normalise their own rows.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    synced = (_PLAIN, nn.SyncBatchNorm.forward)
+    for kind in {type(m) for m in norms if type(m).forward not in synced} - _told:
+        _told.add(kind)
+        logger.warning(
+            "%s has a forward of its own, so each rank normalises its own rows by it; what several "
+            "ranks learn differs from what one does. Use "
+            "nn.BatchNorm, or a layer around one",
+            kind.__name__,
+        )
+    return [m for m in norms if type(m).forward in synced]
 
 
 def forward_of(layer: nn.Module, rows: Rows) -> Callable[[Tensor], Tensor]:
     """What stands for a layer's forward."""
-    own = type(layer).forward
 
     def forward(x: Tensor) -> Tensor:
         if not layer.training and layer.running_mean is not None:
-            return own(layer, x)
+            return _PLAIN(layer, x)
         layer._check_input_dim(x)
         wide = x if x.element_size() >= 4 else x.float()
         around = [0, *range(2, x.dim())]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
+
+logger = logging.getLogger("fastgan")
 
 
 class Update:
@@ -27,45 +31,73 @@ class Update:
         self.problem = problem
         self.optimizer = optimizer
         self.scaler = scaler
+        self._moves = scaler is not None  # which may leave a step out
+        """Whether the first step is known to have moved something."""
 
-    def __call__(self, loss: Tensor, batch: int, *, narrow: bool = False) -> None:
-        """One update.
+    def clear(self) -> None:
+        """Forget the gradients of the update before."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def add(self, loss: Tensor, share: float = 1.0, *, narrow: bool = False) -> None:
+        """Add the gradients of a loss of some rows of the batch.
 
         Args:
-            loss: a scalar, a mean over this rank's rows of the batch.
-            batch: rows of the whole batch.
+            loss: a scalar, a mean over those rows.
+            share: what part of the batch, of all ranks, they are.
             narrow: compute no gradient but those of the optimiser's weights. Reentrant activation
                 checkpointing does not know how; without anything else to leave out it is no faster.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        weights = [w for w in self._weights() if w.requires_grad]
-        loss = self.own(loss, batch)
+        weights = [w for w in self.weights() if w.requires_grad] if narrow else None
+        if share != 1.0:
+            loss = loss * share
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        if narrow:
-            loss.backward(inputs=weights)
-        else:
-            loss.backward()
-        self.use(batch)
-
-    def own(self, loss: Tensor, batch: int) -> Tensor:
-        """This rank's part of the loss of the whole batch."""
-        world = self.problem.world
-        return loss if world.size == 1 else loss * world.share(batch)
+        loss.backward(inputs=weights)
 
     def use(self, batch: int) -> None:
-        """Move by the gradients that a backward pass has left, summed over the ranks."""
+        """Move by the gradients, summed over the ranks, of a batch of that size."""
+        self.total(batch)
+        self.move()
+
+    def total(self, batch: int, but: Iterable[Tensor] = ()) -> None:
+        """Sum the gradients over the ranks, without those of some weights."""
         if (world := self.problem.world).size > 1:
-            world.total_([w.grad for w in self._weights() if w.grad is not None], batch)
-        if (longest := self.problem.config.grad_clip) is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._weights(), longest)
-        if self.scaler is None:
+            left = set(but)
+            some = [w.grad for w in self.weights() if w.grad is not None and w not in left]
+            world.total_(some, batch)
+
+    def move(self) -> None:
+        """Clip the gradients and use them."""
+        config = self.problem.config
+        longest, largest = config.grad_clip, config.grad_clip_value
+        if self.scaler is not None and (longest is not None or largest is not None):
+            self.scaler.unscale_(self.optimizer)
+        if largest is not None:
+            nn.utils.clip_grad_value_(self.weights(), largest)
+        if longest is not None:
+            nn.utils.clip_grad_norm_(self.weights(), longest)
+        if self.scaler is None and self._moves:
             self.step()
+        elif self.scaler is None:
+            self._first_step()
         else:
             self.scaled_step()
             self.scaler.update()
+
+    def _first_step(self) -> None:
+        """A step after which it is said if nothing has moved: a run of that trains nothing."""
+        self._moves = True
+        before = [(w, w.detach().clone()) for w in self.weights() if w.grad is not None]
+        rates = [float(group.get("lr", 1.0)) for group in self.optimizer.param_groups]
+        pulled = any(rates) and any(bool(w.grad.any()) for w, _ in before)
+        self.step()
+        if pulled and all(torch.equal(w, old) for w, old in before):
+            name = "optimizer_d" if self.optimizer is self.problem.optimizer_d else "optimizer_g"
+            logger.warning(
+                "%s: the first step of %s has moved none of its weights, whose gradients are not "
+                "zero, at a learning rate of %g; unless a later step does, nothing is trained",
+                name, type(self.optimizer).__name__, max(rates),
+            )  # fmt: skip
 
     def step(self) -> None:
         """Use the gradients."""
@@ -75,17 +107,18 @@ class Update:
         """Use gradients that the scaler has scaled, unless one of them is not finite."""
         self.scaler.step(self.optimizer)
 
-    def _weights(self) -> list[Tensor]:
+    def weights(self) -> list[Tensor]:
+        """Those of the optimiser."""
         return [w for group in self.optimizer.param_groups for w in group["params"]]
 
 
-def together(updates: tuple[Update, Update], loss: Tensor, batch: int) -> None:
-    """One update of both networks by one loss, over this rank's rows of a batch of that size."""
+def together(updates: tuple[Update, Update], batch: int) -> None:
+    """Move both networks by the gradients that one loss has left, those that both hold twice."""
+    first, second = updates
+    first.total(batch)
+    second.total(batch, but=first.weights())
     for update in updates:
-        update.optimizer.zero_grad(set_to_none=True)
-    updates[0].own(loss, batch).backward()
-    for update in updates:
-        update.use(batch)
+        update.move()
 
 
 def require_numbers(problem: Problem) -> None:
@@ -114,24 +147,30 @@ def scaled_learning_rates(problem: Problem):
     if problem.lr_schedule is None:
         yield lambda step: None
         return
-    groups = [*problem.optimizer_g.param_groups, *problem.optimizer_d.param_groups]
-    base = [group["lr"] for group in groups]
+    optimizers = problem.optimizer_g, problem.optimizer_d
+    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
-    def apply(step: int) -> None:
-        factor = learning_rate_factor(problem, step)
-        for group, lr in zip(groups, base, strict=True):
-            group["lr"] = lr * factor
+    def apply(*factors: float) -> None:
+        for optimizer, rates, factor in zip(optimizers, base, factors, strict=True):
+            for group, lr in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = lr if factor is None else lr * factor
 
     try:
-        yield apply
+        yield lambda step: apply(*learning_rate_factors(problem, step))
     finally:
-        for group, lr in zip(groups, base, strict=True):
-            group["lr"] = lr
+        apply(None, None)
 
 
-def learning_rate_factor(problem: Problem, step: int) -> float:
-    """The schedule's factor at a step, checked: a finite number of at least 0."""
-    factor = 1.0 if problem.lr_schedule is None else float(problem.lr_schedule(step))
+def learning_rate_factors(problem: Problem, step: int) -> tuple[float, float]:
+    """The factors of G's and D's rates at a step, checked: finite numbers of at least 0."""
+    schedule = problem.lr_schedule
+    if not isinstance(schedule, tuple):
+        return (_factor(schedule, step),) * 2
+    return _factor(schedule[0], step), _factor(schedule[1], step)
+
+
+def _factor(schedule: Callable[[int], float] | None, step: int) -> float:
+    factor = 1.0 if schedule is None else float(schedule(step))
     if not (math.isfinite(factor) and factor >= 0):
         raise ValueError(
             f"lr_schedule({step}) returned {factor}; expected a finite factor of at least 0"

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastgan.models import sizes as sizes_room
+
 
 class DCGANGenerator(nn.Module):
     """Latent vectors to images, by transposed convolutions that double the side.
@@ -57,12 +59,8 @@ class DCGANGenerator(nn.Module):
     def arguments(self) -> dict:
         """What its like is made of, as plain values."""
         channels, side, _ = self.img_shape
-        return {
-            "latent_dim": self.latent_dim,
-            "image_size": side,
-            "channels": channels,
-            "width": self.width,
-        }
+        made = {"image_size": side, "channels": channels, "width": self.width}
+        return {"latent_dim": self.latent_dim, **made}
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Images for a batch of latent vectors."""
@@ -100,8 +98,7 @@ class DCGANDiscriminator(nn.Module):
         self.img_shape = (channels, image_size, image_size)
         self.width = width
         maps, side = width, image_size // 2
-        layers = [nn.Conv2d(channels, maps, 4, 2, 1, bias=False)]
-        layers += [nn.LeakyReLU(0.2, inplace=True)]
+        layers = [nn.Conv2d(channels, maps, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
         while side > 4:
             layers += [nn.Conv2d(maps, 2 * maps, 4, 2, 1, bias=False)]
             layers += [nn.BatchNorm2d(2 * maps), nn.LeakyReLU(0.2, inplace=True)]
@@ -149,6 +146,4 @@ def _check(image_size: int, **sizes: int) -> None:
         raise ValueError(
             f"image_size is {image_size}; the DCGAN pair takes a power of two of at least 16"
         )
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}; expected at least 1")
+    sizes_room.check(**sizes)

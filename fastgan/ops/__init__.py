@@ -19,10 +19,23 @@ from .draws import dropout_at, keep_mask_at, philox_normal_at
 from .gather import gather_normalize
 from .library import has_bf16, has_kernels, isa, library_status
 from .linear import linear_leaky_relu, linear_leaky_relu_dropout_at
+from .norm import batch_norm_leaky_relu
+from .table import (
+    add_columns_,
+    heads_,
+    heads_backward_,
+    normed_relu_,
+    normed_relu_backward_,
+    product_,
+    sum_columns_,
+    surprise_,
+)
 
 __all__ = [
     "adam_",
+    "add_columns_",
     "adam_device_",
+    "batch_norm_leaky_relu",
     "conv2d",
     "conv_transpose2d",
     "discriminator_loss",
@@ -32,13 +45,20 @@ __all__ = [
     "generator_loss",
     "has_bf16",
     "has_kernels",
+    "heads_",
+    "heads_backward_",
     "isa",
     "keep_mask_at",
     "library_status",
     "linear_leaky_relu",
     "linear_leaky_relu_dropout_at",
+    "normed_relu_",
+    "normed_relu_backward_",
     "philox_normal_at",
+    "product_",
     "release_memory",
+    "sum_columns_",
+    "surprise_",
 ]
 
 # torch.fx patches names module by module; modules call these here.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.fx
 import torch.nn.functional as F
@@ -28,6 +30,8 @@ def is_faster(
 ) -> bool:
     """Whether an operator was measured faster than torch's (benchmarks/operators.py --conv).
 
+    A function of its arguments and of the instruction set.
+
     Args:
         way: "forward", "data" (transposed) or "weight".
         kernel: 4 (stride 2), 3 or 1.
@@ -43,9 +47,15 @@ def is_faster(
         return way == "weight" and channels_last and least >= 64 and inside + outside >= 192
     if least <= FEW:
         ways = _FEW_CHANNELS.get((kernel, inside <= FEW, channels_last), {})
-        return way in ways and max(inside, outside) >= ways[way]
+        first = way == "forward" and inside <= FEW
+        return way in ways and max(inside, outside) >= ways[way] and not (first and _wide())
     tiles = batch * -(-rows // 2) * -(-columns // 2)
-    if tiles < _TILES or batch * rows * columns < _FILLED[way] * tiles:
+    filled = _FILLED[way]
+    if _wide() and kernel == 3:
+        if way != "forward" and least < 32:
+            return False
+        filled = max(filled, 2.8) if way == "data" else filled
+    if tiles < _TILES or batch * rows * columns < filled * tiles:
         return False
     if way == "data":
         return True
@@ -67,6 +77,12 @@ _FEW_CHANNELS = {
     (3, True, True): {"forward": 64, "data": 8},
     (3, False, True): {"forward": 32, "weight": 32},
 }
+
+
+@functools.cache
+def _wide() -> bool:
+    """Whether vectors have 64 bytes, by which torch gains more than the operators do."""
+    return library.isa() in ("avx512", "amx")
 
 
 def _sizes(x: Tensor, weight: Tensor, transposed: bool) -> tuple[int, ...]:
@@ -163,6 +179,16 @@ def _convolve(x, weight, bias, negative_slope, transposed, channels_last):
     return y if negative_slope == 1 else leaky_relu(y, negative_slope)
 
 
+def to_channels_last(x: Tensor) -> Tensor:
+    """The images [b, c, h, w] in the channels-last format, in strides that torch takes for it."""
+    if suggests_channels_last(x):
+        return x
+    b, c, h, w = x.shape
+    if (c == 1 or h == w == 1) and x.is_contiguous():
+        return x.view(b, h, w, c).permute(0, 3, 1, 2)  # both formats are the same memory
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def suggests_channels_last(t: Tensor) -> bool:
     """Whether torch gives what it makes of `t`, [.., .., .., ..], channels-last memory."""
     least = 0
@@ -179,6 +205,45 @@ def _layer(x, weight, bias, negative_slope, transposed, channels_last):
         weight = weight.view_as(weight)  # torch.compile takes no tensor twice
     layer = _Conv.apply if torch.is_grad_enabled() else _convolve
     return layer(x, weight, bias, negative_slope, transposed, channels_last)
+
+
+# --- Ends: a single pixel on one side -------------------------------------------------------------
+
+
+def _ends(x, weight, bias, padding, dilation, groups, transposed) -> bool:
+    """Whether a side of the layer is one pixel, so that it is a product of two matrices."""
+    return (
+        "cpu" in library.KERNELS
+        and weight.dim() == x.dim() == 4
+        and groups == 1
+        and (_both(padding), _both(dilation)) == ((0, 0), (1, 1))
+        and x.shape[2:] == ((1, 1) if transposed else weight.shape[2:])
+        and weight.shape[2:] != (1, 1)
+        and x.shape[1] == weight.shape[0 if transposed else 1]
+        and type(x) is Tensor
+        and all(type(t) in library.PLAIN for t in (weight, bias) if t is not None)
+        and all(t.dtype == torch.float32 for t in (x, weight, bias) if t is not None)
+        and all(t.device.type == "cpu" for t in (x, weight, bias) if t is not None)
+        and (bias is None or bias.shape == (weight.shape[1 if transposed else 0],))
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x, weight, bias, negative_slope, transposed):
+    """The layer of `_ends`, in the memory format that torch would give it."""
+    last = suggests_channels_last(x) or suggests_channels_last(weight)
+    b, out = len(x), weight.shape[1 if transposed else 0]
+    if transposed:
+        y = (x.flatten(1) @ weight.flatten(1)).view(b, *weight.shape[1:])
+        if bias is not None:
+            y = y + bias.view(-1, 1, 1)
+        if last:
+            y = to_channels_last(y)
+    else:
+        if suggests_channels_last(x):  # whose memory has the channels innermost
+            x, weight = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+        y = F.linear(x.flatten(1), weight.flatten(1), bias).view(b, out, 1, 1)
+    return y if negative_slope == 1 else leaky_relu(y, negative_slope)
 
 
 # --- Which road -----------------------------------------------------------------------------------
@@ -209,15 +274,18 @@ def conv2d(
         [batch, out, rows, columns], in the memory format that torch would give it.
 
     4x4 with stride 2 and padding 1, 3x3 with padding 1 and 1x1, in float32 on the CPU, run by our
-    operators where those were measured faster (`is_faster`), everything else by torch. The road is
-    chosen by shapes and dtypes alone, never by timing, so equal calls give equal bits. Their error
-    is at most about four times that of torch's convolutions. Working memory is kept between calls;
-    :func:`release_memory` frees it.
+    operators where those were measured faster (`is_faster`), layers whose input or output is one
+    pixel as a product of two matrices, everything else by torch. The road is chosen by shapes,
+    dtypes, memory formats and the instruction set, never by timing, so equal calls give equal bits.
+    Their error is at most about four times that of torch's convolutions in the same memory format.
+    Working memory is kept between calls; :func:`release_memory` frees it.
     """
     if _serves(x, weight, bias, stride, padding, dilation, groups, negative_slope, False):
         last = suggests_channels_last(x) or suggests_channels_last(weight)
         if _any_faster(x, weight, bias, False, last):
             return _layer(x, weight, bias, negative_slope, False, last)
+    if _ends(x, weight, bias, padding, dilation, groups, False):
+        return _product(x, weight, bias, negative_slope, False)
     y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return y if negative_slope == 1 else leaky_relu(y, negative_slope)
 
@@ -247,12 +315,13 @@ def conv_transpose2d(
     Returns:
         [batch, out, rows, columns], in the memory format that torch would give it.
     """
-    if output_padding in (0, (0, 0)) and _serves(
-        x, weight, bias, stride, padding, dilation, groups, negative_slope, True
-    ):
-        last = suggests_channels_last(x) or suggests_channels_last(weight)
-        if _any_faster(x, weight, bias, True, last):
-            return _layer(x, weight, bias, negative_slope, True, last)
+    if output_padding in (0, (0, 0)):
+        if _serves(x, weight, bias, stride, padding, dilation, groups, negative_slope, True):
+            last = suggests_channels_last(x) or suggests_channels_last(weight)
+            if _any_faster(x, weight, bias, True, last):
+                return _layer(x, weight, bias, negative_slope, True, last)
+        if _ends(x, weight, bias, padding, dilation, groups, True):
+            return _product(x, weight, bias, negative_slope, True)
     y = F.conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return y if negative_slope == 1 else leaky_relu(y, negative_slope)
 
@@ -289,7 +358,42 @@ def _any_faster(x, weight, bias, transposed, channels_last) -> bool:
     recorded = x.requires_grad or weight.requires_grad
     if not (recorded and torch.is_grad_enabled()):
         return False
-    return any(is_faster(way, *sizes, channels_last) for way in ("forward", "data", "weight"))
+    return any(is_faster(way, *sizes, channels_last) for way in _WAYS)
+
+
+_WAYS = ("forward", "data", "weight")
+
+
+def conv2d_is_faster(
+    batch, channels_last, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1
+) -> bool:
+    """Whether a pass of that layer, forward or backward, is faster by an operator.
+
+    Args:
+        batch: images, in place of those of x.
+        channels_last: the memory format of x.
+        The others are those of :func:`conv2d`.
+    """
+    places = stride, padding, dilation, groups
+    return _trained_faster(batch, channels_last, x, weight, bias, places, False)
+
+
+def conv_transpose2d_is_faster(
+    batch, channels_last, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
+    dilation=1,
+) -> bool:  # fmt: skip
+    """The same for :func:`conv_transpose2d`."""
+    places = stride, padding, dilation, groups
+    return output_padding in (0, (0, 0)) and _trained_faster(
+        batch, channels_last, x, weight, bias, places, True
+    )
+
+
+def _trained_faster(batch, channels_last, x, weight, bias, places, transposed) -> bool:
+    if not _serves(x, weight, bias, *places, 1.0, transposed):
+        return False
+    kernel, _, *sizes = _sizes(x, weight, transposed)
+    return any(is_faster(way, kernel, batch, *sizes, channels_last) for way in _WAYS)
 
 
 def _both(value):

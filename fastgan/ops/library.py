@@ -98,7 +98,9 @@ if "cpu" in KERNELS:
         )
 
     def _channels_last(t, batch, channels, rows, columns):
-        return t.new_empty((batch, rows, columns, channels)).permute(0, 3, 1, 2)
+        row = columns * channels
+        strides = rows * row, 1, row, channels
+        return t.new_empty_strided((batch, channels, rows, columns), strides)
 
     @torch.library.register_fake("fastgan::conv2d_leaky_relu")
     def _(x, weight, bias, negative_slope):
@@ -116,6 +118,19 @@ if "cpu" in KERNELS:
     def _(x, grad, kernel, channels_last):
         size = grad.shape[1], x.shape[1], kernel, kernel
         return _channels_last(x, *size) if channels_last else x.new_empty(size)
+
+    @torch.library.register_fake("fastgan::batch_norm_leaky_relu")
+    def _(x, weight, bias, *settings):
+        return _channels_last(x, *x.shape), torch.empty_like(weight), torch.empty_like(weight)
+
+    @torch.library.register_fake("fastgan::batch_norm_leaky_relu_backward")
+    def _(grad, x, weight, bias, mean, deviation, negative_slope, need_x):
+        dx = _channels_last(x, *x.shape) if need_x else x.new_empty((0,))
+        return dx, torch.empty_like(weight), torch.empty_like(weight)
+
+    @torch.library.register_fake("fastgan::batch_norm_leaky_relu_second")
+    def _(v, grad, x, weight, *settings):
+        return (*(_channels_last(x, *x.shape) for _ in range(2)), torch.empty_like(weight))
 
     def _loss_like(logits):
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -137,7 +152,24 @@ if "cpu" in KERNELS:
     def _(x, threshold, seed, stream, counter, multiplier, offset, start):
         return x.new_empty(x.shape)
 
+    @torch.library.register_fake("fastgan::surprise_")
+    def _(grad, logits, category, first, wide, scale):
+        return logits.new_empty(logits.shape[0])
+
+    @torch.library.register_fake("fastgan::normed_relu_")
+    def _(out, x, *others):
+        return x.new_empty((2, x.shape[1]))
+
+    @torch.library.register_fake("fastgan::normed_relu_backward_")
+    def _(grad, out, x, weight, statistics):
+        return x.new_empty((2, x.shape[1]))
+
     for _name in (
+        "add_columns_",
+        "heads_",
+        "heads_backward_",
+        "product_",
+        "sum_columns_",
         "adam_",
         "adam_device_",
         "ema_",

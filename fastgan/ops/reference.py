@@ -1,4 +1,4 @@
-"""Every operation of fastgan in plain PyTorch.
+"""Every operation of fastgan in plain PyTorch; those of tables are in reference_table.py.
 
 This file is three things at once: the fallback when the compiled libraries are absent, the oracle
 the tests compare the kernels with, and the baseline of the benchmarks. It is written to be read; a
@@ -228,6 +228,41 @@ def conv2d_grad_weight(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
     stride, padding = CONV_PLACES[kernel]
     size = grad.shape[1], x.shape[1], kernel, kernel
     return torch.nn.grad.conv2d_weight(x, size, grad, stride, padding)
+
+
+# --- BatchNorm with a leaky rectifier -------------------------------------------------------------
+# S. Ioffe and C. Szegedy, "Batch Normalization", ICML 2015.
+
+
+def batch_norm_leaky_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    negative_slope: float,
+) -> Tensor:
+    """x [batch, channels, ...], the others [channels]; as in training, which moves the running."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    return F.leaky_relu(y, negative_slope)
+
+
+def batch_norm_leaky_relu_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias, in differentiable operations: its own double backward."""
+    around = [0, *range(2, x.dim())]
+    view = (1, -1, *[1] * (x.dim() - 2))
+    centred = x - x.mean(around, keepdim=True)
+    deviation = torch.rsqrt(centred.square().mean(around, keepdim=True) + eps)
+    h, scale = centred * deviation, weight.view(view) * deviation
+    pre = (h * weight.view(view) + bias.view(view)).detach()
+    grad_pre = leaky_relu_backward(grad, pre, negative_slope)
+    along = (grad_pre * h).mean(around, keepdim=True)
+    dx = scale * (grad_pre - grad_pre.mean(around, keepdim=True) - h * along)
+    return dx, (grad_pre * h).sum(around), grad_pre.sum(around)
 
 
 # --- Minimax losses from logits -------------------------------------------------------------------

@@ -116,6 +116,7 @@ FIELDS: dict[str, schema.Check] = {
     "config": Record({"seed": integer(0, 2**64 - 1)}, others=settings),
     "models": _MODELS,
     "threads": integer(1, 2**15),
+    "engine": text,
     "data": _DATA,
     "generator": _STATE_DICT,
     "discriminator": _STATE_DICT,

@@ -21,11 +21,13 @@ _WRITTEN = (
     log.LOG,
     log.TIMING,
     log.CONFIG,
+    log.QUALITY,
     pictures.SAMPLES,
     pictures.LOSSES,
 )
 _NUMBERED = re.compile(r"checkpoint-\d+\.pt")
 _PICTURE = re.compile(r"\d{8,}\.png")
+_EVENTS = re.compile(r"events\.out\.tfevents\..*")
 
 
 def prepare(out: str | os.PathLike, if_exists: str = "fail") -> Path:
@@ -116,12 +118,34 @@ def absolute(out: str | os.PathLike) -> Path:
         path = Path(os.path.abspath(Path(out).expanduser()))
     except RuntimeError as error:
         raise ValueError(f"out is {os.fspath(out)!r}: {error}; give the path in full") from error
-    for place in (path, *path.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise NotADirectoryError(f"out: {place} is a file; give the name of a directory")
-            break
+    try:
+        there = next(place for place in (path, *path.parents) if place.exists())
+    except OSError as error:  # a name that is too long, say
+        raise files.unwritable(f"out: {path}", error, "choose another directory") from error
+    if not there.is_dir():
+        raise NotADirectoryError(f"out: {there} is a file; give the name of a directory")
     return path
+
+
+def newest(root: str | os.PathLike = "runs") -> Path:
+    """The run in a folder of runs that was saved last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    root = Path(root)
+    folders = [path for path in root.iterdir() if _has_run(path)] if root.is_dir() else []
+    if not folders:
+        raise FileNotFoundError(
+            f"there is no run in {root.absolute()}; name the directory of one, or begin one with "
+            "`fastgan train`"
+        )
+    return max(folders, key=_saved_at)
+
+
+def _saved_at(path: Path) -> int:
+    file = path / checkpoint.FILE
+    return max(save.stat().st_mtime_ns for save in (file, *checkpoint.saves(file)) if save.exists())
 
 
 def _count(path: Path) -> Path:
@@ -149,12 +173,13 @@ def _clear(path: Path) -> None:
     for file in path.iterdir():
         if file.name in _WRITTEN or _NUMBERED.fullmatch(file.name):
             file.unlink(missing_ok=True)
-    if (series := path / pictures.SERIES).is_dir():
-        for file in series.iterdir():
-            if _PICTURE.fullmatch(file.name):
-                file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds files of the user's own
-            series.rmdir()
+    for folder, written in ((pictures.SERIES, _PICTURE), (log.TENSORBOARD, _EVENTS)):
+        if (place := path / folder).is_dir():
+            for file in place.iterdir():
+                if written.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds files of the user's own
+                place.rmdir()
 
 
 def _exists(path: Path) -> FileExistsError:

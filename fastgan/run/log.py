@@ -1,7 +1,7 @@
 """The lines of a run, in memory and on disk.
 
-log.jsonl has what a resumed run repeats to the byte, timing.jsonl what it cannot, and config.json
-what the run was asked for.
+log.jsonl has what a resumed run repeats to the byte, timing.jsonl what it cannot, config.json what
+the run was asked for, and quality.jsonl what was measured of its samples.
 """
 
 import json
@@ -22,6 +22,9 @@ from fastgan.run.checkpoint import CheckpointError
 logger = logging.getLogger("fastgan")
 
 LOG, TIMING, CONFIG = "log.jsonl", "timing.jsonl", "config.json"
+QUALITY = "quality.jsonl"
+TENSORBOARD = "tensorboard"
+"""The folder of its files."""
 
 
 class RunLog:
@@ -203,10 +206,23 @@ class RunLog:
 
     def _read(self) -> Tensor:
         """The statistics since the last whole line, [steps, columns] on the CPU."""
-        nothing = torch.empty(0, len(self.columns))
+        nothing = torch.empty(0, len(self.columns), device="cpu")
         values = torch.cat([nothing, *(t.cpu() for t in self._unlogged)])
         self._unlogged = [values]
         return values
+
+
+def keep_quality(out: Path, line: dict[str, Any]) -> None:
+    """Put a line into the quality.jsonl of a run's directory; a warning where that cannot be."""
+    line = {name: _plain(name, value) for name, value in line.items()}
+    try:
+        with open(out / QUALITY, "ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        logger.warning(
+            "what was measured is not kept: %s",
+            files.unwritable(out / QUALITY, error, "make the directory writable"),
+        )
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, heard between two chunks of steps instead of in the middle of one."""
+"""Ctrl-C, SIGTERM and a closed terminal, heard between two chunks of steps, not within one."""
 
 import logging
 import signal
@@ -7,9 +7,12 @@ from typing import Any
 
 logger = logging.getLogger("fastgan")
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""Those listened for; SIGHUP comes when a terminal is closed, but not on every system."""
+
 
 class Signals:
-    """Notes SIGINT and SIGTERM instead of acting on them; a second one acts at once.
+    """Notes SIGINT, SIGTERM and SIGHUP instead of acting on them; a second one acts at once.
 
     Only in the main thread, where Python allows it, and only for signals that are not ignored.
 
@@ -25,7 +28,7 @@ class Signals:
     def __enter__(self):
         """Put our handlers in place."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in NUMBERS:
                 before = signal.getsignal(number)
                 if before not in (signal.SIG_IGN, None):
                     self._before[number] = before

@@ -1,75 +1,11 @@
 // The training step on plain double-precision arithmetic, for step_main.cpp to compare with.
 #pragma once
 
-#include <cmath>
-#include <vector>
+#include <algorithm>
 
 #include "common/dropout.h"
 #include "cpu/kernels.h"
-#include "cpu/step/job.h"
-
-using namespace fastgan;
-using namespace fastgan::cpu;
-using namespace fastgan::cpu::step;
-
-struct LayerPlan {
-  int64_t out;
-  Activation activation = Activation::leaky_relu;
-  bool norm = false;
-  double drop = 0;
-};
-struct Pair {
-  const char* name;
-  int64_t latent, image;
-  std::vector<LayerPlan> g, d;
-  int64_t batch, count;
-  Loss loss = Loss::non_saturating;
-  int64_t d_steps = 1;
-  double weight_decay = 0;
-  bool decoupled = false;
-  double smoothing = 0;
-  bool last_bias = true;
-};
-
-double draw(uint64_t& state) {
-  state = state * 6364136223846793005u + 1442695040888963407u;
-  return static_cast<double>(state >> 11) * 0x1p-53;
-}
-
-// The tensors of a network, as the engine sees them (float) and as the
-// reference does (double).
-struct Tensors {
-  std::vector<float> value, exp_avg, exp_avg_sq, average;
-  std::vector<double> exact, m, v, mean;
-
-  void fill(int64_t n, double scale, double shift, uint64_t& state) {
-    value.resize(n);
-    for (float& x : value) x = static_cast<float>(shift + scale * (2 * draw(state) - 1));
-    exp_avg.assign(n, 0);
-    exp_avg_sq.assign(n, 0);
-    average = value;
-    exact.assign(value.begin(), value.end());
-    m.assign(n, 0);
-    v.assign(n, 0);
-    mean = exact;
-  }
-  Parameter parameter() {
-    if (value.empty()) return {};
-    return {value.data(), exp_avg.data(), exp_avg_sq.data(), average.data()};
-  }
-};
-struct LayerState {
-  Tensors weight, bias, gamma, beta;
-  std::vector<float> running_mean, running_var;
-  std::vector<double> exact_mean, exact_var;
-  std::vector<float> average_mean, average_var;
-  int64_t batches = 0, average_batches = 0, width = 0;
-};
-
-using Matrix = std::vector<double>;  // [batch][width]
-
-constexpr double kSlope = 0.2, kNormEps = 1e-5, kMomentum = 0.1, kDecay = 0.9;
-constexpr double kLr = 1e-3, kBeta1 = 0.5, kBeta2 = 0.99, kEps = 1e-8;
+#include "step_plans.h"
 
 // --- The reference ---
 
@@ -214,6 +150,46 @@ struct Reference {
     return g;
   }
 
+  // Adds the gradient of the penalties at n points, which D takes as its pass `use`. That of
+  // <u, grad_x D(x)> is the derivative of D's weight gradients at x + r u by r, here a quotient of
+  // differences.
+  void penalise(Place at, int use, std::vector<LayerState>& state, const Matrix& x, int64_t n,
+                int64_t update, std::vector<std::vector<Matrix>>& grads) {
+    const SlopeWeights weights = slope_weights(plan.penalties, at, update);
+    if (!weights.due) return;
+    std::vector<Trace> traces;
+    std::vector<std::vector<uint8_t>> keeps;
+    const auto gradients = [&](const Matrix& points, std::vector<std::vector<Matrix>>& into) {
+      forward(plan.d, state, points, n, use, static_cast<uint64_t>(update), traces, keeps);
+      return backward(plan.d, state, traces, keeps, Matrix(n, 1.0), n, &into);
+    };
+    auto ahead = zeros(state), behind = zeros(state);
+    Matrix u = gradients(x, ahead);
+    const int64_t width = static_cast<int64_t>(u.size()) / n;
+    for (int64_t i = 0; i < n; ++i) {
+      double square = 0;
+      for (int64_t j = 0; j < width; ++j) square += u[i * width + j] * u[i * width + j];
+      const double norm = std::sqrt(square);
+      const double factor =
+          (weights.half_square + (norm > 0 ? 2 * weights.distance * (1 - 1 / norm) : 0)) /
+          static_cast<double>(n);
+      for (int64_t j = 0; j < width; ++j) u[i * width + j] *= factor;
+    }
+    constexpr double step = 1e-5;
+    const auto moved = [&](double by) {
+      Matrix points = x;
+      for (size_t e = 0; e < u.size(); ++e) points[e] += by * u[e];
+      return points;
+    };
+    ahead = zeros(state);
+    gradients(moved(step), ahead);
+    gradients(moved(-step), behind);
+    for (size_t l = 0; l < grads.size(); ++l)
+      for (size_t part = 0; part < grads[l].size(); ++part)
+        for (size_t e = 0; e < grads[l][part].size(); ++e)
+          grads[l][part][e] += (ahead[l][part][e] - behind[l][part][e]) / (2 * step);
+  }
+
   double loss(int segment, const Matrix& logits, Matrix& grads) const {
     double sum = 0;
     const double n = static_cast<double>(logits.size());
@@ -281,13 +257,28 @@ struct Reference {
                        Matrix(s.beta.exact.size())});
     return grads;
   }
-  void adam_all(std::vector<LayerState>& state, const std::vector<std::vector<Matrix>>& grads,
-                int64_t step) const {
+  void adam_all(std::vector<LayerState>& state, std::vector<std::vector<Matrix>> grads,
+                int64_t step, double largest_weight = INFINITY) const {
+    double squares = 0;
+    for (size_t l = 0; l < grads.size(); ++l) {
+      if (state[l].bias.exact.empty()) grads[l][1].clear();
+      for (Matrix& part : grads[l])
+        for (double& g : part) {
+          g = std::clamp(g, -plan.largest_grad, plan.largest_grad);
+          squares += g * g;
+        }
+    }
+    const double share = std::min(1.0, plan.longest_grad / (std::sqrt(squares) + 1e-6));
+    for (auto& layer : grads)
+      for (Matrix& part : layer)
+        for (double& g : part) g *= share;
     for (size_t l = 0; l < state.size(); ++l) {
       adam(state[l].weight, grads[l][0], step);
       adam(state[l].bias, grads[l][1], step);
       adam(state[l].gamma, grads[l][2], step);
       adam(state[l].beta, grads[l][3], step);
+      for (Tensors* t : {&state[l].weight, &state[l].bias, &state[l].gamma, &state[l].beta})
+        for (double& w : t->exact) w = std::clamp(w, -largest_weight, largest_weight);
     }
   }
   Matrix latents(uint32_t stream, uint64_t step, int64_t n) const {
@@ -381,7 +372,19 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
       ref.backward(plan.d, r.d, real, kr, grad, n, &grads);
       d_loss += ref.loss(1, on_fake, grad);
       ref.backward(plan.d, r.d, fake, kf, grad, n, &grads);
-      ref.adam_all(r.d, grads, u + 1);
+      if (!plan.penalties.empty()) {
+        std::vector<float> normals(n + 4);
+        kernels().philox_normal(make_philox(ref.seed, 6, u), 0, n, normals.data());
+        Matrix points(x.size());
+        for (size_t e = 0; e < x.size(); ++e) {
+          const double share = std::erfc(-normals[e / plan.image] * std::sqrt(0.5)) / 2;
+          points[e] = share * x[e] + (1 - share) * image[e];
+        }
+        ref.penalise(Place::between, 5, r.d, points, n, u, grads);
+        ref.penalise(Place::real, 0, r.d, x, n, u, grads);
+        ref.penalise(Place::fake, 1, r.d, image, n, u, grads);
+      }
+      ref.adam_all(r.d, grads, u + 1, plan.largest_weight);
     }
     auto grads = Reference::zeros(r.g);
     const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, t, n), n, 4, t, made, km);

@@ -30,6 +30,15 @@ FASTGAN_INLINE float activate(float x, float slope) {
   return x;
 }
 
+// The second derivative, from the output y and the first.
+template <Activation A>
+FASTGAN_INLINE float second_derivative(float y, float first) {
+  if constexpr (A == Activation::tanh) return -2.f * y * first;
+  if constexpr (A == Activation::sigmoid) return (1.f - 2.f * y) * first;
+  if constexpr (A == Activation::elu) return y > 0.f ? 0.f : first;
+  return 0.f;
+}
+
 // The derivative in terms of the output y.
 template <Activation A>
 FASTGAN_INLINE float derivative(float grad, float y, float slope) {

@@ -1,8 +1,9 @@
 // Gradients backward through the layers; part of stepper.h.
 
 // From the gradient after `lower`'s dropout and activation to the one before
-// them.
-void Stepper::differentiate(const Layer& lower, Range features, Range within, int segment) {
+// them. `form`: the field's grads, or its bends, which curved activations add to.
+void Stepper::differentiate(const Layer& lower, Range features, Range within, int segment,
+                            Form form) {
   const Field& field = *lower.above;
   const int64_t begin = features.begin, width = features.end - begin;
   const float slope = lower.slope;
@@ -12,10 +13,15 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
     constexpr Activation kind = decltype(activation)::value;
     for (int64_t b = within.begin; b < within.end; ++b) {
       const int64_t at = b * field.stride + begin;
-      float* const g = rows(field, field.grads, segment + lower.lift) + at;
+      float* const g = rows(field, field.*form, segment + lower.lift) + at;
       const float* const y = rows(field, field.rows, segment + lower.lift) + at;
       const uint8_t* const keep =
           lower.drop ? lower.keep + (segment * job_.padded + b) * lower.out + begin : nullptr;
+      const bool bent = form == &Field::bends;
+      float* const curves =
+          lower.curves && due(segment) ? rows(field, lower.curves, segment) + at : nullptr;
+      if (curves && !bent)
+        for (int64_t j = 0; j < width; ++j) curves[j] = !keep ? g[j] : keep[j] ? g[j] * scale : 0.f;
       if constexpr (kind == Activation::elu) {
         const float* const slopes = rows(field, lower.slopes, segment) + at;
         if (keep) {
@@ -29,6 +35,8 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
       } else {
         for (int64_t j = 0; j < width; ++j) g[j] = derivative<kind>(g[j], y[j], slope);
       }
+      if (curves && bent)
+        for (int64_t j = 0; j < width; ++j) g[j] += curves[j];
       if (!lower.norm)
         round_row(g, rows(field, field.grad_factors, segment + lower.lift) + at, width);
     }
@@ -80,14 +88,17 @@ void Stepper::finish_grads(const Layer& lower, Range features, int from, int seg
   norm_backward(lower, features, from, segments);
 }
 
-// Gradients of `layer`'s inputs, taken through `lower`, the layer that made them. `from` is the
-// first segment below `layer`. The sum over the outputs is taken in two halves, so that a thread
-// meets the rows of the weight again that it used forward: the first goes to its place, the second
-// into job_.halves, and sum_backward() adds them up.
-void Stepper::backward(const Layer& layer, const Layer& lower, int from, int segments) {
+// Gradients of `layer`'s inputs, taken through `lower`, the layer that made them, if there is one.
+// `from` is the first segment below `layer`, `at` its place in job_.halves. The sum over the
+// outputs is taken in two halves, so that a thread meets the rows of the weight again that it used
+// forward: the first goes to its place, the second into job_.halves, and sum_backward() adds them
+// up.
+void Stepper::backward(const Layer& layer, const Layer* lower, int from, int segments, Form form,
+                       int at) {
   const Field &above = *layer.above, &below = *layer.below;
   const int64_t n = panels(layer.in);
-  const bool summed = layer.middle > 0, whole = lower.norm && !summed;
+  const bool summed = layer.middle > 0, whole = lower && lower->norm && !summed;
+  float* const factors = form == &Field::grads ? above.grad_factors : above.*form;
   const Grid grid = divide(summed ? 2 * n : n, whole ? 1 : segments * blocks_);
   if (grid.idle) return;
   const Range blocks = whole ? Range{0, segments * blocks_} : grid.others;
@@ -100,18 +111,17 @@ void Stepper::backward(const Layer& layer, const Layer& lower, int from, int seg
                       smaller(grid.features.end - half * n, n)};
     const Range in = features_of(cells, layer.in);
     rows_product<false>(
-        {above.grad_factors, above.stride, from + layer.lift}, terms,
-        {layer.weight.value, layer.in}, in, blocks,
-        half ? Rows{job_.halves, below.stride, 0} : Rows{below.grads, below.stride, from},
+        {factors, above.stride, from + layer.lift}, terms, {layer.weight.value, layer.in}, in,
+        blocks, half ? Rows{job_.halves, below.stride, at} : Rows{below.*form, below.stride, from},
         [&](Range features, Range done) {
-          if (summed || whole) return;
+          if (summed || whole || !lower) return;
           for (int64_t i = done.begin; i < done.end; ++i) {
             const int64_t row = i % blocks_ * kBlock;
-            differentiate(lower, features, {row, row + rows_in(i % blocks_)},
-                          from + static_cast<int>(i / blocks_) - lower.lift);
+            differentiate(*lower, features, {row, row + rows_in(i % blocks_)},
+                          from + static_cast<int>(i / blocks_) - lower->lift, form);
           }
         });
-    if (whole) finish_grads(lower, in, from - lower.lift, segments);
+    if (whole) finish_grads(*lower, in, from - lower->lift, segments);
   }
 }
 
@@ -119,11 +129,12 @@ void add_rows(float* to, const float* from, int64_t n) {
   for (int64_t j = 0; j < n; ++j) to[j] += from[j];
 }
 
-void Stepper::sum_backward(const Layer& layer, const Layer& lower, int from, int segments) {
+void Stepper::sum_backward(const Layer& layer, const Layer& lower, int from, int segments,
+                           Form form, int at) {
   const Field& below = *layer.below;
   const auto add = [&](int s, Range within, Range features) {
-    float* const to = rows(below, below.grads, from + s);
-    const float* const half = rows(below, job_.halves, s);
+    float* const to = rows(below, below.*form, from + s);
+    const float* const half = rows(below, job_.halves, at + s);
     for (int64_t i = within.begin; i < within.end; ++i)
       add_rows(to + i * below.stride + features.begin, half + i * below.stride + features.begin,
                length(features));
@@ -136,6 +147,6 @@ void Stepper::sum_backward(const Layer& layer, const Layer& lower, int from, int
   }
   each_own_rows(segments, [&](int s, Range within) {
     add(s, within, {0, layer.in});
-    differentiate(lower, {0, layer.in}, within, from + s - lower.lift);
+    differentiate(lower, {0, layer.in}, within, from + s - lower.lift, form);
   });
 }

@@ -36,14 +36,14 @@ void Stepper::head_rows(const Layer* lower, int segment, Range within) {
     }
   });
   score(segment, within, scores, slopes);
-  if (lower == nullptr) return;
+  if (lower == nullptr && !due(segment)) return;
   for (int64_t i = within.begin; i < within.end; ++i) {
     const float grad = rows(field, field.grads, segment)[i * field.stride];
     float* __restrict const to = rows(below, below.grads, segment) + i * below.stride;
     const float* const weight = layer.weight.value;
     for (int64_t j = 0; j < layer.in; ++j) to[j] = grad * weight[j];
   }
-  differentiate(*lower, {0, lower->out}, within, segment - lower->lift);
+  if (lower) differentiate(*lower, {0, lower->out}, within, segment - lower->lift);
 }
 
 // `lower` is the layer that made the field below, null where nothing below is trained in this
@@ -57,10 +57,12 @@ void Stepper::score(int segment, Range within, const float* scores, const float*
   const Layer& last = job_.d.layers.back();
   const Field& field = *last.above;
   const int64_t n = length(within);
-  const double scale = 1.0 / static_cast<double>(batch_);
+  const double scale = 1.0 / static_cast<double>(whole_);
   float grads[kRowUnit];
   double loss = 0, sum = 0;
-  if (takes_logits(job_.loss)) {
+  if (segment == kBetween) {
+    // No loss, only the gradient of the scores themselves.
+  } else if (takes_logits(job_.loss)) {
     const Bce bce = bce_of(job_.loss, segment, job_.real_label);
     loss = kernels().bce_f32(scores, n, bce.label, bce.negative ? -scale : scale, grads);
     if (bce.negative) loss = -loss;
@@ -71,10 +73,18 @@ void Stepper::score(int segment, Range within, const float* scores, const float*
       grads[i] = s.grad;
     }
   }
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(scores[i]);
-  const int64_t part = segment * job_.units + within.begin / kRowUnit;
-  job_.loss_parts[part] = loss;
-  job_.score_parts[part] = sum;
+  if (segment != kBetween) {
+    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(scores[i]);
+    const int64_t part = segment * job_.units + within.begin / kRowUnit;
+    job_.loss_parts[part] = loss;
+    job_.score_parts[part] = sum;
+  }
+  if (due(segment))
+    for (int64_t i = 0; i < n; ++i) {
+      if (segment != kBetween) coefficients(segment)[within.begin + i] = grads[i];
+      rows(field, field.rows, segment)[(within.begin + i) * field.stride] = scores[i];
+      grads[i] = 1.f;
+    }
   float* const to = rows(field, field.grads, segment) + within.begin * field.stride;
   with_activation(last.activation, [&](auto activation) {
     constexpr Activation kind = decltype(activation)::value;

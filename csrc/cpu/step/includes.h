@@ -10,4 +10,5 @@
 #include "cpu/step/job.h"
 #include "step/loss.h"
 #include "step/norm.h"
+#include "step/penalty.h"
 #include "step/rows.h"

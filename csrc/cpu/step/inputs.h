@@ -1,17 +1,22 @@
 // Latents, masks and images of an update; part of stepper.h.
 
-// A block of 32 rows begins at a multiple of 4 words and of 8 halves of words,
-// whatever the width, so each block draws its own part of the stream.
+// Normals of a stream from `at` on, in the scratch. They come in pairs.
+const float* Stepper::normals(const Philox& philox, int64_t at, int64_t n) {
+  const int64_t before = at & 1;
+  kernels().philox_normal(philox, at - before, n + before, scratch_);
+  return scratch_ + before;
+}
+
+// Each block of 32 rows draws its own part of the stream.
 void Stepper::latents(int segment, int64_t block) {
   const Field& z = job_.latents;
-  const int64_t at = block * kBlock * z.width;
   const Philox philox = latent_philox(job_.seed, segment, update_number_, step_number_);
-  kernels().philox_normal(philox, at, kBlock * z.width, scratch_);
+  const float* const drawn = normals(philox, (first_ + block * kBlock) * z.width, kBlock * z.width);
   const int64_t start = block * kBlock * z.stride;
   float* const to = rows(z, z.rows, segment) + start;
   float* const factors = rows(z, z.row_factors, segment) + start;
   for (int64_t i = 0; i < kBlock; ++i) {
-    for (int64_t j = 0; j < z.width; ++j) to[i * z.stride + j] = scratch_[i * z.width + j];
+    for (int64_t j = 0; j < z.width; ++j) to[i * z.stride + j] = drawn[i * z.width + j];
     round_row(to + i * z.stride, factors + i * z.stride, z.width);
   }
 }
@@ -23,8 +28,10 @@ void Stepper::mask(const Layer& layer, bool in_g, int segment, int64_t block) {
   uint8_t* const keep = layer.keep + (segment * job_.padded + block * kBlock) * width;
   const Philox g =
       mask_philox(job_.seed, layer.drop_index, in_g, segment, update_number_, step_number_);
-  const int64_t first = block * (kBlock / 8) * width,
-                count = kBlock / 8 * width;  // of eight elements
+  // Elements are drawn in eights, of which the first may have some of the rows before.
+  const int64_t start = (first_ + block * kBlock) * width, before = start & 7;
+  const int64_t first = start / 8, wanted = kBlock * width;
+  const int64_t count = (before + wanted + 7) / 8;
   for (int64_t at = 0; at < count; at += kDraws) {
     // Words stand in memory in the order of their halves (little-endian, as all
     // supported processors).
@@ -37,12 +44,12 @@ void Stepper::mask(const Layer& layer, bool in_g, int segment, int64_t block) {
     uint16_t halves[8 * kDraws];
     __builtin_memcpy(halves, words, sizeof halves);
     const uint16_t threshold = static_cast<uint16_t>(layer.drop_threshold - 1);
-    const int64_t n = 8 * smaller(kDraws, count - at);
-    uint8_t* const to = keep + 8 * at;
-    if (n == 8 * kDraws) {
-      for (int64_t i = 0; i < 8 * kDraws; ++i) to[i] = halves[i] <= threshold;
+    const int64_t to = 8 * at - before;
+    if (to >= 0 && to + 8 * kDraws <= wanted) {
+      for (int64_t i = 0; i < 8 * kDraws; ++i) keep[to + i] = halves[i] <= threshold;
     } else {
-      for (int64_t i = 0; i < n; ++i) to[i] = halves[i] <= threshold;
+      const int64_t end = smaller(8 * kDraws, wanted - to);
+      for (int64_t i = larger(-to, 0); i < end; ++i) keep[to + i] = halves[i] <= threshold;
     }
   }
   if (layer.drop_threshold == 0) __builtin_memset(keep, 0, static_cast<size_t>(kBlock * width));
@@ -54,10 +61,10 @@ void Stepper::images() {
   const Field& x = job_.images;
   const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
   const int64_t first = job_.first_step * job_.d_steps / per_epoch;
-  const int64_t* const order = job_.order ? job_.order +
-                                                (update_number_ / per_epoch - first) * job_.count +
-                                                first_row(update_number_, job_.batch, per_epoch)
-                                          : nullptr;
+  const int64_t* const order =
+      job_.order ? job_.order + (update_number_ / per_epoch - first) * job_.count +
+                       first_row(update_number_, job_.batch, per_epoch) + first_
+                 : nullptr;
   const Grid grid = divide(panels(x.width), batch_);
   if (grid.idle) return;
   const auto [begin, end] = features_of(grid.features, x.width);
@@ -90,8 +97,10 @@ void Stepper::inputs() {
   for (int64_t block = 0; block < blocks_; ++block) {
     if (mine()) latents(0, block);
     if (last_ && mine()) latents(1, block);
+    if (due(kBetween) && mine()) mix(block);
     for (const Layer& layer : job_.d.layers) {
       if (!layer.drop) continue;
+      if (due(kBetween) && mine()) mask(layer, false, kBetween, block);
       if (mine()) mask(layer, false, kReal, block);
       if (mine()) mask(layer, false, kFake, block);
       if (last_ && mine()) mask(layer, false, kFakeForG, block);

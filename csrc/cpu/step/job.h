@@ -40,6 +40,8 @@ using fastgan::Parameter;
 constexpr int64_t kBlock = 32;
 constexpr int64_t kRowUnit = 8;  // rows of the batch are shared out in eights
 
+constexpr int64_t kGradChunk = 1024;  // numbers whose squares are summed in one piece
+
 // What products are taken with; sums and everything else are in float32.
 //     fp32           vectors
 //     bf16_emulated  the same, on operands rounded to bfloat16
@@ -81,6 +83,9 @@ struct Field {
   float* grads = nullptr;  // where nothing below is trained, null
   // What products take of them: the same, or with bf16_emulated copies that are rounded.
   float *row_factors = nullptr, *grad_factors = nullptr;
+  // Of a penalty, see penalty.h: the derivative of the rows in its direction, and the gradients
+  // that curved activations make of it. Segments from kBetween to kFake; null where none are made.
+  float *tangents = nullptr, *bends = nullptr;
 };
 
 struct Layer : PlannedLayer {
@@ -94,24 +99,39 @@ struct Layer : PlannedLayer {
   float* inv_std = nullptr;                           // [segment][out]
   float *grad_gamma = nullptr, *grad_beta = nullptr;  // [out]
   uint8_t* keep = nullptr;                            // dropout mask [segment][padded batch][out]
+  // With penalties: whether no activation from here up is curved, and whether this is the last
+  // that is.
+  bool straight = false, topmost = false;
+  // Of a curved one: gradients before its derivative, then what its second derivative makes of
+  // them. Rows of `above`, segments as those of its tangents.
+  float* curves = nullptr;
 };
 
 using Network = PlannedNetwork<Layer>;
+
+// What is done of the steps: all; or of one update what comes before several processes add their
+// gradients up, or what comes after.
+enum class Part { steps, gradients, move };
 
 // What one call does. Pointers are the caller's.
 struct Job : PlannedStep, ImageSource {
   Network g, d;
   Field latents, images;
   std::vector<Field> g_fields, d_fields;  // between layers; d_fields ends with the scores
+  std::vector<PlannedPenalty> penalties;
 
   int64_t first_step = 0, steps = 0;
   int64_t threads = 1;
+  Part part = Part::steps;
+  int64_t update = 0;  // of D in its step, or d_steps for that of G: of which a part is done
+  int64_t rank = 0, ranks = 1;  // whose rows of each batch
   Instructions instructions = Instructions::fp32;
   const double* rates = nullptr;  // learning rates of D and G, [steps][2], or [2] for all
   bool rates_vary = false;
 
   // The permutations in `order` begin with that of the first update.
   float* statistics = nullptr;  // [steps][kStatistics]
+  float* gradients = nullptr;   // of a part: of the update's network, parameter after parameter
   double* profile = nullptr;    // [phases][2]: thread 0's seconds working, waiting; or null
 
   // Set by plan_memory.
@@ -120,9 +140,13 @@ struct Job : PlannedStep, ImageSource {
   float* halves = nullptr;        // the second halves of sums, rows of whichever field is at hand
   double* loss_parts = nullptr;   // [segment][unit of rows]
   double* score_parts = nullptr;  // likewise
+  float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
+  float* mixes = nullptr;         // of points between: the share of the real sample
+  double* squares = nullptr;      // sums of chunks of a clipped gradient's
   float* scratch = nullptr;       // per thread
   int64_t scratch_stride = 0;
 
+  bool of_g() const { return update == d_steps; }
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
     return at < count ? g.layers[at] : d.layers[at - count];
@@ -132,6 +156,9 @@ struct Job : PlannedStep, ImageSource {
 // Lays the fields and buffers out from `base`, 64-byte aligned, and returns the bytes they take.
 // With base null only the size is computed. The memory must start as zeros.
 size_t plan_memory(Job& job, void* base);
+
+// The numbers of a network's gradients.
+int64_t gradients_of(const Network& network);
 
 // The phases of a step, as the profile counts them. plan_memory must have been called on this job.
 std::vector<PhaseReport> report(const Job& job);

@@ -11,19 +11,37 @@ namespace {
 // Whole vectors are read past the end of a row, so two lines are left free after each piece.
 constexpr int64_t kLine = 64, kGap = 2 * kLine;
 
-void plan_field(Arena& arena, const Job& job, Field& field, int segments, bool grads) {
-  // An odd number of cache lines: rows a power of two apart would fall into few sets of the cache.
-  field.stride = round_up(field.width, kBlock) | 16;
-  const int64_t values = segments * job.padded * field.stride;
-  const bool rounded = job.instructions == Instructions::bf16_emulated;
-  field.rows = field.row_factors = arena.take<float>(values);
-  if (rounded) field.row_factors = arena.take<float>(values);
-  if (!grads) return;
-  field.grads = field.grad_factors = arena.take<float>(values);
-  if (rounded) field.grad_factors = arena.take<float>(values);
+// Segments from kBetween on, if there are any, then `segments`; the address is that of the first of
+// these.
+template <class T>
+T* take_segments(Arena& arena, const Job& job, int segments, bool before, int64_t row) {
+  const int64_t one = job.padded * row;
+  T* const at = arena.take<T>((segments + (before ? 1 : 0)) * one);
+  return at && before ? at + one : at;
 }
 
-void plan_layer(Arena& arena, const Job& job, Layer& layer) {
+bool any(const Job& job, Place place) {
+  for (const PlannedPenalty& p : job.penalties)
+    if (p.at == place) return true;
+  return false;
+}
+
+void plan_field(Arena& arena, const Job& job, Field& field, int segments, bool grads,
+                bool before = false) {
+  // An odd number of cache lines: rows a power of two apart would fall into few sets of the cache.
+  field.stride = round_up(field.width, kBlock) | 16;
+  const auto take = [&] {
+    return take_segments<float>(arena, job, segments, before, field.stride);
+  };
+  const bool rounded = job.instructions == Instructions::bf16_emulated;
+  field.rows = field.row_factors = take();
+  if (rounded) field.row_factors = take();
+  if (!grads) return;
+  field.grads = field.grad_factors = take();
+  if (rounded) field.grad_factors = take();
+}
+
+void plan_layer(Arena& arena, const Job& job, Layer& layer, bool before) {
   const int64_t values = kSegments * job.padded * layer.above->stride;
   if (layer.norm) {
     layer.normed = arena.take<float>(values);
@@ -31,8 +49,67 @@ void plan_layer(Arena& arena, const Job& job, Layer& layer) {
     layer.grad_gamma = arena.take<float>(round_up(layer.out, kBlock));
     layer.grad_beta = arena.take<float>(round_up(layer.out, kBlock));
   }
-  if (layer.activation == Activation::elu) layer.slopes = arena.take<float>(values);
-  if (layer.drop) layer.keep = arena.take<uint8_t>(kSegments * job.padded * layer.out + kBlock);
+  if (layer.activation == Activation::elu)
+    layer.slopes = take_segments<float>(arena, job, kSegments, before, layer.above->stride);
+  if (layer.drop) {
+    layer.keep = take_segments<uint8_t>(arena, job, kSegments, before, layer.out);
+    arena.take<uint8_t>(kBlock);
+  }
+}
+
+// Calls use(parameter, its numbers) for each.
+template <class Net, class Use>
+void each_parameter(Net& network, Use use) {
+  for (auto& l : network.layers) {
+    use(l.weight, l.in * l.out);
+    use(l.bias, l.out);
+    if (!l.norm) continue;
+    use(l.gamma, l.out);
+    use(l.beta, l.out);
+  }
+}
+
+// Where the gradients of a network wait, if they do: for their norm, or for those of other ranks.
+void plan_grads(Arena& arena, const Job& job, Network& network) {
+  if (job.part == Part::steps) {
+    if (network.optimizer.longest_grad == INFINITY) return;
+    each_parameter(network, [&](Parameter& p, int64_t n) { p.grad = arena.take<float>(n); });
+  } else if (&network == (job.of_g() ? &job.g : &job.d)) {
+    float* at = job.gradients;
+    each_parameter(network, [&](Parameter& p, int64_t n) {
+      if (!p.value) return;
+      p.grad = at;
+      at += n;
+    });
+  }
+}
+
+// In which the squares of gradients are summed; at most.
+int64_t chunks_of(const Network& network) {
+  int64_t chunks = 0;
+  each_parameter(network,
+                 [&](const Parameter&, int64_t n) { chunks += (n + kGradChunk - 1) / kGradChunk; });
+  return chunks;
+}
+
+void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
+  const auto take = [&](int64_t stride) {
+    return take_segments<float>(arena, job, kFake + 1, between, stride);
+  };
+  job.images.tangents = job.images.grads;
+  for (size_t i = 0; i < job.d.layers.size(); ++i) {
+    Layer& layer = job.d.layers[i];
+    const int n = static_cast<int>(job.g.layers.size() + i);
+    layer.straight = n > topmost;
+    layer.topmost = n == topmost;
+    Field& above = *layer.above;
+    above.tangents = take(above.stride);
+    if (layer.straight) continue;
+    above.bends = take(above.stride);
+    if (curved(layer.activation)) layer.curves = take(above.stride);
+  }
+  job.coefficients = arena.take<float>((kFake + 1) * job.padded);
+  job.mixes = arena.take<float>(job.padded);
 }
 
 void connect(Layer& layer, Field& below, Field& above, int lift) {
@@ -45,14 +122,19 @@ void connect(Layer& layer, Field& below, Field& above, int lift) {
 }
 
 Skeleton skeleton(const Job& job) {
-  return skeleton_of(job.g, job.d, true, [](const Layer& l) { return l.middle > 0; });
+  Skeleton made = skeleton_of(job.g, job.d, true, [](const Layer& l) { return l.middle > 0; });
+  made.penalised = !job.penalties.empty();
+  // The gradients of a part wait for those of other ranks first.
+  if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
+  made.between = any(job, Place::between);
+  return made;
 }
 
 }  // namespace
 
 size_t plan_memory(Job& job, void* base) {
   Arena arena(base, kLine, kGap);
-  job.blocks = (job.batch + kBlock - 1) / kBlock;
+  job.blocks = ((job.batch + job.ranks - 1) / job.ranks + kBlock - 1) / kBlock;
   job.padded = job.blocks * kBlock;
   job.units = job.padded / kRowUnit;
   const size_t g = job.g.layers.size(), d = job.d.layers.size();
@@ -65,28 +147,40 @@ size_t plan_memory(Job& job, void* base) {
   }
   for (size_t i = 0; i < d; ++i)
     connect(job.d.layers[i], i ? job.d_fields[i - 1] : job.images, job.d_fields[i], 0);
-  job.d_phases = phases_of(skeleton(job), false);
-  job.g_phases = phases_of(skeleton(job), true);
+  const Skeleton made = skeleton(job);
+  job.d_phases = phases_of(made, false);
+  job.g_phases = phases_of(made, true);
 
+  // First: in the same place whatever the ranks, so that a move spares what G's update still needs.
+  job.squares = arena.take<double>(std::max(chunks_of(job.g), chunks_of(job.d)));
   plan_field(arena, job, job.latents, 2, false);
-  plan_field(arena, job, job.images, kSegments, true);
+  plan_field(arena, job, job.images, kSegments, true, made.between);
   for (Field& field : job.g_fields) plan_field(arena, job, field, 2, true);
-  for (Field& field : job.d_fields) plan_field(arena, job, field, kSegments, true);
+  for (Field& field : job.d_fields) plan_field(arena, job, field, kSegments, true, made.between);
   int64_t widest = 0;
   for (Network* network : {&job.g, &job.d})
     for (Layer& layer : network->layers) {
-      plan_layer(arena, job, layer);
+      plan_layer(arena, job, layer, made.between && network == &job.d);
       if (layer.middle) widest = std::max(widest, layer.below->stride);
     }
-  job.halves = arena.take<float>(2 * job.padded * widest);
+  if (made.penalised) plan_penalties(arena, job, made.between, made.topmost());
+  job.halves = arena.take<float>((made.between ? 3 : 2) * job.padded * widest);
+  for (Network* network : {&job.g, &job.d}) plan_grads(arena, job, *network);
   job.loss_parts = arena.take<double>(kSegments * job.units);
   job.score_parts = arena.take<double>(kSegments * job.units);
-  // The scratch also takes a block of latents.
+  // The scratch also takes a block of latents, and the number before it.
   const Sizes sizes = sizes_of(job.instructions);
-  const int64_t most = std::max(sizes.left + sizes.right + sizes.held, kBlock * job.latents.width);
+  const int64_t most =
+      std::max(sizes.left + sizes.right + sizes.held, kBlock * job.latents.width + 1);
   job.scratch_stride = round_up(most, 16) + 16;
   job.scratch = arena.take<float>(job.threads * job.scratch_stride);
   return arena.used();
+}
+
+int64_t gradients_of(const Network& network) {
+  int64_t numbers = 0;
+  each_parameter(network, [&](const Parameter& p, int64_t n) { numbers += p.value ? n : 0; });
+  return numbers;
 }
 
 std::vector<PhaseReport> report(const Job& job) {

@@ -1,8 +1,10 @@
 // The operators of the fused engine on the CPU: a plan, the networks' own tensors and one block of
 // working memory in, steps done.
+#include <algorithm>
 #include <cstdio>
 
 #include "cpu/step/job.h"
+#include "cpu/team.h"
 #include "step/arguments.h"
 #include "step/decode.h"
 #include "step/rows.h"
@@ -12,12 +14,18 @@ namespace fastgan::cpu::step {
 namespace {
 
 constexpr int64_t kMostThreads = 4096;
+constexpr int64_t kMostRanks = int64_t{1} << 24;
 
-Job job_of(const DecodedPlan& plan, int64_t threads) {
+void check_threads(int64_t threads) {
   STD_TORCH_CHECK(threads >= 1 && threads <= kMostThreads, "threads is ", threads,
                   "; expected 1 to ", kMostThreads);
+}
+
+Job job_of(const DecodedPlan& plan, int64_t threads) {
+  check_threads(threads);
   Job job;
   adopt(plan, job);
+  job.penalties = plan.penalties;
   job.instructions = best_for(plan.precision);
   job.threads = threads;
   return job;
@@ -51,6 +59,10 @@ std::string enums_op() {
   FASTGAN_ACTIVATIONS(FASTGAN_ENTRY)
   start("Loss");
   FASTGAN_LOSSES(FASTGAN_ENTRY)
+  start("Penalty");
+  FASTGAN_PENALTIES(FASTGAN_ENTRY)
+  start("Place");
+  FASTGAN_PLACES(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");
@@ -75,6 +87,11 @@ std::string phases_op(const Tensor& plan, const Tensor& settings) {
     lines += work + phase.name + "\n";
   }
   return lines;
+}
+
+void wake_op(int64_t threads) {
+  check_threads(threads);
+  wake_team(static_cast<int>(threads));
 }
 
 int64_t memory_op(const Tensor& plan, const Tensor& settings, int64_t threads) {
@@ -145,17 +162,110 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   for (float* counter : decoded.d_counters) *counter += static_cast<float>(updates);
 }
 
+// What both parts of an update are told: the plan, and where the gradients of one network lie.
+struct PartOf {
+  Apart apart;
+  DecodedPlan decoded;
+  Job job;
+
+  PartOf(Part part, const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+         const Tensor& gradients, int64_t update, int64_t threads)
+      : decoded(decode(plan, settings, &state, plan, &apart)), job(job_of(decoded, threads)) {
+    job.part = part;
+    STD_TORCH_CHECK(update >= 0 && update <= job.d_steps, "update is ", update,
+                    "; expected one of D's, 0 to ", job.d_steps - 1, ", or ", job.d_steps,
+                    " for G's");
+    job.update = update;
+    check_table(gradients, "gradients", ScalarType::Float, "float32", plan, "memory");
+    const int64_t numbers = gradients_of(job.of_g() ? job.g : job.d);
+    STD_TORCH_CHECK(gradients.numel() == numbers + kStatistics, "gradients has ", gradients.numel(),
+                    " elements; expected ", numbers, " and the ", kStatistics, " statistics");
+    job.gradients = static_cast<float*>(gradients.mutable_data_ptr());
+    job.statistics = job.gradients + numbers;
+    apart.written(gradients, "gradients");
+  }
+
+  void place(const Tensor& memory) {
+    check_given(memory, "memory");
+    STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
+    plan_memory(job, check_memory(memory, plan_memory(job, nullptr), 64));
+    apart.written(memory, "memory");
+    apart.check();
+  }
+};
+
+void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+                  const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
+                  const Tensor& gradients, int64_t step, int64_t update, int64_t rank,
+                  int64_t ranks, int64_t threads) {
+  PartOf part(Part::gradients, plan, settings, state, gradients, update, threads);
+  Job& job = part.job;
+  check_steps(step, 1, job.d_steps);
+  STD_TORCH_CHECK(0 <= rank && rank < ranks && ranks <= kMostRanks, "rank is ", rank, " of ", ranks,
+                  "; expected 0 <= rank < ranks <= ", kMostRanks);
+  if (ranks > 1)
+    for (const Network* network : {&job.g, &job.d})
+      for (const Layer& l : network->layers)
+        STD_TORCH_CHECK(!l.norm, "plan has a BatchNorm, whose statistics are of all ranks' rows");
+  job.first_step = step;
+  job.steps = 1;
+  job.rank = rank;
+  job.ranks = ranks;
+
+  const int64_t per_epoch = batches_per_epoch(job.count, job.batch);
+  const int64_t number = step * job.d_steps + std::min(update, job.d_steps - 1);
+  const int64_t whole = rows_in_update(number, job.count, job.batch, per_epoch);
+  const int64_t first = first_of_rank(whole, rank, ranks);
+  const int64_t rows = first_of_rank(whole, rank + 1, ranks) - first;
+  if (!job.of_g()) {
+    const int64_t before = number / per_epoch - step * job.d_steps / per_epoch;
+    static_cast<ImageSource&>(job) =
+        check_images(images, order ? job.count : rows, job.d.layers.front().in, order,
+                     times(before + 1, job.count), plan);
+    if (order)
+      check_order(job.order + before * job.count + first_row(number, job.batch, per_epoch) + first,
+                  rows, job.stored);
+    part.apart.read(images, "images");
+    if (order) part.apart.read(*order, "order");
+  }
+  part.place(memory);
+  const int64_t numbers = gradients.numel();
+  if (rows == 0)
+    std::fill_n(job.gradients, numbers, 0.f);
+  else
+    std::fill_n(job.statistics, kStatistics, 0.f);
+  if (rows > 0) run(job);
+}
+
+void move_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+             const Tensor& memory, const Tensor& gradients, const Tensor& rates, int64_t update,
+             int64_t threads) {
+  PartOf part(Part::move, plan, settings, state, gradients, update, threads);
+  Job& job = part.job;
+  check_table(rates, "rates", ScalarType::Double, "float64", plan, "memory");
+  STD_TORCH_CHECK(rates.numel() == 2, "rates has shape ", shape_of(rates), "; expected [2]");
+  job.rates = static_cast<const double*>(rates.const_data_ptr());
+  part.apart.read(rates, "rates");
+  part.place(memory);
+  run(job);
+  for (float* counter : job.of_g() ? part.decoded.g_counters : part.decoded.d_counters)
+    *counter += 1;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
   m.impl("fused_products", TORCH_BOX(&products_op));
   m.impl("fused_enums", TORCH_BOX(&enums_op));
+  m.impl("fused_wake", TORCH_BOX(&wake_op));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, m) {
   m.impl("fused_memory", TORCH_BOX(&memory_op));
   m.impl("fused_phases", TORCH_BOX(&phases_op));
   m.impl("fused_run", TORCH_BOX(&run_op));
+  m.impl("fused_gradients", TORCH_BOX(&gradients_op));
+  m.impl("fused_move", TORCH_BOX(&move_op));
 }
 
 }  // namespace fastgan::cpu::step

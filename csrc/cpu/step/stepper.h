@@ -36,6 +36,9 @@ class Stepper {
   void run();
 
  private:
+  void begin_update();
+  void run_part();
+
   struct Grid {
     Range features, others;
     bool idle;
@@ -43,6 +46,7 @@ class Stepper {
   Grid divide(int64_t features, int64_t others) const;
 
   void inputs();
+  const float* normals(const Philox& philox, int64_t at, int64_t n);
   void latents(int segment, int64_t block);
   void mask(const Layer& layer, bool in_g, int segment, int64_t block);
   void images();
@@ -61,26 +65,58 @@ class Stepper {
   void head_rows(const Layer* lower, int segment, Range within);
   void score(int segment, Range within, const float* scores, const float* slopes);
 
-  void backward(const Layer& layer, const Layer& lower, int from, int segments);
-  void sum_backward(const Layer& layer, const Layer& lower, int from, int segments);
+  using Form = float* Field::*;  // which of a field's arrays
+  void backward(const Layer& layer, const Layer* lower, int from, int segments,
+                Form form = &Field::grads, int at = 0);
+  void sum_backward(const Layer& layer, const Layer& lower, int from, int segments,
+                    Form form = &Field::grads, int at = 0);
   void finish_grads(const Layer& lower, Range features, int from, int segments);
   void norm_backward(const Layer& lower, Range features, int from, int segments);
-  void differentiate(const Layer& lower, Range features, Range within, int segment);
+  void differentiate(const Layer& lower, Range features, Range within, int segment,
+                     Form form = &Field::grads);
   void normalise_backward(const Layer& lower, Range features, int segment, bool first);
 
+  void penalties_of_update();
+  void penalise(const Phase& phase);
+  void mix(int64_t block);
+  void between(const Field& field, Range features, int64_t i) const;
+  void points();
+  void first_forward(const Layer& layer);
+  void direction(int from, int segments, int at);
+  void fold(const Field& field, Range features, int64_t row, int segment) const;
+  void tangent(const Layer& layer, int from, int segments);
+  void tangent_rows(const Layer& layer, Range features, Range within, int segment);
+  void head_tangent(const Layer* lower, int from, int segments);
+
   struct Held;
+  struct Term {
+    Form left, right;  // of the fields above and below
+    int from, segments;
+  };
+  struct Terms {
+    Term of[2 * kPlaces];
+    int count;
+  };
+  Terms terms_of(const Layer& layer, const Term& usual) const;
   Held held(int64_t terms) const;
-  Adam<float> adam_of(bool of_g) const;
+  struct Move {
+    Adam<float> adam;
+    float largest_grad, largest_weight;
+  };
+  Move move_of(bool of_g) const;
   void update_all(bool of_g, int from, int segments);
-  void update_part(const Layer& layer, const Adam<float>& adam, Range out, Range in, int from,
+  void update_part(const Layer& layer, const Move& move, Range out, Range in, int from,
                    int segments);
-  void weight_grads(const Layer& layer, const Held& held, Range out, Range in, int from,
-                    int segments);
-  void head_update(const Layer& layer, const Adam<float>& adam, int from, int segments);
-  void vector_updates(const Layer& layer, const Adam<float>& adam, Range out, int from,
-                      int segments);
-  void apply(const Adam<float>& adam, const Parameter& p, int64_t at, int64_t n,
-             const float* grad) const;
+  void weight_grads(const Layer& layer, const Held& held, Range out, Range in, const Term& term,
+                    bool more);
+  void head_update(const Layer& layer, const Move& move, int from, int segments);
+  void vector_updates(const Layer& layer, const Move& move, Range out, int from, int segments);
+  void use(const Move& move, const Parameter& p, int64_t at, int64_t n, float* grad) const;
+  void apply(const Move& move, const Parameter& p, int64_t at, int64_t n, const float* grad) const;
+  template <class Use>
+  int64_t each_own_chunk(const Network& network, Use use) const;
+  void squares(bool of_g);
+  void clip(bool of_g);
 
   void carry_out(const Phase& phase);
   double mean(const double* parts, int segment) const;
@@ -96,6 +132,10 @@ class Stepper {
     if constexpr (kInstructions == Instructions::bf16_emulated)
       for (int64_t j = 0; j < width; ++j) factors[j] = round_to_bf16(from[j]);
   }
+  // Of D's update: whether rows of this segment are penalised, and the loss's slope by their
+  // scores.
+  bool due(int segment) const { return segment <= kFake && slopes_[segment - kBetween].due; }
+  float* coefficients(int segment) const { return job_.coefficients + segment * job_.padded; }
   int64_t rows_in(int64_t block) const { return smaller(kBlock, batch_ - block * kBlock); }
 
   // Calls use(segment of `segments`, rows) for this thread's rows, which are shared out in eights.
@@ -122,7 +162,9 @@ class Stepper {
   int64_t step_ = 0, d_step_ = 0;
   int64_t step_number_ = 0, update_number_ = 0;
   bool last_ = false;               // whether G's update follows
-  int64_t batch_ = 0, blocks_ = 0;  // images of the update
+  int64_t batch_ = 0, blocks_ = 0;  // images of the update that are this rank's
+  int64_t whole_ = 0, first_ = 0;   // images of all ranks, and how many of them are before those
+  SlopeWeights slopes_[kPlaces];    // of an update of D
   int64_t fed_ = 0;                 // rows of fed images used so far
   int64_t phase_ = 0;
   double clock_ = 0;
@@ -156,8 +198,10 @@ void Stepper::end_phase() {
 #include "cpu/step/forward.h"
 #include "cpu/step/head.h"
 #include "cpu/step/backward.h"
+#include "cpu/step/penalty.h"
 #include "cpu/step/weight_grads.h"
 #include "cpu/step/update.h"
+#include "cpu/step/clip.h"
 #include "cpu/step/walk.h"
 
 }  // namespace

@@ -1,8 +1,14 @@
 // Adam, and the average, on what weight_grads.h has made; part of stepper.h.
 
-void Stepper::apply(const Adam<float>& adam, const Parameter& p, int64_t at, int64_t n,
+// As torch.clamp: NaN stays.
+void bound(float* x, int64_t n, float largest) {
+  for (int64_t j = 0; j < n; ++j)
+    x[j] = x[j] < -largest ? -largest : x[j] > largest ? largest : x[j];
+}
+
+void Stepper::apply(const Move& move, const Parameter& p, int64_t at, int64_t n,
                     const float* __restrict grad) const {
-  const Adam<float> constants = adam;
+  const Adam<float> constants = move.adam;
   float* __restrict value = p.value + at;
   float* __restrict exp_avg = p.exp_avg + at;
   float* __restrict exp_avg_sq = p.exp_avg_sq + at;
@@ -12,6 +18,7 @@ void Stepper::apply(const Adam<float>& adam, const Parameter& p, int64_t at, int
     adam_vector(constants, grad + i, value + i, exp_avg + i, exp_avg_sq + i);
 #endif
   for (; i < n; ++i) adam_update(constants, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
+  if (move.largest_weight < INFINITY) bound(value, n, move.largest_weight);
   if (p.average) {
     const float share = static_cast<float>(1.0 - job_.average_decay);
     float* __restrict average = p.average + at;
@@ -19,28 +26,53 @@ void Stepper::apply(const Adam<float>& adam, const Parameter& p, int64_t at, int
   }
 }
 
+// The products whose sum is a weight's gradient: those of gradients with rows below, which `usual`
+// names, and with penalties others (penalty.h).
+Stepper::Terms Stepper::terms_of(const Layer& layer, const Term& usual) const {
+  bool plain = true;
+  for (int s = usual.from; s < usual.from + usual.segments; ++s) plain &= !due(s) || layer.straight;
+  if (plain) return {{usual}, 1};
+  Terms terms{{}, 0};
+  for (int s = usual.from; s < usual.from + usual.segments; ++s) {
+    if (due(s)) terms.of[terms.count++] = {&Field::grads, &Field::tangents, s, 1};
+    terms.of[terms.count++] = {due(s) ? &Field::bends : &Field::grads, &Field::rows, s, 1};
+  }
+  return terms;
+}
+
+// Gradients of some elements: to Adam, or to where they wait.
+void Stepper::use(const Move& move, const Parameter& p, int64_t at, int64_t n, float* grad) const {
+  if (move.largest_grad < INFINITY) bound(grad, n, move.largest_grad);
+  if (p.grad == nullptr) {
+    apply(move, p, at, n, grad);
+    return;
+  }
+  for (int64_t j = 0; j < n; ++j) p.grad[at + j] = grad[j];
+}
+
 // Gradients wait in the scratch until Adam runs along their rows: the weights and moments, which
 // together outgrow the second-level cache, are then read in the order in which the hardware fetches
 // ahead.
-void Stepper::update_part(const Layer& layer, const Adam<float>& adam, Range out, Range in,
-                          int from, int segments) {
-  const bool joined = batch_ == job_.padded;
+void Stepper::update_part(const Layer& layer, const Move& move, Range out, Range in, int from,
+                          int segments) {
+  const Terms terms = terms_of(layer, {&Field::grad_factors, &Field::row_factors, from, segments});
+  const bool joined = batch_ == job_.padded && terms.count == 1;
   const Held hold = held(joined ? segments * batch_ : batch_);
-  const float* const grads = scratch_ + kSizes.left + kSizes.right;
+  float* const grads = scratch_ + kSizes.left + kSizes.right;
   const Pieces heights(out, hold.rows, kTiled ? kBlock : 1);
   const Pieces widths(in, hold.columns, kBlock);
   for (int64_t i = 0; i < heights.count; ++i)
     for (int64_t j = 0; j < widths.count; ++j) {
       const Range f = heights[i], c = widths[j];
-      weight_grads(layer, hold, f, c, from, segments);
+      for (int t = 0; t < terms.count; ++t) weight_grads(layer, hold, f, c, terms.of[t], t > 0);
       for (int64_t m = f.begin; m < f.end; ++m)
-        apply(adam, layer.weight, m * layer.in + c.begin, length(c),
-              grads + (m - f.begin) * hold.stride);
+        use(move, layer.weight, m * layer.in + c.begin, length(c),
+            grads + (m - f.begin) * hold.stride);
     }
 }
 
 // Bias, gamma and beta.
-void Stepper::vector_updates(const Layer& layer, const Adam<float>& adam, Range out, int from,
+void Stepper::vector_updates(const Layer& layer, const Move& move, Range out, int from,
                              int segments) {
   const Field& above = *layer.above;
   for (int64_t f = out.begin; layer.bias.value && f < out.end; f += kBlock) {
@@ -48,54 +80,71 @@ void Stepper::vector_updates(const Layer& layer, const Adam<float>& adam, Range 
     // As exact as torch's cascade.
     double total[kBlock] = {};
     for (int s = from; s < from + segments; ++s) {
-      const float* const g = rows(above, above.grads, s + layer.lift) + f;
-      sum_columns(batch_, width, total,
-                  [&](int64_t i, int64_t j) { return g[i * above.stride + j]; });
+      const bool weighed = due(s) && layer.straight;
+      if (weighed && s == kBetween) continue;
+      float* const form = due(s) && !layer.straight ? above.bends : above.grads;
+      const float* const g = rows(above, form, s + layer.lift) + f;
+      if (weighed) {
+        const float* const by = coefficients(s);
+        sum_columns(batch_, width, total,
+                    [&](int64_t i, int64_t j) { return by[i] * g[i * above.stride + j]; });
+      } else {
+        sum_columns(batch_, width, total,
+                    [&](int64_t i, int64_t j) { return g[i * above.stride + j]; });
+      }
     }
     float sum[kBlock];
     for (int64_t j = 0; j < width; ++j) sum[j] = static_cast<float>(total[j]);
-    apply(adam, layer.bias, f, width, sum);
+    use(move, layer.bias, f, width, sum);
   }
   if (layer.gamma.value && length(out) > 0) {
-    apply(adam, layer.gamma, out.begin, length(out), layer.grad_gamma + out.begin);
-    apply(adam, layer.beta, out.begin, length(out), layer.grad_beta + out.begin);
+    use(move, layer.gamma, out.begin, length(out), layer.grad_gamma + out.begin);
+    use(move, layer.beta, out.begin, length(out), layer.grad_beta + out.begin);
   }
 }
 
-void Stepper::head_update(const Layer& layer, const Adam<float>& adam, int from, int segments) {
+void Stepper::head_update(const Layer& layer, const Move& move, int from, int segments) {
   const Field &above = *layer.above, &below = *layer.below;
+  const Terms terms = terms_of(layer, {&Field::grads, &Field::rows, from, segments});
   const auto [begin, end] = own_features(layer.in);
   for (int64_t c = begin; c < end; c += kBlock) {
     const int64_t width = smaller(kBlock, end - c);
     double total[kBlock] = {};
-    for (int s = from; s < from + segments; ++s) {
-      const float* const g = rows(above, above.grads, s);
-      const float* const x = rows(below, below.rows, s) + c;
-      sum_columns(batch_, width, total, [&](int64_t i, int64_t j) {
-        return g[i * above.stride] * x[i * below.stride + j];
-      });
+    for (int t = 0; t < terms.count; ++t) {
+      const Term& term = terms.of[t];
+      for (int s = term.from; s < term.from + term.segments; ++s) {
+        const float* const g = rows(above, above.*term.left, s);
+        const float* const x = rows(below, below.*term.right, s) + c;
+        sum_columns(batch_, width, total, [&](int64_t i, int64_t j) {
+          return g[i * above.stride] * x[i * below.stride + j];
+        });
+      }
     }
     float sum[kBlock];
     for (int64_t j = 0; j < width; ++j) sum[j] = static_cast<float>(total[j]);
-    apply(adam, layer.weight, c, width, sum);
+    use(move, layer.weight, c, width, sum);
   }
-  if (thread_ == threads_ - 1) vector_updates(layer, adam, {0, 1}, from, segments);
+  if (thread_ == threads_ - 1) vector_updates(layer, move, {0, 1}, from, segments);
 }
 
-Adam<float> Stepper::adam_of(bool of_g) const {
+// In a part, the counter of the plan is at the update.
+Stepper::Move Stepper::move_of(bool of_g) const {
   const Network& network = of_g ? job_.g : job_.d;
   const Optimizer& o = network.optimizer;
-  const int64_t done = of_g ? step_ : step_ * job_.d_steps + d_step_;
+  if (job_.part == Part::gradients) return {{}, INFINITY, INFINITY};
+  const int64_t before = of_g ? step_ : step_ * job_.d_steps + d_step_;
+  const int64_t done = network.updates + (job_.part == Part::steps ? before : 0);
   const double lr = job_.rates[(job_.rates_vary ? 2 * step_ : 0) + (of_g ? 1 : 0)];
-  return make_adam<float>(static_cast<double>(network.updates + done + 1), lr, o.beta1, o.beta2,
-                          o.eps, o.weight_decay, o.decoupled);
+  return {make_adam<float>(static_cast<double>(done + 1), lr, o.beta1, o.beta2, o.eps,
+                           o.weight_decay, o.decoupled),
+          static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight)};
 }
 
 void Stepper::update_all(bool of_g, int from, int segments) {
-  const Adam<float> adam = adam_of(of_g);
+  const Move move = move_of(of_g);
   for (const Layer& layer : (of_g ? job_.g : job_.d).layers) {
     if (&layer == &job_.d.layers.back()) {
-      head_update(layer, adam, from, segments);
+      head_update(layer, move, from, segments);
       continue;
     }
     // As in forward(), each thread has its own rows of the weight.
@@ -103,7 +152,7 @@ void Stepper::update_all(bool of_g, int from, int segments) {
     if (grid.idle) continue;
     const Range out = features_of(grid.features, layer.out);
     const Range in = features_of(grid.others, layer.in);
-    update_part(layer, adam, out, in, from, segments);
-    if (in.begin == 0) vector_updates(layer, adam, out, from, segments);
+    update_part(layer, move, out, in, from, segments);
+    if (in.begin == 0) vector_updates(layer, move, out, from, segments);
   }
 }

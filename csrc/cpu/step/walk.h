@@ -4,7 +4,7 @@
 double Stepper::mean(const double* parts, int segment) const {
   double sum = 0;
   for (int64_t i = 0; i * kRowUnit < batch_; ++i) sum += parts[segment * job_.units + i];
-  return sum / static_cast<double>(batch_);
+  return sum / static_cast<double>(whole_);
 }
 
 void Stepper::write(Statistic statistic, double value) {
@@ -23,33 +23,41 @@ void Stepper::copy_statistics(const Layer& layer) const {
 }
 
 void Stepper::carry_out(const Phase& phase) {
+  if (phase.of_penalty()) {
+    penalise(phase);
+    return;
+  }
   const Layer& layer = job_.layer(phase.layer);
   const Layer* const lower =
       phase.other < 0 || phase.work == Phase::update ? nullptr : &job_.layer(phase.other);
-  const int segments = phase.segments + (phase.shared && last_ ? 1 : 0);
+  const int front = phase.front && due(kBetween) ? 1 : 0, from = phase.from - front;
+  const int segments = phase.segments + front + (phase.shared && last_ ? 1 : 0);
   switch (phase.work) {
     case Phase::inputs:
       inputs();
       fed_ += batch_;
       break;
     case Phase::forward:
-      forward(layer, phase.from, segments);
+      if (front > 0 && &layer == &job_.d.layers.front())
+        first_forward(layer);
+      else
+        forward(layer, from, segments);
       break;
     case Phase::head:
-      head(lower, phase.from, segments);
+      head(lower, from, segments);
       break;
     case Phase::backward:
-      backward(layer, *lower, phase.from, segments);
+      backward(layer, lower, from, segments);
       break;
     case Phase::sums:
-      sum_backward(layer, *lower, phase.from, segments);
+      sum_backward(layer, *lower, from, segments);
       break;
     case Phase::norm_backward:
-      norm_backward(layer, own_features(layer.out), phase.from, segments);
+      norm_backward(layer, own_features(layer.out), from, segments);
       break;
     case Phase::update: {
       const bool of_g = phase.layer == 0;
-      update_all(of_g, phase.from, segments);
+      update_all(of_g, from, segments);
       if (thread_ > 0) break;
       if (of_g) {
         write(Statistic::g_loss, static_cast<float>(mean(job_.loss_parts, kFakeForG)));
@@ -62,7 +70,13 @@ void Stepper::carry_out(const Phase& phase) {
       }
       break;
     }
-    case Phase::norm:  // joined with the forward phase
+    case Phase::squares:
+      squares(phase.layer == 0);
+      break;
+    case Phase::clip:
+      clip(phase.layer == 0);
+      break;
+    default:  // norm: joined with the forward phase
       break;
   }
   end_phase();
@@ -71,20 +85,50 @@ void Stepper::carry_out(const Phase& phase) {
     *layer.batches = more_batches(*layer.batches, segments);
 }
 
+void Stepper::begin_update() {
+  update_number_ = step_number_ * job_.d_steps + d_step_;
+  last_ = d_step_ + 1 == job_.d_steps;
+  phase_ = 0;
+  whole_ = rows_in_update(update_number_, job_.count, job_.batch,
+                          batches_per_epoch(job_.count, job_.batch));
+  first_ = first_of_rank(whole_, job_.rank, job_.ranks);
+  batch_ = first_of_rank(whole_, job_.rank + 1, job_.ranks) - first_;
+  blocks_ = (batch_ + kBlock - 1) / kBlock;
+}
+
+// G's update takes the rows of D's last.
+void Stepper::run_part() {
+  const bool of_g = job_.of_g();
+  step_number_ = job_.first_step;
+  d_step_ = of_g ? job_.d_steps - 1 : job_.update;
+  begin_update();
+  if (job_.part == Part::move) {
+    squares(of_g);
+    end_phase();
+    clip(of_g);
+    return;
+  }
+  if (!of_g) penalties_of_update();
+  start_tiles();
+  for (const Phase& phase : of_g ? job_.g_phases : job_.d_phases) carry_out(phase);
+  stop_tiles();
+}
+
 void Stepper::run() {
-  const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
+  if (job_.part != Part::steps) {
+    run_part();
+    return;
+  }
   start_tiles();
   if (job_.profile) clock_ = seconds();
   for (step_ = 0; step_ < job_.steps; ++step_) {
     step_number_ = job_.first_step + step_;
     for (d_step_ = 0; d_step_ < job_.d_steps; ++d_step_) {
-      update_number_ = step_number_ * job_.d_steps + d_step_;
-      last_ = d_step_ + 1 == job_.d_steps;
-      phase_ = 0;
-      batch_ = rows_in_update(update_number_, job_.count, job_.batch, per_epoch);
-      blocks_ = (batch_ + kBlock - 1) / kBlock;
+      begin_update();
+      penalties_of_update();
       for (const Phase& phase : job_.d_phases) carry_out(phase);
     }
+    for (SlopeWeights& weights : slopes_) weights = {};
     for (const Phase& phase : job_.g_phases) carry_out(phase);
   }
   stop_tiles();

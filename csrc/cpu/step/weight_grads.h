@@ -10,10 +10,12 @@ Stepper::Held Stepper::held(int64_t) const {
   return {kSizes.held_rows, kSizes.held_columns, kSizes.held_columns + 16};
 }
 
-// The gradient of some rows and columns of a weight, summed over the segments.
-void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Range in, int from,
-                           int segments) {
+// The gradient of some rows and columns of a weight: one of its terms, summed over its segments,
+// and added to what is there if it is `more`.
+void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Range in,
+                           const Term& term, bool more) {
   const Field &above = *layer.above, &below = *layer.below;
+  const int from = term.from, segments = term.segments;
   uint16_t* const left = reinterpret_cast<uint16_t*>(scratch_);
   uint16_t* const right = reinterpret_cast<uint16_t*>(scratch_ + kSizes.left);
   float* const grads = scratch_ + kSizes.left + kSizes.right;
@@ -29,8 +31,7 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
     const int64_t chunks = length(blocks), tile_row = chunks * kTileParts;
     for (int64_t i = 0; i < chunks; ++i) {
       const int64_t block = blocks.begin + i;
-      const float* const at =
-          row_of(above.grad_factors, above.stride, block, layer.lift) + out.begin;
+      const float* const at = row_of(above.*term.left, above.stride, block, layer.lift) + out.begin;
       for (int64_t m = 0; m < height; m += 16)
         left_columns(at + m, above.stride, height - m, rows_in(block % blocks_),
                      left + m / 16 * tile_row + i * kTileParts);
@@ -39,7 +40,7 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
     int64_t panel = 0, unit = 0;
     const auto pack_right = [&] {
       const int64_t i = unit / 2, block = blocks.begin + i, c = panel * kBlock;
-      right_unit<false>(unit % 2, row_of(below.row_factors, below.stride, block, 0) + in.begin + c,
+      right_unit<false>(unit % 2, row_of(below.*term.right, below.stride, block, 0) + in.begin + c,
                         below.stride, rows_in(block % blocks_), length(in) - c,
                         right + panel % 2 * kSizes.right + i * kPanelParts);
       ++unit;
@@ -53,7 +54,7 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
         if (unit < 2 * chunks) pack_right();
       };
       float* const to = grads + j * kBlock;
-      if (piece == 0)
+      if (piece == 0 && !more)
         product_packed<false>(height, chunks, left, tile_row, b, to, held.stride, between);
       else
         product_packed<true>(height, chunks, left, tile_row, b, to, held.stride, between);
@@ -76,9 +77,10 @@ Stepper::Held Stepper::held(int64_t terms) const {
 // before each tile.
 constexpr int kAhead = 64;
 
-void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Range in, int from,
-                           int segments) {
+void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Range in,
+                           const Term& term, bool more) {
   const Field &above = *layer.above, &below = *layer.below;
+  const int from = term.from, segments = term.segments;
   const int64_t height = length(out);
   // Whole batches in one sum where they lie together, else one after another.
   const bool joined = batch_ == job_.padded;
@@ -92,8 +94,8 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
       const auto [k, end] = pieces[piece];
       const int64_t depth = end - k;
       const float* const a =
-          rows(above, above.grad_factors, from + s + layer.lift) + k * above.stride + out.begin;
-      const float* const b = rows(below, below.row_factors, from + s) + k * below.stride;
+          rows(above, above.*term.left, from + s + layer.lift) + k * above.stride + out.begin;
+      const float* const b = rows(below, below.*term.right, from + s) + k * below.stride;
       // Copies pay where many rows are summed: read in place, each would cost a
       // page table look-up and more for every tile.
       const bool copied = pieces.count > 1;
@@ -123,7 +125,7 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
           const float* const tile_a =
               copied ? packed_a + number++ * kSizes.depth * unit : a + first;
           float* const to = grads + first * held.stride + (c - in.begin);
-          if (s == 0 && piece == 0)
+          if (s == 0 && piece == 0 && !more)
             product<false>(rows_here, width, depth, tile_a, 1, a_column, panel, panel_row, to,
                            held.stride);
           else

@@ -221,7 +221,7 @@ class Chain {
       case Phase::update:
         update(p, rows);
         break;
-      case Phase::sums:  // no sum is cut
+      default:  // no sum is cut, and no plan has penalties
         break;
     }
   }

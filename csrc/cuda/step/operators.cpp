@@ -15,6 +15,11 @@ namespace {
 Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* state,
            const Tensor& like, bool tf32, Apart* apart) {
   const DecodedPlan decoded = decode(plan, settings, state, like, apart);
+  STD_TORCH_CHECK(decoded.penalties.empty(),
+                  "plan has penalties, which the fused step on CUDA does not know");
+  STD_TORCH_CHECK(!decoded.g.optimizer.bounded() && !decoded.d.optimizer.bounded(),
+                  "plan has bounds of gradients or weights, which the fused step on CUDA does not "
+                  "know");
   Job job;
   adopt(decoded, job);
   job.precision =

@@ -1,6 +1,7 @@
 // The convolutions' operators on the CPU.
 #include <algorithm>
 
+#include "cpu/images.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/workspace.h"
@@ -16,8 +17,8 @@ using torch::stable::permute;
 
 // Fewer channels than this do not fill the planes of a transform.
 constexpr int64_t kFewChannels = 4;
-// Tiles whose part of a product stays in the second-level cache.
-constexpr int64_t kTilesAtATime = 120;
+// Large tiles round up to three times as much as a plain sum, and more in sums over few channels.
+constexpr int64_t kLeastForLarge4x4 = 32, kLeastForLarge3x3 = 64;
 // Panels of U that are made before the products that use them, in floats: about 4 MB.
 constexpr int64_t kPanelsAtATime = 1 << 20;
 // Multiplications that make it worth waking a thread.
@@ -44,16 +45,43 @@ struct Problem {
 
 const ConvKernels& algorithm(ConvAlgorithm a) { return kernels().conv[static_cast<int>(a)]; }
 
-Problem problem_of(const ConvSpec& c, bool turned) {
+enum class Pass { image, weight };
+
+// Of two sizes of tiles the one that takes less time: large ones need fewer products, but have more
+// places of the weight to transform, each of which costs as much as the products of some tiles.
+const ConvKernels& by_tiles(const ConvShape& s, Pass pass, const ConvKernels& small,
+                            const ConvKernels& large) {
+  // Vectors that fill a line of the cache write panels faster.
+  const bool wide = isa() == Isa::avx512 || isa() == Isa::amx;
+  const int64_t of_place = pass == Pass::image && wide ? 400 : 700;
+  const auto cost = [&](const ConvKernels& k, int64_t of_tile) {
+    const ConvSizes sizes = k.sizes(s);
+    return sizes.products_of_tile * (sizes.tiles * of_tile + of_place);
+  };
+  // A product of a large tile takes a tenth longer.
+  return cost(large, 22) < cost(small, 20) ? large : small;
+}
+
+// `exact`: without large tiles. Where images are not channels last, torch's own sums round less.
+Problem problem_of(const ConvSpec& c, bool turned, Pass pass, bool exact) {
   ConvShape s = c.shape;
   if (turned) std::swap(s.in, s.out);
-  const bool few = s.in <= kFewChannels;
-  const ConvAlgorithm a = c.kernel == 1 ? ConvAlgorithm::taps_1x1
-                          : c.kernel == 3
-                              ? few ? ConvAlgorithm::taps_3x3 : ConvAlgorithm::winograd_3x3
-                          : few ? ConvAlgorithm::taps_4x4
-                                : ConvAlgorithm::winograd_4x4;
-  return {s, &algorithm(a), turned};
+  const int64_t least = std::min(s.in, s.out);
+  ConvAlgorithm small = ConvAlgorithm::taps_1x1, large = small;
+  if (c.kernel == 4 && s.in <= kFewChannels) {
+    small = large = ConvAlgorithm::taps_4x4;
+  } else if (c.kernel == 4) {
+    small = ConvAlgorithm::winograd_4x4;
+    large = exact || least < kLeastForLarge4x4 ? small : ConvAlgorithm::large_4x4;
+  } else if (c.kernel == 3 && s.in <= kFewChannels) {
+    small = large = ConvAlgorithm::taps_3x3;
+  } else if (c.kernel == 3) {
+    const bool without = exact || pass == Pass::weight || least < kLeastForLarge3x3;
+    small = ConvAlgorithm::winograd_3x3;
+    large = without ? small : ConvAlgorithm::large_3x3;
+  }
+  const ConvKernels& kernels = algorithm(small);
+  return {s, large == small ? &kernels : &by_tiles(s, pass, kernels, algorithm(large)), turned};
 }
 
 // Whether few channels are those of y, so that the exchanged problem is the one with a long row.
@@ -65,12 +93,7 @@ std::vector<int64_t> strides_of(const Tensor& t) {
   return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
 
-// The same images with memory [batch, height, width, channels].
-Tensor channels_last(const Tensor& t) { return contiguous(permute(t, {0, 2, 3, 1})); }
-
-Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return permute(new_empty(like, {sizes[0], sizes[2], sizes[3], sizes[1]}), {0, 3, 1, 2});
-}
+bool is_channels_last(const Tensor& t) { return permute(t, {0, 2, 3, 1}).is_contiguous(); }
 
 void check_float(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, name, " must be float32");
@@ -100,12 +123,12 @@ void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& 
   const auto scratch = [&](int64_t tiles) { return sizes.scratch + tiles * sizes.scratch_of_tile; };
   if (scatter) {
     const int64_t of_image = sizes.tiles_of_image;
-    const int64_t together = std::max<int64_t>(1, kTilesAtATime / of_image);
+    const int64_t together = std::max<int64_t>(1, sizes.together / of_image);
     const int64_t grain = grain_of(sizes.products_of_tile * of_image);
     parallel_units(p.shape.batch, 1, grain, [&](int64_t begin, int64_t end) {
-      const Workspace memory(scratch(std::min(kTilesAtATime, of_image * together)));
+      const Workspace memory(scratch(std::min(sizes.together, of_image * together)));
       for (; begin < end; begin += together) {
-        k.data(call, begin, std::min(end, begin + together), kTilesAtATime, memory.data());
+        k.data(call, begin, std::min(end, begin + together), sizes.together, memory.data());
       }
     });
     return;
@@ -113,7 +136,7 @@ void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& 
   // Pieces of equal size, as many for each thread.
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t worth = sizes.tiles * sizes.products_of_tile / kWorth + 1;
-  int64_t pieces = units_of(sizes.tiles, kTilesAtATime);
+  int64_t pieces = units_of(sizes.tiles, sizes.together);
   pieces = units_of(pieces, std::min(threads, worth)) * std::min(threads, worth);
   pieces = std::min(pieces, sizes.tiles);
   parallel_units(pieces, 1, 1, [&](int64_t begin, int64_t end) {
@@ -181,7 +204,8 @@ struct ConvOnCpu {
     Tensor y = new_channels_last(x, c.y());
     if (y.numel() == 0) return y;
     const bool turned = few_outputs(c);
-    convolve(problem_of(c, turned), turned, x, weight, bias, negative_slope, y);
+    convolve(problem_of(c, turned, Pass::image, !is_channels_last(x)), turned, x, weight, bias,
+             negative_slope, y);
     return y;
   }
 
@@ -194,7 +218,8 @@ struct ConvOnCpu {
     // convolution does without additions to memory.
     const bool few = c.shape.in <= kFewChannels;
     const bool scatter = c.kernel == 4 || (c.kernel == 3 && few);
-    convolve(problem_of(c, !scatter), scatter, x, weight, bias, negative_slope, y);
+    convolve(problem_of(c, !scatter, Pass::image, !is_channels_last(x)), scatter, x, weight, bias,
+             negative_slope, y);
     return y;
   }
 
@@ -204,7 +229,8 @@ struct ConvOnCpu {
     Tensor to = channels_last ? new_channels_last(x, c.weight()) : new_empty(x, c.weight());
     if (to.numel() == 0) return to;
     if (x.numel() == 0) return torch::stable::zero_(to);
-    weight_gradient(problem_of(c, few_outputs(c)), x, grad, to);
+    const bool exact = !(is_channels_last(x) && is_channels_last(grad));
+    weight_gradient(problem_of(c, few_outputs(c), Pass::weight, exact), x, grad, to);
     return to;
   }
 };

@@ -91,15 +91,18 @@ struct ConvolutionKernels {
         .tiles = g.tiles(),
         .tiles_of_image = g.of_image,
         .products_of_tile = C::Places * g.k * s.out,
-        .packed_outputs = C::Places * g.n_panels * C::width * g.k,
-        .packed_inputs = C::Places * columns * s.out,
+        .together = C::Places > 25   ? 28
+                    : C::Places > 16 ? 84
+                                     : 120,
+        .packed_outputs = C::Places * g.packed_outputs(),
+        .packed_inputs = C::Places * g.packed_inputs(),
         .vectors_of_outputs = g.n_panels * 2,
         .vectors_of_inputs = C::Dense ? g.k_panels * 2 : g.plane / C::lanes,
         .scratch = g.zeros(),
         .scratch_of_tile = C::Places * (g.u_row() + g.m_row()),
         .panels = C::Places * g.k_panels * kPanel,
         .tiles_of_panels = kConvDepth,
-        .sums = C::Places * s.out * columns,
+        .sums = C::Places * g.sums(),
         .blocks = (s.out + rows - 1) / rows,
         .columns = g.k_panels,
         .scratch_of_block = g.zeros() + columns + C::Places * (rows / kTileRows * kGroup),
@@ -134,7 +137,7 @@ struct ConvolutionKernels {
       finish(call, n, g.s.out, y);
       return;
     }
-    const int64_t size = g.n_panels * C::width * g.k;
+    const int64_t size = g.packed_outputs();
     for (int t = 0; t < C::Places; ++t) {
       product_of_rows(n, g.k, g.n_panels, u + t * n * u_row, u_row, call.packed + t * size,
                       m + t * n * m_row, m_row);
@@ -210,7 +213,7 @@ struct ConvolutionKernels {
       for (int t = 0; t < C::Places; ++t) {
         product_of_groups(
             count, terms, p1 - p0, a + t * place, panels + (t * g.k_panels + p0) * kPanel,
-            sums + (t * g.s.out + n0) * columns + p0 * C::width, columns, add || begin > first);
+            sums + t * g.sums() + n0 * columns + p0 * C::width, columns, add || begin > first);
       }
     }
   }
@@ -221,8 +224,13 @@ struct ConvolutionKernels {
   }
 
   static constexpr ConvKernels table() {
-    ConvKernels kernels{sizes, pack, forward, nullptr, inputs, products, weight};
+    ConvKernels kernels{sizes, pack, forward, nullptr, nullptr, nullptr, nullptr};
     if constexpr (C::Scatters) kernels.data = data;
+    if constexpr (C::Gradients) {
+      kernels.inputs = inputs;
+      kernels.products = products;
+      kernels.weight = weight;
+    }
     return kernels;
   }
 
@@ -236,7 +244,7 @@ struct ConvolutionKernels {
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
       output_tile_transposed(g, call.from, at, scratch, m + i * m_row, n * m_row);
     }
-    const int64_t size = g.k_panels * C::width * g.s.out;
+    const int64_t size = g.packed_inputs();
     for (int t = 0; t < C::Places; ++t) {
       product_of_rows(n, g.s.out, g.k_panels, m + t * n * m_row, m_row, call.packed + t * size,
                       u + t * n * u_row, u_row);

@@ -21,6 +21,8 @@ struct Convolution {
   static constexpr bool Dense = a == 1;
   // With one plane and stride 1, backward to the data is forward with a flipped weight.
   static constexpr bool Scatters = Phases > 1;
+  // Whether it has gradients of the weight.
+  static constexpr bool Gradients = a < 6;
 
   static constexpr int lanes = kLanes<float>, width = kTileColumns<float>;
 
@@ -43,9 +45,13 @@ struct Convolution {
         n_panels((s.out + width - 1) / width) {}
 
   int64_t tiles() const { return s.batch * of_image; }
-  // A row of U or of M. Rows a multiple of 4096 bytes apart would share a set of the nearest cache.
+  // A row of U or of M. What is a multiple of 4096 bytes apart shares a set of the nearest cache.
   int64_t u_row() const { return k_panels * width + 16; }
   int64_t m_row() const { return n_panels * width + 16; }
+  // A place of the packed weights for forward, for data, and of the sums of their gradient.
+  int64_t packed_outputs() const { return n_panels * width * k + 16; }
+  int64_t packed_inputs() const { return k_panels * width * s.out + 16; }
+  int64_t sums() const { return s.out * k_panels * width + 16; }
   // A row's worth of zeros is read where a tile reaches over an edge.
   int64_t zeros() const { return up(s.in > s.out ? s.in : s.out, lanes); }
 

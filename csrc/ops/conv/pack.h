@@ -75,7 +75,7 @@ FASTGAN_INLINE void transform_taps(const float* taps, bool flip, int64_t step, c
     }
     FASTGAN_TRANSFORM(C::F, r, C::a, weight, w, v);
     float* out = to(ph);
-#pragma GCC unroll 16
+#pragma GCC unroll 36
     for (int i = 0; i < C::Places; ++i) store_vector(out + i * step, v[i]);
   }
 }
@@ -85,7 +85,7 @@ template <class C>
 void pack_outputs(const C& g, const ConvWeight<const float>& w, int64_t begin, int64_t end,
                   float* packed) {
   constexpr int lanes = C::lanes, width = C::width;
-  const int64_t step = g.n_panels * width * g.k;
+  const int64_t step = g.packed_outputs();
   alignas(64) float taps[lanes * C::Taps * lanes];
   for (int64_t n = begin * lanes; n < end * lanes; n += lanes) {
     const int64_t count = g.s.out - n < lanes ? g.s.out - n : lanes;
@@ -114,7 +114,7 @@ template <class C>
 void pack_inputs(const C& g, const ConvWeight<const float>& w, int64_t begin, int64_t end,
                  float* packed) {
   constexpr int lanes = C::lanes, width = C::width;
-  const int64_t step = g.k_panels * width * g.s.out;
+  const int64_t step = g.packed_inputs();
   for (int64_t c = begin * lanes; c < end * lanes; c += lanes) {
     if constexpr (C::Dense) {
       for (int64_t k = c; k < c + lanes; ++k) {
@@ -144,7 +144,7 @@ template <class C>
 void weight_of_sums(const C& g, const float* sums, int64_t begin, int64_t end,
                     const ConvWeight<float>& w) {
   constexpr int lanes = C::lanes, r = C::r;
-  const int64_t row = g.k_panels * C::width, step = g.s.out * row;
+  const int64_t row = g.k_panels * C::width, step = g.sums();
   for (int64_t n = begin; n < end; ++n) {
     const float* from = sums + n * row;
     if constexpr (C::Dense) {
@@ -158,7 +158,7 @@ void weight_of_sums(const C& g, const float* sums, int64_t begin, int64_t end,
         alignas(64) float taps[C::Taps * lanes];
         for (int ph = 0; ph < C::Planes; ++ph) {
           Vector<float> v[C::Places], d[r * r];
-#pragma GCC unroll 16
+#pragma GCC unroll 36
           for (int i = 0; i < C::Places; ++i) {
             v[i] = load_vector(from + i * step + ph * g.plane + c);
           }

@@ -72,11 +72,11 @@ FASTGAN_INLINE void input_tile(const C& g, const float* x, typename C::Place at,
     input_pixels(g, image, at, ph / C::Phases, ph % C::Phases, zeros, pixels);
     each_vector(g.s.in, [&](int64_t c, auto load, auto) FASTGAN_LAMBDA_INLINE {
       Vector<float> d[C::Places], u[C::Places];
-#pragma GCC unroll 16
+#pragma GCC unroll 36
       for (int i = 0; i < C::Places; ++i) d[i] = load(pixels[i] + c);
       FASTGAN_TRANSFORM(C::F, C::a, C::a, input, d, u);
       float* out = to(ph * g.plane + c);
-#pragma GCC unroll 16
+#pragma GCC unroll 36
       for (int i = 0; i < C::Places; ++i) store_vector(out + i * step, u[i]);
     });
   }
@@ -93,10 +93,10 @@ FASTGAN_INLINE void add_input_tile(const C& g, const float* u, int64_t step, typ
     each_vector(g.s.in, [&](int64_t c, auto load, auto store) FASTGAN_LAMBDA_INLINE {
       const float* from = u + ph * g.plane + c;
       Vector<float> v[C::Places], d[C::Places];
-#pragma GCC unroll 16
+#pragma GCC unroll 36
       for (int i = 0; i < C::Places; ++i) v[i] = load_vector(from + i * step);
       FASTGAN_TRANSFORM(C::F, C::a, C::a, input_transposed, v, d);
-#pragma GCC unroll 16
+#pragma GCC unroll 36
       for (int i = 0; i < C::Places; ++i) {
         if (pixels[i] != nullptr) store(pixels[i] + c, load(pixels[i] + c) + d[i]);
       }
@@ -109,9 +109,9 @@ template <class C, class Pointer>
 FASTGAN_INLINE void output_pixels(const C& g, Pointer y, typename C::Place at, Pointer outside,
                                   Pointer (&pixels)[C::m * C::m]) {
   Pointer image = y + at.image * g.rows * g.columns * g.s.out;
-#pragma GCC unroll 4
+#pragma GCC unroll 16
   for (int i = 0; i < C::m; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int j = 0; j < C::m; ++j) {
       const bool inside = at.row + i < g.rows && at.column + j < g.columns;
       pixels[i * C::m + j] =
@@ -128,11 +128,11 @@ FASTGAN_INLINE void output_tile(const C& g, const float* from, int64_t step, con
   output_pixels<C, float*>(g, y, at, nullptr, pixels);
   each_vector(g.s.out, [&](int64_t n, auto load, auto store) FASTGAN_LAMBDA_INLINE {
     Vector<float> x[C::Places], o[C::m * C::m];
-#pragma GCC unroll 16
+#pragma GCC unroll 36
     for (int i = 0; i < C::Places; ++i) x[i] = load_vector(from + i * step + n);
     FASTGAN_TRANSFORM(C::F, C::a, C::m, output, x, o);
     const Vector<float> shift = bias ? load(bias + n) : Vector<float>{};
-#pragma GCC unroll 16
+#pragma GCC unroll 36
     for (int i = 0; i < C::m * C::m; ++i) {
       const Vector<float> pre = o[i] + shift;
       if (pixels[i] != nullptr) store(pixels[i] + n, pre > 0.0f ? pre : pre * slope);
@@ -148,10 +148,10 @@ FASTGAN_INLINE void output_tile_transposed(const C& g, const float* dy, typename
   output_pixels(g, dy, at, zeros, pixels);
   each_vector(g.s.out, [&](int64_t n, auto load, auto) FASTGAN_LAMBDA_INLINE {
     Vector<float> y[C::m * C::m], o[C::Places];
-#pragma GCC unroll 16
+#pragma GCC unroll 36
     for (int i = 0; i < C::m * C::m; ++i) y[i] = load(pixels[i] + n);
     FASTGAN_TRANSFORM(C::F, C::m, C::a, output_transposed, y, o);
-#pragma GCC unroll 16
+#pragma GCC unroll 36
     for (int i = 0; i < C::Places; ++i) store_vector(to + i * step + n, o[i]);
   });
 }
@@ -170,14 +170,14 @@ FASTGAN_INLINE void output_tile_groups(const C& g, const float* dy, typename C::
       const int64_t left = g.s.out - n - j;
       Vector<float> y[C::m * C::m], o[C::Places];
       if (left >= C::lanes) {
-#pragma GCC unroll 16
+#pragma GCC unroll 36
         for (int i = 0; i < C::m * C::m; ++i) y[i] = load_vector(pixels[i] + n + j);
       } else {
-#pragma GCC unroll 16
+#pragma GCC unroll 36
         for (int i = 0; i < C::m * C::m; ++i) y[i] = load_some(pixels[i] + n + j, left);
       }
       FASTGAN_TRANSFORM(C::F, C::m, C::a, output_transposed, y, o);
-#pragma GCC unroll 16
+#pragma GCC unroll 36
       for (int i = 0; i < C::Places; ++i) store_vector(to + i * step + j, o[i]);
     }
   }

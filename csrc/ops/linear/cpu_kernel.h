@@ -153,12 +153,13 @@ void pack_tiles(int64_t rows, int64_t depth, const T* __restrict a, int64_t a_ro
   });
 }
 
-// Columns [begin, end) of C = A B, row-major with c_row elements a row; finish_at(column) gives
-// what is applied to the finished vectors of the panel that starts there. `scratch`: kScratchBytes.
+// Columns [begin, end) of C = A B, or with `add` of C += A B, row-major with c_row elements a row;
+// finish_at(column) gives what is applied to the finished vectors of the panel that starts there.
+// `scratch`: kScratchBytes.
 template <class T, class B, class FinishAt>
 void product_columns(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_column,
                      const B& b, int64_t begin, int64_t end, T* scratch, T* c, int64_t c_row,
-                     const FinishAt& finish_at) {
+                     const FinishAt& finish_at, bool add = false) {
   constexpr int width = kTileColumns<T>;
   T* const packed_a = scratch;
   T* const packed_b = scratch + kDepthBlock<T> * kRowBlock;
@@ -167,7 +168,7 @@ void product_columns(int64_t rows, int64_t depth, const T* a, int64_t a_row, int
     // A product of no terms still has a result: one pass over an empty block.
     for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += kDepthBlock<T>) {
       const int64_t terms = depth - k0 < kDepthBlock<T> ? depth - k0 : kDepthBlock<T>;
-      const bool first_block = k0 == 0, last_block = k0 + terms >= depth;
+      const bool first_block = k0 == 0 && !add, last_block = k0 + terms >= depth;
       for (int64_t at = j0; at < j1; at += width) {
         b.pack(k0, terms, at, static_cast<int>(j1 - at < width ? j1 - at : width),
                packed_b + (at - j0) * terms);

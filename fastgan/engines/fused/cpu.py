@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
+from math import nan
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +19,15 @@ from torch import Tensor, get_num_threads
 from torch.autograd.graph import increment_version
 
 from fastgan import random
+from fastgan.engines import turns
 from fastgan.engines.base import Engine
 from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
+from fastgan.engines.fused.ranks import RanksStep
 from fastgan.engines.fused.support import chains, rate
 from fastgan.engines.snapshot import Snapshot
-from fastgan.engines.updates import learning_rate_factor
+from fastgan.engines.updates import learning_rate_factors
 from fastgan.statistics import table
 
 if TYPE_CHECKING:
@@ -38,12 +41,14 @@ class FusedEngine(Engine):
     """Runs a pair of MLPs on the CPU, any number of steps per call.
 
     What fits is described in `fastgan.engines.fused.plan`. Adam and AdamW, the losses of
-    `LOSS_NUMBERS`, an average of the generator, learning-rate schedules and any batch size are part
+    `LOSS_NUMBERS`, penalties of `PENALTY_FORMS` (fp32, no BatchNorm in D), bounds of gradients and
+    of D's weights, an average of the generator, learning-rate schedules and any batch size are part
     of the step. The number of threads is torch.get_num_threads(); it does not change a bit of the
     results.
     """
 
     name = "fused"
+    beside = True
 
     def __new__(cls, problem: Problem):
         """The engine of the problem's device."""
@@ -59,6 +64,7 @@ class FusedEngine(Engine):
         self._orders: dict[int, Tensor] = {}
         self._memory: Tensor | None = None
         self._memory_key: tuple | None = None
+        self._rates: tuple[tuple[float, float], Tensor | None] = ((nan, nan), None)
         self._prepare()
 
     @classmethod
@@ -75,8 +81,10 @@ class FusedEngine(Engine):
         threads = get_num_threads()
         precision = self.problem.precision
         isa = torch.ops.fastgan.fused_products(precision)
+        size = self.problem.world.size
+        ranks = f"gradients summed over {size} ranks, " if size > 1 else ""
         return (
-            f"whole steps in C++, {self._shapes()}, {precision}, {isa}, "
+            f"whole steps in C++, {ranks}{self._shapes()}, {precision}, {isa}, "
             f"{threads} thread{'s' * (threads > 1)}, {self.memory_bytes() / 2**20:.1f} MB of "
             "working memory"
         )
@@ -102,8 +110,13 @@ class FusedEngine(Engine):
         statistics = table(n, p.device)
         done, self.unreported = 0, statistics[:0]
         try:
+            self._wake()
             self._refresh()
             while done < n:
+                if p.world.size > 1:
+                    self._step_of_ranks(statistics[done])
+                    done += 1
+                    continue
                 if p.data.resident:
                     images = p.data.samples
                     order, count = self._order(n - done)
@@ -113,8 +126,10 @@ class FusedEngine(Engine):
                 self._run(images, order, count, statistics[done : done + count])
                 done += count
         except BaseException:
-            # What may fail, a user's schedule and data among it, comes before the steps.
-            self.unreported = statistics[:done]
+            # What may fail, a user's schedule and data among it, comes before the steps, but for a
+            # step of several ranks.
+            whole = self._ranks is None or self._ranks.whole
+            self.unreported = statistics[:done] if whole else None
             raise
         return statistics
 
@@ -142,6 +157,8 @@ class FusedEngine(Engine):
         """Refuse what cannot be timed, and read anew what has changed."""
         if n < 1:
             raise ValueError(f"n is {n}; expected at least 1 step")
+        if (size := self.problem.world.size) > 1:
+            raise ValueError(f"profile() times the step of one process, and there are {size}")
         if not self.problem.data.resident:
             raise ValueError("profile() takes samples in memory; these are read as needed")
         self._refresh()
@@ -164,11 +181,15 @@ class FusedEngine(Engine):
         self._taken: Snapshot | None = None  # if it fails, the next run reads everything anew
         self._g, self._d = chains(p)
         self._plan = PlanEncoder().encode(p, self._g, self._d)
+        self._ranks = None
+        if p.world.size > 1:
+            self._ranks = RanksStep(p, self._plan, self._g, self._d)
         self._lay_out()
         self._taken = Snapshot(
             {"generator": p.generator, "discriminator": p.discriminator, "ema": p.ema},
             {"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
             states=True,
+            also=plan.functions,
         )
 
     def _lay_out(self) -> None:
@@ -184,6 +205,10 @@ class FusedEngine(Engine):
 
     # --- a run -----------------------------------------------------------------------------------
 
+    def _wake(self) -> None:
+        """Let the threads of a run that comes at once wake up while Python prepares it."""
+        torch.ops.fastgan.fused_wake(get_num_threads())
+
     def _run(
         self,
         images: Tensor,
@@ -198,32 +223,46 @@ class FusedEngine(Engine):
         # What autograd has saved of these before is out of date now, and must say so. Before the
         # steps, which leave little of anything else in the caches.
         increment_version(self._plan.written)
-        torch.ops.fastgan.fused_run(
-            *self._plan[:3],
-            memory,
-            images,
-            order,
-            rates,
-            statistics,
-            profile,
-            self.step,
-            threads,
-        )
+        with turns.aside():
+            torch.ops.fastgan.fused_run(
+                *self._plan[:3],
+                memory,
+                images,
+                order,
+                rates,
+                statistics,
+                profile,
+                self.step,
+                threads,
+            )
         self.step += n
+
+    def _step_of_ranks(self, row: Tensor) -> None:
+        p = self.problem
+        rates = self._learning_rates(1).view(2)
+        if p.data.resident:
+            images, order = [p.data.samples] * p.d_steps, self._order(1)[0]
+        else:
+            images, order = self._batches(), None
+            self._refresh()
+        memory = self._memory_for(get_num_threads())
+        increment_version(self._plan.written)
+        with turns.aside():
+            self._ranks(self.step, memory, images, order, rates, row)
+        self.step += 1
 
     def _learning_rates(self, n: int) -> Tensor:
         """Of the next n steps; asked for before anything that _refresh() may replace is used."""
         p = self.problem
-        base = torch.tensor(
-            (rate(p.optimizer_d, "optimizer_d"), rate(p.optimizer_g, "optimizer_g")),
-            dtype=torch.float64,
-            device="cpu",
-        )
+        rates = rate(p.optimizer_d, "optimizer_d"), rate(p.optimizer_g, "optimizer_g")
+        if rates != self._rates[0]:  # making a tensor takes as long as half a small step
+            self._rates = rates, torch.tensor(rates, dtype=torch.float64, device="cpu")
+        base = self._rates[1]
         if p.lr_schedule is None:
             return base
-        factors = [learning_rate_factor(p, t) for t in range(self.step, self.step + n)]
+        factors = [learning_rate_factors(p, t)[::-1] for t in range(self.step, self.step + n)]
         self._refresh()  # a user's code has run meanwhile
-        return torch.tensor(factors, dtype=torch.float64, device="cpu")[:, None] * base
+        return torch.tensor(factors, dtype=torch.float64, device="cpu") * base
 
     def _order(self, n: int) -> tuple[Tensor, int]:
         """The permutations for the next steps, at most n, and for how many steps they last."""
@@ -244,12 +283,18 @@ class FusedEngine(Engine):
         return torch.cat([self._orders[e] for e in range(first, last + 1)]), steps
 
     def _fed(self) -> Tensor:
-        """The batches of one step, read through the data's own loader."""
-        p = self.problem
-        first = self.step * p.d_steps
-        batches = [batch_of(p, u).images for u in range(first, first + p.d_steps)]
-        batches = [batch.float().contiguous() for batch in batches]
+        """The batches of one step."""
+        batches = self._batches()
         return batches[0] if len(batches) == 1 else torch.cat(batches)
+
+    def _batches(self) -> list[Tensor]:
+        """This rank's rows of the batches of one step, read through the data's own loader."""
+        p = self.problem
+        batches = []
+        for update in range(self.step * p.d_steps, (self.step + 1) * p.d_steps):
+            rows = p.world.rows if p.world.size > 1 else None
+            batches.append(batch_of(p, update, rows).images.float().contiguous())
+        return batches
 
     def _phases(self) -> list[tuple[str, float]]:
         lines = torch.ops.fastgan.fused_phases(*self._plan[:2])

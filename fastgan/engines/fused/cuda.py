@@ -17,6 +17,7 @@ from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
+from fastgan.engines.scores import batch_sizes
 from fastgan.statistics import STATISTICS, table
 
 _ROWS = 4096
@@ -41,6 +42,8 @@ class FusedCudaEngine(FusedEngine):
 
     allow_persistent = True
     _stamps: Tensor | None = None
+
+    beside = False
 
     def describe(self) -> str:
         """Shapes, precision, program and working memory in one line."""
@@ -119,6 +122,9 @@ class FusedCudaEngine(FusedEngine):
         tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
         return self.problem.precision == "fp32" and tf32
 
+    def _wake(self) -> None:
+        """A GPU has no threads that sleep."""
+
     def _lay_out(self) -> None:
         """The tables and the memory of a plan; the list of tensors goes to the kernels."""
         p = self.problem
@@ -154,7 +160,7 @@ class FusedCudaEngine(FusedEngine):
         """The batches of one step, each where the kernels look for it."""
         p = self.problem
         if self._feed is None:
-            size = (p.d_steps, p.batch_size, *p.data.shape)
+            size = (p.d_steps, batch_sizes(p)[0], *p.data.shape)
             self._feed = torch.zeros(size, dtype=torch.float32, device=p.device)
         first = self.step * p.d_steps
         for place, update in zip(self._feed, range(first, first + p.d_steps), strict=True):

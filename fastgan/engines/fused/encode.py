@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastgan.engines.fused import plan
-from fastgan.engines.fused.support import LOSS_NUMBERS, averages
+from fastgan.engines.fused.support import (
+    LOSS_NUMBERS,
+    PENALTY_PLACES,
+    averages,
+    penalty_form,
+)
+from fastgan.engines.scores import batch_sizes
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
+
+
+_NEVER = (1 << 63) - 1
+"""More updates than there are."""
 
 
 class Plan(NamedTuple):
@@ -46,7 +57,7 @@ class PlanEncoder:
         self._integers += [
             g.layers[0].linear.in_features,
             d.layers[0].linear.in_features,
-            p.batch_size,
+            batch_sizes(p)[0],
             p.d_steps,
             LOSS_NUMBERS[p.loss.name],
             p.seed - (1 << 64) if p.seed >= 1 << 63 else p.seed,
@@ -54,8 +65,14 @@ class PlanEncoder:
             int(p.precision == "bf16"),
         ]
         self._reals += [1.0 - p.loss.label_smoothing, p.ema_decay]
-        self._network(g, p.optimizer_g, averages(p))
-        self._network(d, p.optimizer_d, {})
+        clips = (p.config.grad_clip_value, p.config.grad_clip)
+        self._network(g, p.optimizer_g, averages(p), (*clips, None))
+        self._network(d, p.optimizer_d, {}, (*clips, p.config.weight_clip))
+        self._integers.append(len(p.penalties))
+        for penalty in p.penalties:
+            place = PENALTY_PLACES.index(penalty.at)
+            self._integers += [penalty_form(penalty), place, min(penalty.every, _NEVER)]
+            self._reals.append(penalty.weight)
         return Plan(
             torch.tensor(self._integers, dtype=torch.int64, device="cpu"),
             torch.tensor(self._reals, dtype=torch.float64, device="cpu"),
@@ -74,10 +91,15 @@ class PlanEncoder:
         return self._place(tensor)
 
     def _network(
-        self, chain: plan.Chain, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
+        self,
+        chain: plan.Chain,
+        optimizer: torch.optim.Optimizer,
+        averages: dict[Tensor, Tensor],
+        clips: tuple[float | None, ...],
     ) -> None:
         group = optimizer.param_groups[0]
         self._reals += [*group["betas"], group["eps"], group["weight_decay"]]
+        self._reals += [inf if clip is None else clip for clip in clips]
         parameters = [p for layer in chain.layers for p in layer.parameters if p is not None]
         for p in parameters:
             _start(optimizer, p)

@@ -35,6 +35,9 @@ _tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whol
 
 _CPU = torch.device("cpu")
 
+_TRIALS = 5
+"""A forward that draws random numbers does so every time; another thread may do it now and then."""
+
 _BATCH = 7  # of the tensors without data that follow the shapes; a size no layer has by accident
 
 
@@ -111,9 +114,12 @@ def _trace(module: nn.Module, name: str) -> fx.Graph:
     before = Snapshot({name: copy})
     try:
         with randomness_kept(_CPU), _tracing, torch.no_grad():
-            untouched = drawn()
-            graph = _traced(copy)
-            if drawn() != untouched:
+            for _ in range(_TRIALS):
+                untouched = drawn()
+                graph = _traced(copy)
+                if drawn() == untouched:
+                    break
+            else:
                 raise NoPlan(
                     f"{name}: its forward draws random numbers in a way with no fused form"
                 )
@@ -209,6 +215,15 @@ _FUNCTIONS: dict[Callable, tuple[str, Callable[..., float]]] = {
     torch.sigmoid: ("sigmoid", lambda: 0.0),
     F.sigmoid: ("sigmoid", lambda: 0.0),
 }
+
+
+def functions() -> dict[str, object]:
+    """What torch's layers call: a program may put functions of its own there."""
+    own = ("linear", "batch_norm", "leaky_relu", "relu", "elu")
+    found = {f"torch.nn.functional.{name}": getattr(F, name) for name in own}
+    return found | {"torch.tanh": torch.tanh, "torch.sigmoid": torch.sigmoid}
+
+
 _METHODS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 

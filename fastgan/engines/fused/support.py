@@ -12,7 +12,7 @@ from fastgan import ops, torch_private
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
-from fastgan.losses import LOSSES, loss
+from fastgan.losses import LOSSES, PENALTIES, Penalty, loss
 from fastgan.method import name_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,19 @@ LOSS_NUMBERS = {
 }
 """The losses by their numbers in csrc/step/loss.h."""
 
+PENALTY_FORMS = (PENALTIES["r1"].of, PENALTIES["wgan-gp"].of)
+"""What penalties are of the slope, by their numbers in csrc/step/enums.h."""
+PENALTY_PLACES = ("between", "real", "fake")
+"""Likewise where it is taken."""
+MOST_PENALTIES = 64
+"""In csrc/step/decode.h."""
+
+_DEFAULTS = {
+    **{"g_steps": 1, "d_start": 0, "g_start": 0, "accumulate": 1, "augment": None},
+    "ema_warmup": None,
+}
+"""Settings that only eager and graph can take otherwise."""
+_CLIPS = ("grad_clip", "grad_clip_value", "weight_clip")
 _NUMBERS = ("lr", "betas", "eps", "weight_decay")
 _OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
 """What an optimiser's group has."""
@@ -122,8 +135,8 @@ def _check_machine(problem: Problem) -> None:
         )
     if p.device.type == "cuda" and torch.cuda.get_device_capability(p.device) < (8, 0):
         raise plan.NoPlan("it needs a GPU of compute capability 8.0 or newer")
-    if p.world.size > 1:
-        raise plan.NoPlan(f"it trains in one process, and there are {p.world.size}")
+    if p.world.size > 1 and p.device.type == "cuda":
+        raise plan.NoPlan(f"on CUDA it trains in one process, and there are {p.world.size}")
     if p.precision == "fp16":
         raise plan.NoPlan("precision 'fp16' has no fused form; 'fp32' and 'bf16' have")
 
@@ -134,24 +147,45 @@ def _check_loss(problem: Problem) -> None:
         raise plan.NoPlan(f"{name_of(p.method)} is a method of its own, which has no fused form")
     if p.terms:
         raise plan.NoPlan(f"the term {p.terms[0].name!r} of G's loss has no fused form")
-    for name, default in (("g_steps", 1), ("grad_clip", None), ("weight_clip", None)):
+    for name, default in _DEFAULTS.items():
         if (value := getattr(p.config, name)) != default:
             raise plan.NoPlan(f"{name}={value} has no fused form")
+    for name in _CLIPS:
+        if (value := getattr(p.config, name)) is not None and p.device.type != "cpu":
+            raise plan.NoPlan(f"{name}={value} has a fused form on the CPU only")
     if not p.latent.is_noise:
         raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
     for taking, name in zip(p.conditioned, ("discriminator", "generator"), strict=True):
         if taking:
             raise plan.NoPlan(f"{name} takes a condition, which has no fused form")
-    if p.penalties:
-        raise plan.NoPlan(
-            f"penalty {p.penalties[0].name!r} differentiates a gradient, which has no fused form"
-        )
+    _check_penalties(p)
     name = p.loss.name
     if name not in LOSSES or name not in LOSS_NUMBERS:
         raise plan.NoPlan(f"the loss {name!r} has no fused form")
     smoothing = p.loss.label_smoothing
     if smoothing and LOSSES[name].scores != "logits" or loss(name, smoothing) != p.loss:
         raise plan.NoPlan(f"the loss {name!r} has functions of its own, which have no fused form")
+
+
+def penalty_form(penalty: Penalty) -> int | None:
+    """The number of what a penalty is of the slope, if there is one."""
+    return next((i for i, form in enumerate(PENALTY_FORMS) if penalty.of is form), None)
+
+
+def _check_penalties(problem: Problem) -> None:
+    p = problem
+    for penalty in p.penalties:
+        what = f"penalty {penalty.name!r}"
+        if penalty_form(penalty) is None:
+            raise plan.NoPlan(f"{what} is a function of its own, which has no fused form")
+        if penalty.at not in PENALTY_PLACES:
+            raise plan.NoPlan(f"{what}: points {penalty.at} real samples have no fused form")
+        if p.device.type != "cpu":
+            raise plan.NoPlan(f"{what} has a fused form on the CPU only")
+        if p.precision != "fp32":
+            raise plan.NoPlan(f"{what} has no fused form in precision {p.precision!r}, but in fp32")
+    if len(p.penalties) > MOST_PENALTIES:
+        raise plan.NoPlan(f"more than {MOST_PENALTIES} penalties have no fused form")
 
 
 def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
@@ -172,12 +206,20 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
     shared = {id(x) for layer in g.layers for x in layer.parameters if x is not None}
     shared |= {id(x) for x in p.generator.buffers()}
     for layer in d.layers:
+        if p.penalties and layer.norm is not None:
+            raise plan.NoPlan(
+                f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through BatchNorm1d has "
+                "no fused form"
+            )
         if any(id(x) in shared for x in (*layer.parameters, *_buffers(layer))):
             raise plan.NoPlan(f"{layer.name}: shares a parameter or a buffer with the generator")
         if layer.dropout is not None and layer.dropout in set(p.generator.modules()):
             raise plan.NoPlan(f"{layer.name}: shares its Dropout with the generator")
-    if 1 in batch_sizes(p) and any(layer.norm is not None for c in (g, d) for layer in c.layers):
+    normed = [layer.name for c in (g, d) for layer in c.layers if layer.norm is not None]
+    if normed and 1 in batch_sizes(p):
         raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
+    if normed and p.world.size > 1:
+        raise plan.NoPlan(f"{normed[0]}: BatchNorm1d over {p.world.size} ranks has no fused form")
 
 
 def _buffers(layer: plan.Layer) -> Iterable[Tensor]:

@@ -1,0 +1,103 @@
+"""fastgan sample: samples of a saved run, as a picture or as rows of a table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fastgan import data, problem, sampling
+from fastgan.commands import newest, table
+from fastgan.config import ConfigError
+from fastgan.densities import DENSITIES
+from fastgan.run import checkpoint, pictures
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """What the command takes."""
+    parser = commands.add_parser("sample", help="draw samples of a trained generator")
+    parser.set_defaults(command=run, parser=parser)
+    newest.add(parser)
+    add = parser.add_argument
+    add("--n", type=int, help="number of samples (default: 64)")
+    add("--columns", type=int, help="images in a row (default: a square)")
+    add(
+        "--classes",
+        metavar="all|N,N,...",
+        help="draw a row of each of these classes, all rows of the same latents (default: all "
+        "classes in turn)",
+    )
+    add(
+        "--truncation",
+        type=float,
+        metavar="X",
+        help="cut latents off at X standard deviations: fewer outliers, less variety (default: no)",
+    )
+    add(
+        "--out",
+        metavar="FILE",
+        help="PNG to write (default: RUN/grid.png; of 2-D vectors RUN/scatter.png; of rows of a "
+        "table a CSV or Parquet file, and without it stdout)",
+    )
+    add("--seed", type=int, help="seed of the latents (default: the run's, as in its samples.png)")
+    add(
+        "--condition",
+        action="append",
+        metavar="COLUMN=VALUE",
+        help="of rows: a category that is asked for; may be given for several columns",
+    )
+    add(
+        "--walk",
+        action="store_true",
+        help="write a film instead, RUN/walk.gif (or --out FILE.mp4): samples (16, or --n) whose "
+        "latents go from one to the next and back to the first",
+    )
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Draw them."""
+    chosen.run = newest.run_of(chosen.run)
+    if chosen.walk:
+        return _walk(chosen)
+    chosen.n = 64 if chosen.n is None else chosen.n
+    if table.makes_rows(chosen.run):
+        return table.sample(chosen)
+    generator, values = sampling.load_generator(chosen.run)
+    device = problem.choose_device(chosen.device)
+    latent, seed = sampling.latents_of(values)
+    seed = seed if chosen.seed is None else chosen.seed
+    classes = sampling.classes_asked_for(generator, chosen.classes)
+    samples = sampling.sample_classes(
+        generator.to(device), chosen.n, latent, seed, device, classes, chosen.truncation
+    )
+    columns = chosen.columns or (None if classes is None else len(samples) // len(classes))
+    points = samples.dim() == 2 and samples.shape[1] == 2
+    name = "scatter.png" if points else "grid.png"
+    out = Path(chosen.out or checkpoint.find(chosen.run).with_name(name)).expanduser()
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no directory {out.parent}")
+    if points:
+        real = None
+        if values["data"] in DENSITIES:
+            real = data.open(values["data"], split=values["split"]).first(chosen.n).images
+        pictures.scatter(samples, out, real)
+    else:
+        pictures.grid(samples, out, columns)
+    print(out)
+    return 0
+
+
+def _walk(chosen: argparse.Namespace) -> int:
+    # Here, as no other samples need them.
+    from fastgan import report
+
+    for name in ("columns", "classes", "truncation", "condition"):
+        if getattr(chosen, name) is not None:
+            raise ConfigError(f"--{name} does not go with --walk; leave one of them out")
+    out = Path(chosen.out or checkpoint.find(chosen.run).with_name("walk.gif")).expanduser()
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no directory {out.parent}")
+    device = problem.choose_device(chosen.device)
+    n = 16 if chosen.n is None else chosen.n
+    print(report.interpolate(chosen.run, out, n, seed=chosen.seed, device=device))
+    return 0

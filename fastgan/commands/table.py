@@ -1,0 +1,66 @@
+"""fastgan table, and what other commands do with a run of a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fastgan import tabular
+from fastgan.config import ConfigError
+from fastgan.data.table import FILE
+from fastgan.run import checkpoint
+
+
+def in_words(arguments: list[str]) -> list[str]:
+    """`fastgan table` in the words of the commands that do it."""
+    if arguments[:1] == ["sample"]:
+        return arguments
+    if not arguments or arguments[0].startswith("-"):
+        return ["train", *(arguments or ["--help"])]
+    return ["train", "--model", "ctgan", "--data", *arguments]
+
+
+def makes_rows(run: str) -> bool:
+    """Whether a run was trained on a table."""
+    return (checkpoint.find(run).parent / FILE).is_file()
+
+
+def evaluate(chosen: argparse.Namespace, names: list[str] | None) -> int:
+    """Print how good the rows of a run are."""
+    for name in ("per_class", "neighbours"):
+        if getattr(chosen, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is of images; this run makes rows")
+    found = tabular.evaluate_run(chosen.run, chosen.data, names, n=chosen.n, device=chosen.device)
+    if chosen.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name} {value:.4g}")
+    return 0
+
+
+def sample(chosen: argparse.Namespace) -> int:
+    """Write rows of a run."""
+    if chosen.columns is not None:
+        raise ConfigError("--columns is of pictures; this run makes rows of a table")
+    wanted = {}
+    for pair in chosen.condition or ():
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise ConfigError(f"--condition is {pair!r}; expected COLUMN=VALUE")
+        wanted[name] = value
+    rows = tabular.sample_run(
+        chosen.run, chosen.n, seed=chosen.seed, device=chosen.device, conditions=wanted
+    )
+    out = None if chosen.out is None else Path(chosen.out).expanduser()
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no directory {out.parent}")
+    if out is not None and out.suffix.lower() in (".parquet", ".pq"):
+        rows.to_parquet(out, index=False)
+    else:
+        rows.to_csv(out or sys.stdout, index=False)
+    if out is not None:
+        print(out)
+    return 0

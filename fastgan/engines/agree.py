@@ -1,0 +1,69 @@
+"""Whether compiled code does what autograd does."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from fastgan.engines.base import CannotRun
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+"""How far a gradient of the compiled function may be from eager's, as a part of its length.
+
+Sums are taken in another order, bfloat16 is rounded at other places. A wrong gradient is off by far
+more: a halved one by 0.5.
+"""
+SMALL = 0.1
+"""Tensors shorter than this part of all together are compared with that part of all: the gradient
+of a bias before BatchNorm is rounding and nothing else."""
+
+
+def compare(
+    what: object,
+    precision: str,
+    weights: int,
+    outputs: tuple[list[Tensor], list[Tensor]],
+    states: tuple[list[Tensor], list[Tensor]],
+) -> float:
+    """CannotRun unless compiled code has done what autograd does; how far its gradients are.
+
+    Args:
+        what: the work, for messages.
+        precision: the run's.
+        weights: how many of the outputs are gradients; they come first.
+        outputs: what autograd has made, and what the code has.
+        states: what layers keep, likewise.
+    """
+    most, (expected, found) = TOLERANCE[precision], outputs
+    slopes, rest = slice(weights), slice(weights, None)
+    found_by = (
+        ("gradients", distance(expected[slopes], found[slopes], SMALL)),
+        ("losses", distance(expected[rest], found[rest], 1.0)),
+        ("statistics of layers", distance(*states, SMALL)),
+    )
+    for part, far in found_by:
+        if far > most:
+            raise CannotRun(
+                f"{what}: the {part} of the compiled function are off by {far:.2g} of their size "
+                f"where {most:g} is allowed for rounding; this is an error of torch's compiler"
+            )
+    return found_by[0][1]
+
+
+def distance(expected: list[Tensor], found: list[Tensor], small: float) -> float:
+    """The largest distance of a tensor from what it should be, over its length.
+
+    Args:
+        expected: what they should be.
+        found: what they are.
+        small: tensors shorter than this part of all together count as that long.
+    """
+    wide = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True)]
+    if any(a.isfinite().ne(b.isfinite()).any() for a, b in wide):
+        return math.inf
+    wide = [(a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)) for a, b in wide]
+    length = math.sqrt(sum(float(a.square().sum()) for a, _ in wide))
+    if not length:
+        return math.inf if any(b.any() for _, b in wide) else 0.0
+    return max(float((a - b).norm()) / max(float(a.norm()), small * length) for a, b in wide)

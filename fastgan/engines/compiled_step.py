@@ -1,0 +1,397 @@
+"""The alternating step with each update's losses and gradients as one compiled function.
+
+What an update does below autograd is traced, penalties (gradients of gradients) included, and the
+trace compiled; the gradients that it returns are the optimiser's, as in `eager`. Everything that
+an update works with is an input: weights and statistics by reference, and what changes from step to
+step (samples, conditions, latents, masks) drawn by the host as `eager` draws it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import torch_private
+from fastgan.data.batch import Batch, map_condition, tensors_of
+from fastgan.engines import agree, kept, probe
+from fastgan.engines.base import CannotRun
+from fastgan.engines.capture import Watch
+from fastgan.engines.draws import Counter
+from fastgan.engines.noted_draws import Drawer, Noting
+from fastgan.engines.rehearsal import own_state, untouched
+from fastgan.engines.snapshot import Snapshot
+from fastgan.engines.step import Step, StepShape, shape_of
+from fastgan.engines.updates import together
+
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+_TRIALS = 3
+"""How often a function is timed, besides the calls that it is checked by."""
+_MOST = 20_000
+"""Steps looked ahead for the updates that a run has; what comes later is compiled then."""
+
+
+class Key(NamedTuple):
+    """Updates of one key do the same operations on tensors of the same sizes."""
+
+    player: str
+    size: int
+    due: tuple[bool, ...] = ()
+
+    def __str__(self) -> str:
+        """For sentences."""
+        whose = {"d": "D's update", "g": "G's update", "joint": "the joint update"}[self.player]
+        return f"{whose} of {self.size} samples"
+
+
+def keys_of(shape: StepShape) -> Iterator[Key]:
+    """The updates of a step; of the joint one, too, whether there is one or not."""
+    yield from (Key("d", *update) for update in shape)
+    yield from (Key(player, shape[-1].size) for player in ("g", "joint"))
+
+
+class Function(NamedTuple):
+    """An update's losses and gradients, compiled."""
+
+    code: Callable[..., list[Tensor]]
+    inputs: list[Tensor | int]
+    """Tensors, and places among the tensors of a batch and its draws."""
+    strides: list[tuple[int, ...]]
+    """How the latter must lie in memory, in the order of their places."""
+    drawers: list[Drawer]
+    weights: list[Tensor]
+    """Those that have a gradient."""
+    others: list[Tensor]
+    """Those of the optimisers that have none."""
+    statistics: int
+    logged: list[str]
+    kept: bool
+    """Whether an earlier run had compiled it."""
+    seconds: tuple[float, float]
+    """What a call takes without and with the compiler, best of a few."""
+    distance: float
+    """How far its gradients were from eager's on the first draws; see `agree.TOLERANCE`."""
+
+    def __call__(
+        self, draws: Noting, counter: Counter, batch: Batch
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """(gradients, statistics, what was logged) of an update."""
+        moving = _moving(batch, [drawer(counter) for drawer in self.drawers])
+        moving = [
+            t if t.stride() == stride else torch.empty_like(t).as_strided(t.shape, stride).copy_(t)
+            for t, stride in zip(moving, self.strides, strict=True)
+        ]
+        with torch.no_grad():
+            found = self.code(*(moving[i] if isinstance(i, int) else i for i in self.inputs))
+        return self.split(found)
+
+    def split(self, found: list[Tensor]) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """What the code has returned."""
+        n = len(self.weights)
+        last = n + self.statistics
+        return found[:n], found[n:last], dict(zip(self.logged, found[last:], strict=True))
+
+
+class CompiledStep(Step):
+    """A step whose updates are compiled functions; the rest of it is `Step`'s.
+
+    Attributes:
+        functions: those that there are, by what they are for.
+    """
+
+    traces = True
+    compiler = staticmethod(torch_private.compiled)
+    draws: Noting
+
+    def __init__(self, problem: Problem, draws: Noting, *updates: Any):
+        """Nothing is compiled yet."""
+        super().__init__(problem, draws, *updates)
+        self.functions: dict[Key, Function] = {}
+        self._has_joint = hasattr(problem.method, "joint_loss")
+
+    def prepare(self, first: int) -> None:
+        """Compile, inside `ready`, all updates that a run from this step on has.
+
+        Raises:
+            CannotRun: one of them cannot be traced or compiled, or computes something else then.
+        """
+        for step in range(first, first + _period(self.problem)):
+            self._have(shape_of(self.problem, step))
+
+    def milliseconds(self, step: int) -> tuple[float, float]:
+        """What a step's losses and gradients take without the compiler and with it."""
+        p, functions = self.problem, self.functions
+        times = {"d": 1, "g": p.g_steps, "joint": 1}
+        each = [
+            [1e3 * times[key.player] * second for second in functions[key].seconds]
+            for key in keys_of(shape_of(p, step))
+            if key in functions
+        ]
+        before, after = map(sum, zip(*each, strict=True))
+        return before, after
+
+    def said(self, seconds: float, step: int) -> str:
+        """What there is to say of the functions of a step, which took so long to make."""
+        functions = self.functions.values()
+        known = sum(function.kept for function in functions)
+        made = f"{len(functions) - known} functions compiled" if known < len(functions) else ""
+        again = f"{known} kept from an earlier run" if known else ""
+        took = " and ".join(filter(None, (made, again)))
+        before, after = self.milliseconds(step)
+        return (
+            f"losses and gradients by TorchInductor ({took}, {seconds:.1f} s; {after:.3g} ms a "
+            f"step, {before:.3g} without)"
+        )
+
+    def __call__(self, shape: StepShape) -> tuple[Tensor, ...]:
+        """See `Step`."""
+        self._have(shape)
+        return super().__call__(shape)
+
+    def _have(self, shape: StepShape) -> None:
+        for key in keys_of(shape):
+            if key not in self.functions and (key.player != "joint" or self._has_joint):
+                self.functions[key] = self._compiled(key)
+
+    def _update(
+        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
+    ) -> list[Tensor]:
+        function = self.functions[Key(player, size, due)]
+        gradients, found, logged = function(self.draws, counter, batch)
+        self.logged |= logged
+        own = self._updates_of(player)
+        for update in own:
+            update.clear()
+        for w, gradient in zip(function.weights, gradients, strict=True):
+            w.grad = gradient
+        for w in function.others:
+            w.grad = None
+        if player == "joint":
+            together(own, size)
+        else:
+            own[0].use(size)
+        return found
+
+    def _updates_of(self, player: str) -> list[Any]:
+        return [u for u, name in zip(self.updates, "dg", strict=True) if player in (name, "joint")]
+
+    # --- compiling -------------------------------------------------------------------------------
+
+    def _compiled(self, key: Key) -> Function:
+        p, draws, counter = self.problem, self.draws, Counter(1, 0)
+        condition = probe.condition(p, key.size) if p.uses_conditions else None
+        whole = Batch(probe.samples(p, key.size), condition)
+        draws.pretend(whole)
+        rows = draws.rows(key.size)
+        batch = Batch(*map_condition(lambda part: part[rows.start : rows.stop], whole))
+        images = batch.images.to(self.dtypes[0], memory_format=draws.memory_format)
+        batch = batch._replace(images=images)
+        state = _state_of(p)
+        with self._rehearsed(key, state):
+            with draws.noting() as drawers:
+                expected = self._flat(key, batch)
+            expected_state = [t.detach().clone() for t in state]
+            torchs = _generators(p.device)
+        drawn = [drawer(counter) for drawer in drawers]
+        moving = _moving(batch, drawn)
+
+        def work(*_: Tensor) -> list[Tensor]:
+            with draws.giving(drawn):
+                return self._flat(key, batch).values
+
+        inputs = list({id(t): t for t in (*moving, *state)}.values())
+        graph, inputs = self._trace(key, work, inputs, state)
+        try:
+            with torch.no_grad():
+                code, known = kept.code_of(graph, inputs, self.compiler)
+            with untouched(p, state), torch.no_grad():
+                found = list(code(*inputs))
+                found_state = [t.detach().clone() for t in state]
+                same = torch.equal(_generators(p.device), torchs)
+        except Exception as error:
+            raise CannotRun(f"{key} cannot be compiled ({probe.first_line(error)})") from error
+        outputs, states = (expected.values, found), (expected_state, found_state)
+        far = agree.compare(key, p.precision, len(expected.weights), outputs, states)
+        if not same:
+            raise CannotRun(f"{key}, compiled, draws other random numbers than without a compiler")
+        with untouched(p, state):
+            seconds = _best(lambda: work()), _best(lambda: code(*inputs), torch.no_grad())
+        places = {id(t): i for i, t in enumerate(moving)}
+        return Function(
+            code, [places.get(id(t), t) for t in inputs], [t.stride() for t in moving], drawers,
+            expected.weights, expected.others, expected.statistics, expected.logged, known,
+            seconds, far,
+        )  # fmt: skip
+
+    @contextmanager
+    def _rehearsed(self, key: Key, state: list[Tensor]) -> Iterator[None]:
+        """The update is done for the first time, and does nothing that a trace cannot repeat."""
+        p = self.problem
+        networks = {"generator": p.generator, "discriminator": p.discriminator}
+        with untouched(p, state), probe.randomness_kept(p.device):
+            before = Snapshot(networks, also=lambda: own_state(p))
+            self.draws.asked, drawn = False, probe.drawn()[:2]
+            yield
+            reason = None
+            if probe.drawn()[:2] != drawn:
+                reason = "something is drawn from Python's or NumPy's generator; use torch's"
+            if self.draws.asked:
+                reason = "the method or a term asks for the number of the step"
+            if difference := before.difference():
+                reason = f"{difference} by a pass; write into a buffer instead, as copy_() does"
+        if reason:
+            raise CannotRun(f"{key} would be the same in every step, and is not: {reason}")
+
+    def _flat(self, key: Key, batch: Batch) -> Outputs:
+        """An update's gradients, statistics and logged numbers, by autograd."""
+        p = self.problem
+        with self._alone(key.player):
+            context = self._context(key.player, Counter(1, 0), key.size, batch, key.due)
+            loss, found = self._evaluated(context)
+            with self.in_backward():
+                groups = [w for u in self._updates_of(key.player) for w in u.weights()]
+                weights = list({id(w): w for w in groups if w.requires_grad}.values())
+                if p.world.size > 1:
+                    loss = loss * p.world.share(key.size)
+                slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+        missing = [w for w, g in zip(weights, slopes, strict=True) if g is None]
+        zeros = {id(w): torch.zeros_like(w) for w in self._convolutions.zeros(loss, missing)}
+        slopes = [zeros.get(id(w), g) for w, g in zip(weights, slopes, strict=True)]
+        used = [w for w, g in zip(weights, slopes, strict=True) if g is not None]
+        # As autograd lays them down: optimisers ask for the strides of their weights.
+        slopes = [
+            g if g.stride() == w.stride() else torch.empty_like(w, requires_grad=False).copy_(g)
+            for w, g in zip(weights, slopes, strict=True)
+            if g is not None
+        ]
+        return Outputs(
+            [*slopes, *found, *context.logged.values()],
+            used, [w for w in groups if all(w is not u for u in used)], len(found),
+            list(context.logged),
+        )  # fmt: skip
+
+    def _trace(
+        self, key: Key, work: Callable, inputs: list[Tensor], state: list[Tensor]
+    ) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+        p = self.problem
+
+        def trace(work: Callable) -> torch.fx.GraphModule:
+            with untouched(p, state):
+                return torch_private.traced(work, inputs)
+
+        try:
+            graph = trace(work)
+        except Exception as error:
+            watch = Watch(generator=p.generator, discriminator=p.discriminator)
+
+            def watched(*given: Tensor) -> list[Tensor]:
+                with watch:
+                    return work(*given)
+
+            try:
+                trace(watched)
+            except Exception as again:
+                raise CannotRun(f"{key}: {watch.told(again, 'traced')}") from error
+            raise CannotRun(f"{key} cannot be traced ({probe.first_line(error)})") from error
+        for node in graph.graph.nodes:
+            if node.kwargs.get("generator") is not None:
+                raise CannotRun(
+                    f"{key} draws from a torch.Generator of its own ({node.target}), which "
+                    "compiled code cannot; use torch's default generator"
+                )
+        return graph, _inputs_only(graph, inputs)
+
+
+class Outputs(NamedTuple):
+    """What `Function` returns in one list, and what stands where."""
+
+    values: list[Tensor]
+    weights: list[Tensor]
+    others: list[Tensor]
+    statistics: int
+    logged: list[str]
+
+
+def _moving(batch: Batch, drawn: list[Any]) -> list[Tensor]:
+    """What is another tensor in every update."""
+    return [batch.images, *tensors_of(batch.condition), *(t for d in drawn for t in tensors_of(d))]
+
+
+def _state_of(problem: Problem) -> list[Tensor]:
+    """What an update may write into: of the networks, and of a user's method and terms."""
+    p = problem
+    modules = [p.generator, p.discriminator]
+    found: list[Tensor] = []
+    for owner in (p.method, *(t.of for t in p.terms)):
+        for value in getattr(owner, "__dict__", {}).values():
+            if isinstance(value, nn.Module):
+                modules.append(value)
+            elif isinstance(value, Tensor):
+                found.append(value)
+    found += [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    return list({id(t): t for t in found}.values())
+
+
+def _period(problem: Problem) -> int:
+    """Steps after which all updates of a run have come."""
+    p = problem
+    updates = math.lcm(p.batches_per_epoch, p.d_steps, *(one.every for one in p.penalties))
+    return min(updates // p.d_steps, _MOST)
+
+
+def _inputs_only(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> list[Tensor]:
+    """Make inputs of the tensors that a trace has found by itself, and of no others.
+
+    Returns:
+        what the graph is then to be called with.
+    """
+    nodes = list(graph.graph.nodes)
+    places = [node for node in nodes if node.op == "placeholder"]
+    held = dict(zip(map(id, inputs), zip(places, inputs, strict=True), strict=True))
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in held:
+            with graph.graph.inserting_before(places[0]):
+                held[id(tensor)] = graph.graph.placeholder(node.target), tensor
+        node.replace_all_uses_with(held[id(tensor)][0])
+        graph.graph.erase_node(node)
+    used = []
+    for node, tensor in held.values():
+        if node.users:
+            used.append(tensor)
+        else:
+            graph.graph.erase_node(node)
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    held = {id(tensor): order[node] for node, tensor in held.values() if node in order}
+    graph.recompile()
+    return sorted(used, key=lambda t: held[id(t)])
+
+
+def _generators(device: torch.device) -> Tensor:
+    """How far torch's generators are that an update may draw from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
+def _best(work: Callable[[], object], inside: Any = None) -> float:
+    """Seconds that the work takes, best of a few."""
+    found = []
+    with inside or nullcontext():
+        for _ in range(_TRIALS):
+            since = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - since)
+    return min(found)

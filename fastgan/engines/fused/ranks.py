@@ -1,0 +1,87 @@
+"""The fused engine in several processes: the step in parts, with a sum over the ranks between them.
+
+Each rank computes an update's gradients of its own rows of the batch, drawn as those of the whole
+one; they are summed over the ranks, in one tensor with the row of statistics behind them, and every
+rank takes the same move.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, get_num_threads
+
+from fastgan.statistics import STATISTICS
+
+if TYPE_CHECKING:
+    from fastgan.engines.fused.encode import Plan
+    from fastgan.engines.fused.plan import Chain
+    from fastgan.problem import Problem
+
+
+class RanksStep:
+    """One step of the networks of a plan; where a batch's rows and gradients go.
+
+    Attributes:
+        whole: whether no step is half done.
+    """
+
+    def __init__(self, problem: Problem, plan: Plan, g: Chain, d: Chain):
+        """Make room for the gradients of both networks."""
+        self.problem, self.whole = problem, True
+        self._plan = plan
+        self._gradients = [
+            torch.empty(_numbers(chain) + len(STATISTICS), dtype=torch.float32, device="cpu")
+            for chain in (d, g)
+        ]
+
+    def __call__(
+        self,
+        step: int,
+        memory: Tensor,
+        images: list[Tensor],
+        order: Tensor | None,
+        rates: Tensor,
+        row: Tensor,
+    ) -> None:
+        """Do it.
+
+        Args:
+            step: its number.
+            memory: what the operators work in, of this plan.
+            images: of each of D's updates: all samples, or without an order this rank's rows.
+            order: permutations from the epoch of the step's first update on.
+            rates: float64 [2], of D and G.
+            row: float32 [len(STATISTICS)], for the step's statistics.
+        """
+        p = self.problem
+        threads = get_num_threads()
+        for update in range(p.d_steps + 1):
+            of_g = update == p.d_steps
+            gradients = self._gradients[of_g]
+            torch.ops.fastgan.fused_gradients(
+                *self._plan[:3],
+                memory,
+                images[-1 if of_g else update],
+                order,
+                gradients,
+                step,
+                update,
+                p.world.rank,
+                p.world.size,
+                threads,
+            )
+            p.world.sum_(gradients)
+            self.whole = False
+            torch.ops.fastgan.fused_move(*self._plan[:3], memory, gradients, rates, update, threads)
+            of_update = gradients[-len(STATISTICS) :]
+            if of_g:
+                row += of_update
+            else:
+                row.copy_(of_update)
+        self.whole = True
+
+
+def _numbers(chain: Chain) -> int:
+    return sum(p.numel() for layer in chain.layers for p in layer.parameters if p is not None)

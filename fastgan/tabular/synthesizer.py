@@ -1,0 +1,387 @@
+"""A table in, tables like it out: what `ctgan.CTGAN` is to its users, on fastgan's Trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import data as data_room
+from fastgan import models, problem, resuming, sampling
+from fastgan.callbacks import Callback
+from fastgan.config import ConfigError
+from fastgan.config.kinds import integer
+from fastgan.config.presets import PRESETS
+from fastgan.data import DataError
+from fastgan.data.rows import frequent
+from fastgan.data.table import Table, conditions, read
+from fastgan.latents import Latent, latent
+from fastgan.models import CTGANDiscriminator, CTGANGenerator
+from fastgan.run import checkpoint, files, log, torch_rng
+from fastgan.trainer import Trainer
+
+if TYPE_CHECKING:
+    import pandas
+
+_FORMAT = "fastgan-table"
+_AT_ONCE = 1 << 16
+
+
+class Synthesizer:
+    """Learns a table and makes rows like its own.
+
+    The networks, losses and settings are CTGAN's (L. Xu et al., NeurIPS 2019): mode-specific
+    normalisation, conditional vectors, training by sampling, Wasserstein's loss with a penalty on
+    packs of rows.
+
+    Args:
+        epochs: passes over the table, of at least one batch each. Default 300.
+        batch_size: rows in a batch, a multiple of `pac`. Default 500.
+        pac: rows that D judges together. Default 10.
+        embedding_dim: length of the noise. Default 128.
+        width: units of the hidden layers, two in each network. Default 256.
+        seed: of everything random. Default 0.
+        out: directory of the run, for log and checkpoints; a run that was stopped there is
+            continued by `fit(resume=True)`. Default None: nothing is written.
+        callbacks: a `fastgan.Callback`, or several.
+        **settings: of `fastgan.Trainer`, such as lr, betas, device, engine, d_steps, seconds.
+
+    Attributes:
+        table: what its columns are, after `fit`.
+        trainer: that of the last `fit`; None after `load`.
+    """
+
+    def __init__(
+        self,
+        epochs: int = 300,
+        *,
+        batch_size: int = 500,
+        pac: int = 10,
+        embedding_dim: int = 128,
+        width: int = 256,
+        seed: int = 0,
+        out: str | os.PathLike | None = None,
+        callbacks: Callback | Sequence[Callback] = (),
+        **settings: Any,
+    ):
+        """Nothing is done before `fit`."""
+        self._pac = integer(1).take("pac", pac)
+        self._noise = integer(1).take("embedding_dim", embedding_dim)
+        self._width = integer(1).take("width", width)
+        if integer(1).take("batch_size", batch_size) % self._pac:
+            raise ConfigError(f"batch_size is {batch_size}; expected a multiple of pac, {pac}")
+        self._settings = {
+            **PRESETS["ctgan"].values,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "latent_dim": self._noise,
+            "seed": seed,
+            "console": "none",
+            **settings,
+        }
+        self._out, self._callbacks = out, callbacks
+        self.table: Table | None = None
+        self.trainer: Trainer | None = None
+        self._generator: nn.Module | None = None
+        self._calls = 0
+
+    def fit(
+        self,
+        data: pandas.DataFrame | str | os.PathLike,
+        discrete_columns: Sequence[Any] | None = None,
+        *,
+        resume: bool = False,
+    ) -> Synthesizer:
+        """Learn a table.
+
+        Args:
+            data: a DataFrame, or the path of a CSV or Parquet file.
+            discrete_columns: names of the columns that are categories. Default: found; see
+                `fastgan.data.table.Table.learned`.
+            resume: continue the run in `out`, on the same table.
+
+        Raises:
+            DataError: the table cannot be read or learned; the message names column and row.
+            Whatever `Trainer.fit` raises.
+        """
+        self.trainer = self._resumed(data) if resume else self._begun(data, discrete_columns)
+        self.table = self.trainer.data.table
+        self.trainer.fit()
+        self.trainer.close()
+        self._generator = self.trainer.ema or self.trainer.generator
+        self._calls = 0
+        return self
+
+    def _begun(self, data: Any, discrete: Sequence[Any] | None) -> Trainer:
+        rows = data_room.open(data, discrete=discrete, by_category=True)
+        layout = rows.table.layout
+        with torch_rng.seeded(self._settings["seed"], torch.device("cpu")):
+            g = CTGANGenerator(layout.heads, self._noise, self._width, layout.conditions)
+            d = CTGANDiscriminator(layout.width, self._width, layout.conditions, self._pac)
+        return Trainer(g, d, rows, out=self._out, callbacks=self._callbacks, **self._settings)
+
+    def _resumed(self, data: Any) -> Trainer:
+        if self._out is None:
+            raise ConfigError("resume=True continues the run in out, and out is None; name it")
+        place = Path(self._out).expanduser()
+        if Table.found(place) is None:
+            raise ConfigError(f"out: {place} holds no run of a table; begin one without resume")
+        # What a resume may change; all else is as the run began.
+        kept = ("epochs", "steps", "seconds", "device", "engine", "threads", "console")
+        changes = {k: v for k, v in self._settings.items() if k in kept}
+        return Trainer.resume(place, data=data, callbacks=self._callbacks, **changes)
+
+    def sample(
+        self,
+        n: int,
+        condition_column: Any = None,
+        condition_value: Any = None,
+        *,
+        conditions: dict[Any, Any] | None = None,
+        seed: int | None = None,
+    ) -> pandas.DataFrame:
+        """New rows.
+
+        Args:
+            n: how many.
+            condition_column: a discrete column, whose `condition_value` is asked of the generator;
+                it is more frequent then, and need not be in every row.
+            condition_value: see `condition_column`.
+            conditions: the same for several columns, by name.
+            seed: of the rows. Default: another one in each call, the same after each `fit`.
+
+        Raises:
+            ConfigError: nothing was learned yet.
+            DataError: no discrete column has that name, or it has no such value.
+        """
+        if self._generator is None:
+            raise ConfigError("there is nothing to sample from; call fit first, or load")
+        if condition_column is not None:
+            conditions = {condition_column: condition_value, **(conditions or {})}
+        if seed is None:
+            self._calls += 1
+            seed = (self._settings["seed"] + (self._calls << 32)) % 2**64
+        return self.table.decoded(made(self._generator, self.table, n, seed, conditions))
+
+    def evaluate(
+        self,
+        data: pandas.DataFrame | str | os.PathLike,
+        metrics: str | Sequence[str] | None = None,
+        *,
+        n: int | None = None,
+        target: Any = None,
+        seed: int = 0,
+    ) -> dict[str, float]:
+        """How good the rows are that `sample` makes, beside real ones.
+
+        Args:
+            data: real rows, best such as `fit` has not seen: a DataFrame or a path.
+            metrics: names, of `fastgan.metrics.TABLE_METRICS`. Default: all that can be computed
+                here.
+            n: rows to make. Default: as many as the real ones.
+            target: the column of categories that classifiers are to know. Default: the last one.
+            seed: of the rows.
+
+        Returns:
+            numbers by name; see `fastgan.metrics.evaluate_table`.
+
+        Raises:
+            ConfigError: nothing was learned yet, or a name is none.
+            DataError: the rows have other columns or categories.
+        """
+        # Here, as most programs do without.
+        from fastgan.metrics import evaluate_table
+
+        if self._generator is None:
+            raise ConfigError("there is nothing to evaluate; call fit first, or load")
+        real = read(data)
+        fake = self.sample(len(real) if n is None else n, seed=seed)
+        return evaluate_table(real, fake, self.table, metrics, target=target, seed=seed)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write what `sample` needs into one file."""
+        if self._generator is None:
+            raise ConfigError("there is nothing to save; call fit first")
+        state = {
+            "format": _FORMAT,
+            "table": self.table.to_dict(),
+            "generator": models.describe(self._generator),
+            "weights": {k: checkpoint.compact(v) for k, v in self._generator.state_dict().items()},
+            "seed": self._settings["seed"],
+        }
+        files.write(Path(path).expanduser(), lambda file: torch.save(state, file))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Synthesizer:
+        """One that `save` has written, or of a run's directory; it can sample, and fit anew.
+
+        Raises:
+            DataError: the file is missing, damaged or something else.
+            CheckpointError: the run's checkpoint is.
+        """
+        path = Path(path).expanduser()
+        if path.is_dir():
+            return cls._of_run(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["format"] != _FORMAT:
+                raise ValueError(f"its format is {state['format']!r}")
+            generator = models.rebuild(state["generator"])
+            generator.load_state_dict(state["weights"])
+            table = Table.from_dict(state["table"])
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        except Exception as error:  # unpicklers raise errors of many kinds on damaged files
+            why = checkpoint.first_line(error)
+            raise DataError(
+                f"{path}: damaged, or not written by Synthesizer.save ({why}); fit again"
+            ) from error
+        return cls._with(table, generator, state["seed"])
+
+    @classmethod
+    def _with(cls, table: Table, generator: CTGANGenerator, seed: int) -> Synthesizer:
+        loaded = cls(seed=seed)
+        loaded.table, loaded._generator = table, generator
+        return loaded
+
+    @classmethod
+    def _of_run(cls, path: Path) -> Synthesizer:
+        table, generator, state, _ = _run(path)
+        if not isinstance(generator, CTGANGenerator):
+            name = type(generator).__name__
+            raise DataError(f"{path}: its generator is a {name}; sample it by sample_run")
+        return cls._with(table, generator, state["config"]["seed"])
+
+
+def made(
+    generator: CTGANGenerator,
+    table: Table,
+    n: int,
+    seed: int,
+    given: dict[Any, Any] | None = None,
+) -> Tensor:
+    """n encoded rows of a generator, by the latents of a seed.
+
+    Args:
+        generator: wherever it lies.
+        table: what its rows mean.
+        n: how many.
+        seed: of the latents.
+        given: values of discrete columns that are asked for. Default: they are as frequent as in
+            the table.
+    """
+    n = integer(1).take("n", n)
+    device = next(generator.parameters()).device
+    asked = None
+    if given:
+        asked = conditions(table, given)[None]
+    elif table.discrete:
+        asked = frequent(table, n, seed)
+    found = []
+    for at in range(0, n, _AT_ONCE):
+        count = min(_AT_ONCE, n - at)
+        condition = None
+        if asked is not None:
+            condition = (asked.expand(count, -1) if given else asked[at : at + count]).to(device)
+        found.append(
+            sampling.sample(
+                generator, count, latent(generator.latent_dim), (seed + at) % 2**64, device, False,
+                condition,
+            ).cpu()
+        )  # fmt: skip
+    return torch.cat(found)
+
+
+def sample_run(
+    path: str | os.PathLike,
+    n: int,
+    *,
+    seed: int | None = None,
+    device: str | None = None,
+    conditions: dict[Any, Any] | None = None,
+) -> pandas.DataFrame:
+    """Rows of the generator of a run on a table.
+
+    Args:
+        path: the directory of the run, or a checkpoint in it.
+        n: how many.
+        seed: of the rows. Default: the run's.
+        device: where they are made.
+        conditions: values of discrete columns that are asked for.
+
+    Raises:
+        CheckpointError: missing, damaged or not fitting, as for `Trainer.resume`.
+        DataError: the run is not one on a table.
+    """
+    table, generator, state, _ = _run(path)
+    generator.to(problem.choose_device(device))
+    fed, own = sampling.latents_of(state["config"])
+    return rows(generator, table, n, fed, own if seed is None else seed, conditions)
+
+
+def rows(
+    generator: nn.Module,
+    table: Table,
+    n: int,
+    latent: Latent,
+    seed: int,
+    given: dict[Any, Any] | None = None,
+) -> pandas.DataFrame:
+    """n rows of a generator of any kind, by the latents of a seed; `given` as for `made`."""
+    if isinstance(generator, CTGANGenerator):
+        return table.decoded(made(generator, table, n, seed, given))
+    where = next(generator.parameters()).device
+    return table.decoded(sampling.sample(generator, n, latent, seed, where, False))
+
+
+def evaluate_run(
+    path: str | os.PathLike,
+    data: pandas.DataFrame | str | os.PathLike | None = None,
+    metrics: str | Sequence[str] | None = None,
+    *,
+    n: int | None = None,
+    device: str | None = None,
+) -> dict[str, float]:
+    """How good the rows of a run on a table are; see `fastgan.metrics.evaluate_table`.
+
+    Args:
+        path: the directory of the run, or a checkpoint in it.
+        data: real rows, best such as it has not seen. Default: those it was trained on.
+        metrics: names, of `fastgan.metrics.TABLE_METRICS`. Default: all that can be computed here.
+        n: rows to make. Default: as many as the real ones.
+        device: where they are made.
+
+    Raises:
+        CheckpointError: as for `sample_run`.
+        DataError: the run is not one on a table; the rows have other columns or categories; or the
+            run was given its rows by a program and data is None.
+    """
+    # Here, as most programs do without.
+    from fastgan.metrics import evaluate_table
+
+    table, _, state, place = _run(path)
+    values, name = state["config"], "other rows"
+    if data is None:
+        data, name = values["data"], state["data"]["name"]
+    if data is None:
+        raise DataError(f"{path}: its program passed the rows; give some to compare with: data=")
+    real = read(data)
+    seed = (values["seed"] + 1) % 2**64
+    fake = sample_run(path, len(real) if n is None else n, seed=seed, device=device)
+    found = evaluate_table(real, fake, table, metrics, seed=values["seed"])
+    line = {"step": state["step"], "data": name, **found, "n": len(fake), "features": "columns"}
+    log.keep_quality(place, line)
+    return found
+
+
+def _run(path: str | os.PathLike) -> tuple[Table, nn.Module, dict[str, Any], Path]:
+    """The table, generator, checkpoint and directory of a run."""
+    file, state = resuming.read(path)
+    table = Table.found(file.parent)
+    if table is None:
+        raise DataError(f"{path}: its data were no table; use fastgan.Trainer.sample")
+    return table, sampling.generator_of(file, state), state, file.parent

@@ -1,0 +1,222 @@
+// Plans for step_main.cpp, and their tensors as the engine and as the reference see them.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/step/job.h"
+
+using namespace fastgan;
+using namespace fastgan::cpu;
+using namespace fastgan::cpu::step;
+
+struct LayerPlan {
+  int64_t out;
+  Activation activation = Activation::leaky_relu;
+  bool norm = false;
+  double drop = 0;
+};
+struct Pair {
+  const char* name;
+  int64_t latent, image;
+  std::vector<LayerPlan> g, d;
+  int64_t batch, count;
+  Loss loss = Loss::non_saturating;
+  int64_t d_steps = 1;
+  double weight_decay = 0;
+  bool decoupled = false;
+  double smoothing = 0;
+  bool last_bias = true;
+  std::vector<PlannedPenalty> penalties = {};
+  double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;
+};
+
+double draw(uint64_t& state) {
+  state = state * 6364136223846793005u + 1442695040888963407u;
+  return static_cast<double>(state >> 11) * 0x1p-53;
+}
+
+// The tensors of a network, as the engine sees them (float) and as the
+// reference does (double).
+struct Tensors {
+  std::vector<float> value, exp_avg, exp_avg_sq, average;
+  std::vector<double> exact, m, v, mean;
+
+  void fill(int64_t n, double scale, double shift, uint64_t& state) {
+    value.resize(n);
+    for (float& x : value) x = static_cast<float>(shift + scale * (2 * draw(state) - 1));
+    exp_avg.assign(n, 0);
+    exp_avg_sq.assign(n, 0);
+    average = value;
+    exact.assign(value.begin(), value.end());
+    m.assign(n, 0);
+    v.assign(n, 0);
+    mean = exact;
+  }
+  Parameter parameter() {
+    if (value.empty()) return {};
+    return {value.data(), exp_avg.data(), exp_avg_sq.data(), average.data()};
+  }
+};
+struct LayerState {
+  Tensors weight, bias, gamma, beta;
+  std::vector<float> running_mean, running_var;
+  std::vector<double> exact_mean, exact_var;
+  std::vector<float> average_mean, average_var;
+  int64_t batches = 0, average_batches = 0, width = 0;
+};
+
+using Matrix = std::vector<double>;  // [batch][width]
+
+constexpr double kSlope = 0.2, kNormEps = 1e-5, kMomentum = 0.1, kDecay = 0.9;
+constexpr double kLr = 1e-3, kBeta1 = 0.5, kBeta2 = 0.99, kEps = 1e-8;
+
+constexpr Activation kNone = Activation::none, kLeaky = Activation::leaky_relu,
+                     kTanh = Activation::tanh, kSigmoid = Activation::sigmoid,
+                     kElu = Activation::elu;
+
+const Pair plans[] = {
+    {"small", 8, 20, {{16}, {20, kTanh}}, {{24}, {1, kNone}}, 32, 96},
+    {"ragged",
+     5,
+     23,
+     {{17}, {23, kTanh}},
+     {{33, kLeaky, false, 0.3}, {1, kNone}},
+     7,
+     24,
+     Loss::minimax},
+    {"one layer each", 3, 6, {{6, kSigmoid}}, {{1, kNone}}, 40, 100, Loss::least_squares},
+    {"deep, normed",
+     6,
+     50,
+     {{40, kLeaky, true}, {35, kElu, true, 0.2}, {50, kTanh}},
+     {{70, kElu}, {44, kTanh, true, 0.5}, {19, kLeaky}, {1, kNone}},
+     48,
+     130,
+     Loss::non_saturating,
+     2,
+     0,
+     false,
+     0.1},
+    {"wide",
+     6,
+     30,
+     {{512}, {512, kLeaky, true}, {30, kTanh}},
+     {{512, kLeaky, false, 0.3}, {20}, {1, kNone}},
+     90,
+     90},
+    {"decay",
+     10,
+     130,
+     {{64}, {130, kTanh}},
+     {{128, kLeaky, false, 0.3}, {64}, {1, kNone}},
+     64,
+     200,
+     Loss::hinge,
+     1,
+     0.1},
+    {"decoupled",
+     10,
+     31,
+     {{64}, {31, kTanh, true}},
+     {{12, kSigmoid}, {1, kNone}},
+     33,
+     90,
+     Loss::wasserstein,
+     3,
+     0.1,
+     true,
+     0,
+     false},  // whose last bias has no gradient but rounding
+    {"between",
+     10,
+     70,
+     {{64}, {70, kTanh}},
+     {{96, kLeaky, false, 0.3}, {40}, {1, kNone}},
+     32,
+     96,
+     Loss::least_squares,
+     3,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::distance_from_one, Place::between, 1, 10}}},
+    {"real and fake",
+     5,
+     37,
+     {{17}, {37, kTanh}},
+     {{33, kLeaky, false, 0.3}, {70}, {1, kNone}},
+     7,
+     24,
+     Loss::non_saturating,
+     1,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::half_square, Place::real, 2, 5}, {Penalty::half_square, Place::fake, 1, 2}}},
+    {"curved",
+     6,
+     23,
+     {{20, kElu}, {23, kTanh}},
+     {{40, kTanh}, {70, kElu, false, 0.3}, {33, kSigmoid, false, 0.2}, {20}, {1, kNone}},
+     40,
+     100,
+     Loss::non_saturating,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::half_square, Place::fake, 1, 30},
+      {Penalty::distance_from_one, Place::between, 3, 3},
+      {Penalty::distance_from_one, Place::real, 2, 1}}},
+    {"curved to the end",
+     4,
+     50,
+     {{50, kTanh}},
+     {{70, kSigmoid}, {30, kLeaky, false, 0.3}, {1, kTanh}},
+     33,
+     70,
+     Loss::least_squares,
+     1,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::half_square, Place::real, 1, 50},
+      {Penalty::distance_from_one, Place::between, 1, 3}}},
+    {"bounded",
+     6,
+     50,
+     {{40, kLeaky, true}, {50, kTanh}},
+     {{70, kElu}, {44, kTanh, true, 0.5}, {19, kLeaky}, {1, kNone}},
+     48,
+     130,
+     Loss::non_saturating,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {},
+     0.02,
+     0.1,
+     0.1},
+    {"one curved layer",
+     4,
+     12,
+     {{12, kTanh}},
+     {{1, kElu}},
+     10,
+     40,
+     Loss::least_squares,
+     1,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::half_square, Place::fake, 1, 20},
+      {Penalty::distance_from_one, Place::between, 1, 5}}},
+};

@@ -1,0 +1,143 @@
+"""Networks that are no plain nn.Modules train as in a plain loop."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pairs import SHAPE, by_hand, problem, same, weights
+from torch import nn
+
+from fastgan import Trainer, engines, ops
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
+
+
+def mlps():
+    torch.manual_seed(4)
+    return (
+        nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 36), nn.Unflatten(1, SHAPE)),
+        nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1)),
+    )
+
+
+# --- TorchScript ----------------------------------------------------------------------------------
+
+
+def scripted():
+    g, d = mlps()
+    return torch.jit.script(g), torch.jit.script(d)
+
+
+def traced():
+    g, d = mlps()
+    return torch.jit.trace(g, torch.zeros(8, 5)), torch.jit.trace(d, torch.zeros(8, *SHAPE))
+
+
+def scripted_inside():
+    g, d = mlps()
+    d[1] = torch.jit.script(d[1])
+    return g, d
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+@pytest.mark.parametrize("make", [scripted, traced, scripted_inside])
+def test_torchscript_trains_as_by_hand(make, engine):
+    p, q = problem(*make(), ema=0.9), problem(*mlps(), ema=0.9)
+    chosen = engines.choose(p, engine)[0]
+    assert chosen.name == "eager"
+    found = torch.cat([chosen.run(1), chosen.run(4)])
+    torch.testing.assert_close(found, by_hand(q, 5), rtol=1e-5, atol=1e-6)
+    for mine, other in ((p.generator, q.generator), (p.ema, q.ema)):
+        torch.testing.assert_close(weights(mine), weights(other), rtol=1e-5, atol=1e-6)
+    assert not any(w.requires_grad for w in p.ema.parameters())
+
+
+def test_a_run_of_torchscript_resumes_with_the_same_bits(tmp_path):
+    images = torch.rand(22, *SHAPE) * 2 - 1
+    options = {"latent_dim": 5, "batch_size": 8, "ema": 0.5, "device": "cpu"}
+    Trainer(*scripted(), images, **options, out=tmp_path).fit(steps=4)
+    resumed = Trainer.resume(tmp_path, *scripted(), images)
+    resumed.fit(steps=7)
+    whole = Trainer(*scripted(), images, **options)
+    whole.fit(steps=7)
+    for name in ("generator", "discriminator", "ema"):
+        assert same(weights(getattr(resumed, name)), weights(getattr(whole, name)))
+
+
+# --- made under inference_mode --------------------------------------------------------------------
+
+
+def test_weights_that_can_never_be_trained_are_told():
+    with torch.inference_mode():
+        g, d = mlps()
+    with pytest.raises(
+        ValueError, match=r"generator.0.weight was made within torch.inference_mode"
+    ):
+        problem(g, d)
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_a_trainer_made_or_resumed_under_inference_mode_trains(tmp_path, engine):
+    images = torch.rand(22, *SHAPE) * 2 - 1
+    options = {"latent_dim": 5, "batch_size": 8, "ema": 0.5, "device": "cpu", "engine": engine}
+    networks = mlps()
+    with torch.inference_mode():
+        first = Trainer(*networks, images, **options, out=tmp_path)
+        own = Trainer(None, None, "digits", device="cpu", engine=engine, width=8)
+    own.fit(steps=2)
+    first.fit(steps=3)
+    networks = mlps()
+    with torch.inference_mode():
+        resumed = Trainer.resume(tmp_path, *networks, images)
+    resumed.fit(steps=6)
+    first.fit(steps=6)
+    assert same(weights(resumed.ema), weights(first.ema))
+
+
+# --- functions that a program has replaced, threads that draw -------------------------------------
+
+
+needs_library = pytest.mark.skipif(
+    not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
+)
+
+
+@needs_library
+def test_a_function_of_torchs_that_is_replaced_between_runs_is_noticed(monkeypatch):
+    p, q = problem(*mlps()), problem(*mlps())
+    chosen, _ = engines.choose(p)
+    assert chosen.name == "fused"
+    plain = engines.choose(q, "eager")[0]
+    engines.advance(chosen, 2, "auto")
+    plain.run(2)
+    known = F.leaky_relu
+
+    def doubled(input, negative_slope=0.01, inplace=False):
+        return known(input, negative_slope, inplace) * 2
+
+    monkeypatch.setattr(F, "leaky_relu", doubled)
+    chosen, _ = engines.advance(chosen, 2, "auto")
+    assert chosen.name == "eager"
+    torch.testing.assert_close(chosen.run(2), plain.run(2), rtol=1e-5, atol=1e-6)
+
+
+@needs_library
+def test_a_thread_that_draws_meanwhile_takes_no_plan_away(monkeypatch):
+    from fastgan.engines.fused import plan
+
+    known, calls = plan._traced, []
+
+    def traced(module):
+        if not calls:
+            thread = threading.Thread(target=torch.rand, args=(3,))
+            thread.start()
+            thread.join()
+        calls.append(module)
+        return known(module)
+
+    monkeypatch.setattr(plan, "_traced", traced)
+    assert engines.choose(problem(*mlps()))[0].name == "fused"
+    assert len(calls) > 2
