@@ -1,9 +1,10 @@
-"""Does a run outlive its processes? python tools/kill_ranks.py
+"""Does a run outlive its processes? python tools/kill_ranks.py --engine fused
 
-Ten times: some gloo ranks train one pair on the CPU, and at a random moment one of them, drawn with
-it, is killed. The others must end within ten seconds, each with a line that says so and a status
-that is not 0, and the run must go on from its last checkpoint with another number of ranks, which
-is the number of the next trial. Prints a line a trial, and ends with 1 if one of them failed.
+Ten times: some gloo ranks train one pair on the CPU, and at a random moment after their first
+steps one of them, drawn with it, is killed. The others must end within ten seconds, each with a
+line that says so and a status that is not 0, and the run must go on from its last checkpoint with
+another number of ranks, which is the number of the next trial. Prints a line a trial, and ends
+with 1 if one of them failed.
 """
 
 from __future__ import annotations
@@ -28,35 +29,40 @@ import torch
 from torch import nn
 import fastgan
 
+out, engine, first = sys.argv[1], sys.argv[2], sys.argv[3] == "first"
+
 def pair():
     torch.manual_seed(1)
+    norm = [nn.BatchNorm1d(24)] if engine == "eager" else []  # which the others do not sum
     return (
-        nn.Sequential(nn.Linear(5, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 36)),
+        nn.Sequential(nn.Linear(5, 24), *norm, nn.ReLU(), nn.Linear(24, 36)),
         nn.Sequential(nn.Linear(36, 24), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(24, 1)),
     )
 
-out, first = sys.argv[1], sys.argv[2] == "first"
 samples = torch.rand(43, 36, generator=torch.Generator().manual_seed(0))
 if first:
     run = fastgan.Trainer(
-        *pair(), samples, out=out, batch_size=9, latent_dim=5, device="cpu", engine="eager",
+        *pair(), samples, out=out, batch_size=9, latent_dim=5, device="cpu", engine=engine,
         checkpoint_every=20, log_every=10, console="none",
     )
 else:
     run = fastgan.Trainer.resume(out, *pair(), samples)
-print("from", run.step, flush=True)
+began = run.step
+run.fit(steps=began + run.steps_per_epoch)  # which is when an engine compiles, if it does
+assert run.engine.name == engine, run.explanation
+print("from", began, flush=True)
 run.fit(steps=10**8)
 """
 
 
-def start(out: Path, ranks: int, first: bool) -> list[subprocess.Popen]:
+def start(out: Path, engine: str, ranks: int, first: bool) -> list[subprocess.Popen]:
     """The processes of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(out), "first" if first else "again"],
+            [sys.executable, "-c", _PROGRAM, str(out), engine, "first" if first else "again"],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
@@ -68,9 +74,11 @@ def start(out: Path, ranks: int, first: bool) -> list[subprocess.Popen]:
     ]  # fmt: skip
 
 
-def trial(out: Path, ranks: int, first: bool, chance: random.Random) -> tuple[str, bool]:
+def trial(
+    out: Path, engine: str, ranks: int, first: bool, chance: random.Random
+) -> tuple[str, bool]:
     """One run that loses a rank: a line on it, and whether all was as it must be."""
-    processes = start(out, ranks, first)
+    processes = start(out, engine, ranks, first)
     begun = [process.stdout.readline().strip() for process in processes]
     time.sleep(chance.uniform(0, 3))
     lost = chance.randrange(ranks)
@@ -99,11 +107,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=("eager", "compile", "fused"), default="eager")
     chosen = parser.parse_args()
     chance, failed = random.Random(chosen.seed), 0
     with TemporaryDirectory() as folder:
         for i in range(chosen.trials):
-            line, sound = trial(Path(folder) / "run", (2, 3, 4)[i % 3], i == 0, chance)
+            out, ranks = Path(folder) / "run", (2, 3, 4)[i % 3]
+            line, sound = trial(out, chosen.engine, ranks, i == 0, chance)
             failed += not sound
             print(f"{i + 1}: {line}{'' if sound else '  FAILED'}", flush=True)
     print(f"{chosen.trials - failed} of {chosen.trials} as they must be")
