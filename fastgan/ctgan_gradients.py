@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import ops
-from fastgan.models.ctgan import TEMPERATURE, CTGANDiscriminator, CTGANGenerator
+from fastgan.models.ctgan import CTGANDiscriminator, CTGANGenerator
+from fastgan.models.heads import TEMPERATURE
 from fastgan.torch_private import global_hooks, has_hooks, is_compiled
 
 _KINDS = (

@@ -9,14 +9,14 @@ Lin, A. Khetan, G. Fanti and S. Oh, "PacGAN", NeurIPS 2018).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
+from fastgan.models import heads as heads_room
 from fastgan.models import sizes
 
-KINDS, TEMPERATURE, PACK = ("tanh", "softmax"), 0.2, 10
+PACK = 10
 
 
 class CTGANGenerator(nn.Module):
@@ -47,14 +47,11 @@ class CTGANGenerator(nn.Module):
         """Build the layers with PyTorch's default initialisation."""
         super().__init__()
         self.heads = tuple((kind, size) for kind, size in heads)
-        for kind, size in self.heads:
-            if kind not in KINDS:
-                raise ValueError(f"heads: {kind!r} is no kind; expected one of {', '.join(KINDS)}")
-            sizes.check(**{f"the width of a head {kind!r}": size})
-        sizes.check(latent_dim=latent_dim, width=width, **{"number of heads": len(self.heads)})
+        heads_room.check(self.heads)
+        sizes.check(latent_dim=latent_dim, width=width)
         self.latent_dim, self.width, self.condition_dim = latent_dim, width, condition_dim
         inputs = latent_dim + condition_dim
-        self.blocks = [(*head, len(list(same))) for head, same in groupby(self.heads)]
+        self.blocks = heads_room.blocks_of(self.heads)
         self.choices = sum(size for kind, size in self.heads if kind == "softmax")
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(n, width), nn.BatchNorm1d(width), nn.ReLU())
@@ -86,25 +83,9 @@ class CTGANGenerator(nn.Module):
             noise: uniform numbers [batch, choices], by which the classes are chosen. Default: of
                 torch's generator.
         """
-        return self.columns(logits, noise).t().contiguous()
-
-    def columns(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The same, [row, batch]: a softmax over a few numbers that lie together is slow."""
         if noise is None:
             noise = torch.rand(logits.shape[0], self.choices, device=logits.device)
-        # Away from 0 and 1, whose logarithms are infinite.
-        noise = noise.float().clamp(6e-8, 1 - 6e-8).log_().neg_().log_()
-        columns, noise = logits.t().contiguous(), noise.t().contiguous()
-        found, at = [], 0
-        parts = columns.split([size * many for _, size, many in self.blocks])
-        for (kind, size, many), part in zip(self.blocks, parts, strict=True):
-            if kind == "softmax":
-                own, at = noise[at : at + size * many], at + size * many
-                part = (
-                    ((part - own) / TEMPERATURE).unflatten(0, (many, size)).softmax(1).flatten(0, 1)
-                )
-            found.append(torch.tanh(part) if kind == "tanh" else part)
-        return torch.cat(found).to(logits.dtype)
+        return heads_room.columns(self.blocks, logits, noise).t().contiguous()
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Rows for a batch of latent vectors and conditions."""
