@@ -34,6 +34,9 @@ class Callback:
 
     name: str | None = None
 
+    def check(self, trainer: Trainer) -> None:
+        """The run is made, and nothing is written yet: ConfigError if this cannot go beside it."""
+
     def start(self, trainer: Trainer) -> None:
         """A call of `fit` begins, before its first step."""
 

@@ -224,7 +224,8 @@ class Loop:
             )
             return
         t.log.add(t.engine.unreported)
-        if t.out is None:
+        # Of a new run that a callback did not let begin there is nothing to go on with.
+        if t.out is None or (t.saved is None and t.step == 0):
             return
         try:
             t.save()

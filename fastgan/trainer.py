@@ -117,6 +117,8 @@ class Trainer:
         self.stopped: str | None = None
         self.out: Path | None = None
         self.new, self.at_work = True, False
+        for callback in self.own_callbacks:
+            callback.check(self)
 
     config = property(lambda self: self.problem.config)
     generator = property(lambda self: self.problem.generator)

@@ -61,6 +61,36 @@ def test_the_order_of_events_and_what_a_line_may_be_given(tmp_path):
     assert [line["extra"] for line in r.history] == [t.history[0]["extra"]]
 
 
+def test_a_callback_that_cannot_go_beside_a_run_says_so_before_anything_is_written(tmp_path):
+    class Particular(Callback):
+        def check(self, trainer):
+            assert trainer.out is None and trainer.engine is not None
+            raise ValueError("not beside this run")
+
+    with pytest.raises(ValueError, match="not beside this run"):
+        small(tmp_path / "a", callbacks=Particular())
+    assert not any(tmp_path.iterdir())
+    small(tmp_path / "a").fit(steps=2)
+    with pytest.raises(ValueError, match="not beside this run"):
+        Trainer.resume(tmp_path / "a", data=small().data, callbacks=Particular())
+
+
+def test_of_a_run_that_never_began_there_is_nothing_to_go_on_with(tmp_path, caplog):
+    class Refusing(Callback):
+        def start(self, trainer):
+            raise ValueError("not today")
+
+    with pytest.raises(ValueError, match="not today"):
+        small(tmp_path / "a", callbacks=Refusing()).fit(steps=2)
+    assert "to continue" not in caplog.text
+    assert not list((tmp_path / "a").glob("checkpoint*"))
+    assert small(tmp_path / "a").fit(steps=2)["steps"] == 2, "the directory is as good as new"
+    again = Trainer.resume(tmp_path / "a", data=small().data, callbacks=Refusing())
+    with pytest.raises(ValueError, match="not today"):
+        again.fit(steps=4)
+    assert "step 2 was saved" in caplog.text, "what there was is there still"
+
+
 def test_pictures_are_kept_ever_further_apart(tmp_path):
     def kept(name):
         return sorted(int(p.stem) for p in (tmp_path / name / "samples").iterdir())

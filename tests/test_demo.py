@@ -105,12 +105,18 @@ def test_the_ground_has_the_colours_of_the_surface():
         ({"data": "ring8", "model": "points", "out": None}, "give the run a directory"),
     ],
 )
-def test_what_cannot_be_shown_is_said_before_the_first_step(given, words, tmp_path):
+def test_what_cannot_be_shown_is_said_before_anything_is_written(given, words, tmp_path):
     given = {"out": tmp_path / "a", "console": "none", "callbacks": demo.Demo(), **given}
-    t = fastgan.Trainer(None, None, **given)
     with pytest.raises(ConfigError, match=words):
-        t.fit(steps=5)
-    assert t.step == 0
+        fastgan.Trainer(None, None, **given)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_refuses_images_in_one_line_and_leaves_nothing(here, capsys):
+    assert main(["demo", "--data", "digits"]) == 2
+    said = capsys.readouterr().err
+    assert "a demo shows points of a plane" in said and "resume" not in said
+    assert said.count("\n") == 1 and not any(here.iterdir())
 
 
 def test_pairs_that_take_more_than_a_point_are_refused(tmp_path):
@@ -122,9 +128,8 @@ def test_pairs_that_take_more_than_a_point_are_refused(tmp_path):
         def forward(self, x, label):
             return self.layer(x)
 
-    t = fastgan.Trainer(
-        Both(3, 2), Both(2, 1), "ring8", latent_dim=3, out=tmp_path / "a", console="none",
-        callbacks=demo.Demo(),
-    )  # fmt: skip
     with pytest.raises(ConfigError, match="takes no conditions"):
-        t.fit(steps=5)
+        fastgan.Trainer(
+            Both(3, 2), Both(2, 1), "ring8", latent_dim=3, out=tmp_path / "a", console="none",
+            callbacks=demo.Demo(),
+        )  # fmt: skip

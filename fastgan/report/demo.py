@@ -65,8 +65,8 @@ class Demo(Callback):
         steps: updates of the critic in a look. Default 150.
 
     Raises:
-        ConfigError: when `fit` begins, the run has no directory, or its samples are no points of a
-            plane, or its networks take conditions or are trained by a method.
+        ConfigError: when the Trainer is made, the run has no directory, or its samples are no
+            points of a plane, or its networks take conditions or are trained by a method.
     """
 
     def __init__(self, n: int = 4000, steps: int = 150):
@@ -76,8 +76,8 @@ class Demo(Callback):
         self.lines: list[dict[str, Any]] = []
         self.seen: list[tuple[int, Image.Image]] = []
 
-    def start(self, trainer: Trainer) -> None:
-        """Look before the first step."""
+    def check(self, trainer: Trainer) -> None:
+        """ConfigError for a run that cannot be shown."""
         if not trainer.data.plane:
             raise ConfigError(
                 f"a demo shows points of a plane, and a sample of {trainer.data.name} is "
@@ -89,8 +89,11 @@ class Demo(Callback):
                 "a demo shows what D says of a point and nothing else; expected a pair that is "
                 "trained by loss= and takes no conditions"
             )
-        if trainer.out is None and trainer.world.leads:
+        if trainer.config.out is None:
             raise ConfigError("a demo has nowhere to write: give the run a directory, out=")
+
+    def start(self, trainer: Trainer) -> None:
+        """Look before the first step."""
         if trainer.world.leads:
             self._look(trainer, {})
 
