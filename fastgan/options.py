@@ -172,6 +172,10 @@ def in_options(message: str) -> str:
     return _AS_KEYWORD.sub(replaced, message)
 
 
+_ELSEWHERE = {"--resume": " here; `fastgan train --resume RUN` goes on with a run"}
+"""What to say of options that other commands have."""
+
+
 def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
     """ConfigError that names the nearest right option for the first that there is not."""
     if unknown:
@@ -180,7 +184,8 @@ def refuse_unknown(unknown: list[str], parser: argparse.ArgumentParser) -> None:
             raise ConfigError(f"{word!r} belongs to no option; see `{parser.prog} --help`")
         names = [name for action in parser._actions for name in action.option_strings]
         hints = {option(other): option(ours) for other, ours in HINTS.items()}
-        near = nearest(word, names, hints) or f"; see `{parser.prog} --help`"
+        near = _ELSEWHERE.get(word) or nearest(word, names, hints)
+        near = near or f"; see `{parser.prog} --help`"
         raise ConfigError(f"there is no option {word!r}{near}")
 
 

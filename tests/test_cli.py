@@ -333,6 +333,17 @@ def test_a_walk_is_a_gif(here, capsys):
         (["sample", "runs/taken", "--out", "no/where.png"], "there is no directory"),
         (["sample", "runs/taken", "--n", "0"], "n is 0"),
         (["sample", "runs/taken", "--colums", "2"], "did you mean '--columns'"),
+        (["sample", "runs/taken", "--out", "a.csv"], "a.csv is to be a picture; expected a name"),
+        (["sample", "runs/taken", "--columns", "0"], "columns is 0; expected at least 1"),
+        (["sample", "runs/taken", "--condition", "a=1"], "--condition is of the rows of a table"),
+        (["sample", "runs/taken", "--walk", "--out", "a.png"], "a.png is to be a film"),
+        (["demo", "--resume", "runs/taken"], "`fastgan train --resume RUN` goes on with a run"),
+        (["demo", "--model", "dcgan"], "leave it out, or the model or preset that brings it"),
+        (["demo", "--model", "ctgan"], "leave it out, or pass a CSV"),
+        (["report", "damaged/checkpoint.pt"], "checkpoint.pt is no checkpoint, and"),
+        (["report", "runs/taken", "--out", "damaged"], "give the name of a file"),
+        (["evaluate", "runs/taken", "--per-class"], "the generator of this run takes no classes"),
+        (["evaluate", "runs/taken", "--neighbours", "no/where.png"], "there is no directory no"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(here, capsys, arguments, words):

@@ -24,7 +24,7 @@ def test_write_replaces_a_file_at_once(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
     files.write(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError, match="cannot be written .*; give the name of a file"):
         files.write(tmp_path, lambda file: file.write(b"a directory has this name"))
     assert list(tmp_path.iterdir()) == [path]
     assert not list(tmp_path.parent.glob(".*.tmp"))

@@ -91,7 +91,7 @@ def test_values_of_several_parts_and_flags(here):
         (["--set", "seed=1,2", "--seeds", "2"], "--seeds and --set seed= both say the seeds"),
         (["--set", "out=a,b"], "members[0] has out, which is of the whole ensemble"),
         (["--set", "terms=x"], "terms is an object of a program"),
-        (["--seeds", "0"], "--seeds is 0; expected"),
+        (["--seeds", "0"], "--seeds is 0; expected an integer of at least 1, or seeds with commas"),
         (["--at-once", "0"], "--at-once is 0; expected"),
         (["--by", "g_los"], "--by is 'g_los'; expected one of fid, "),
         (["--lrr", "1"], "there is no option '--lrr'; did you mean '--lr'?"),
@@ -106,6 +106,13 @@ def test_wrong_words_are_one_line_and_status_2(arguments, said, capsys):
     assert run("sweep", *ours, "--steps", 5, *arguments) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith("fastgan: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [["--data", "nowhere"], ["--set", "model=points,dcgan"]])
+def test_a_sweep_that_is_refused_leaves_nothing(given, here, capsys):
+    # Of the second the first member is made.
+    assert run("sweep", *QUICK, *given, "--steps", 5) == 2
+    assert "member " in capsys.readouterr().err and not any(here.rglob("*-sweep*"))
 
 
 def test_none_is_done(capsys):

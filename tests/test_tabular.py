@@ -291,6 +291,9 @@ def test_rows_of_a_run_are_sampled_by_the_command_line(tmp_path, capsys):
         (["--condition", "y"], "expected COLUMN=VALUE"),
         (["--condition", "y=5"], "'5' is none of its categories: 0, 1"),
         (["--columns", "3"], "--columns is of pictures"),
+        (["--classes", "all"], "--classes is of pictures"),
+        (["--truncation", "1"], "--truncation is of pictures"),
+        (["--out", "rows.png"], "rows.png is to hold rows; expected a CSV or Parquet file"),
     ):
         assert main(["sample", str(run), *wrong]) == 2
         assert told in capsys.readouterr().err

@@ -45,6 +45,9 @@ def run(chosen: argparse.Namespace) -> int:
     names = chosen.metrics.replace(",", " ").split() if chosen.metrics else None
     if table.makes_rows(chosen.run):
         return table.evaluate(chosen, names)
+    out = None if chosen.neighbours is None else Path(chosen.neighbours).expanduser()
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--neighbours: there is no directory {out.parent}")
     device = {} if chosen.device is None else {"device": chosen.device}
     given = {"data": chosen.data, "data_changed": chosen.data is not None, **device}
     trainer = Trainer.resume(chosen.run, console="none", **given)
@@ -60,10 +63,7 @@ def run(chosen: argparse.Namespace) -> int:
             for name, value in values.items():
                 shown = f"{value:.4g}" if isinstance(value, float) else value
                 print(f"{label + ': ' if label else ''}{name} {shown}")
-    if chosen.neighbours is not None:
-        out = Path(chosen.neighbours).expanduser()
-        if not out.parent.is_dir():
-            raise ConfigError(f"--neighbours: there is no directory {out.parent}")
+    if out is not None:
         metrics.draw_neighbours(trainer, out)
         print(out, file=sys.stderr if chosen.json else sys.stdout)
     trainer.close()

@@ -62,6 +62,8 @@ def run(chosen: argparse.Namespace) -> int:
     chosen.n = 64 if chosen.n is None else chosen.n
     if table.makes_rows(chosen.run):
         return table.sample(chosen)
+    if chosen.condition is not None:
+        raise ConfigError("--condition is of the rows of a table; of images say --classes")
     generator, values = sampling.load_generator(chosen.run)
     device = problem.choose_device(chosen.device)
     latent, seed = sampling.latents_of(values)
@@ -70,13 +72,14 @@ def run(chosen: argparse.Namespace) -> int:
     samples = sampling.sample_classes(
         generator.to(device), chosen.n, latent, seed, device, classes, chosen.truncation
     )
-    columns = chosen.columns or (None if classes is None else len(samples) // len(classes))
+    columns = chosen.columns
+    if columns is None and classes is not None:
+        columns = len(samples) // len(classes)
     points = samples.dim() == 2 and samples.shape[1] == 2
-    name = "scatter.png" if points else "grid.png"
-    out = Path(chosen.out or checkpoint.find(chosen.run).with_name(name)).expanduser()
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no directory {out.parent}")
+    out = _place(chosen, "scatter.png" if points else "grid.png", "picture", (".png",))
     if points:
+        if chosen.columns is not None:
+            raise ConfigError("--columns is of images; this run makes points of a plane")
         real = None
         if values["data"] in DENSITIES:
             real = data.open(values["data"], split=values["split"]).first(chosen.n).images
@@ -87,6 +90,18 @@ def run(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _place(chosen: argparse.Namespace, name: str, what: str, endings: tuple[str, ...]) -> Path:
+    """Where to write, beside the checkpoint if nothing is said."""
+    out = Path(chosen.out or checkpoint.find(chosen.run).with_name(name)).expanduser()
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no directory {out.parent}")
+    if out.suffix.lower() not in endings:
+        raise ConfigError(
+            f"--out: {out} is to be a {what}; expected a name that ends in {' or '.join(endings)}"
+        )
+    return out
+
+
 def _walk(chosen: argparse.Namespace) -> int:
     # Here, as no other samples need them.
     from fastgan import report
@@ -94,9 +109,7 @@ def _walk(chosen: argparse.Namespace) -> int:
     for name in ("columns", "classes", "truncation", "condition"):
         if getattr(chosen, name) is not None:
             raise ConfigError(f"--{name} does not go with --walk; leave one of them out")
-    out = Path(chosen.out or checkpoint.find(chosen.run).with_name("walk.gif")).expanduser()
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no directory {out.parent}")
+    out = _place(chosen, "walk.gif", "film", pictures.MOVING)
     device = problem.choose_device(chosen.device)
     n = 16 if chosen.n is None else chosen.n
     print(report.interpolate(chosen.run, out, n, seed=chosen.seed, device=device))

@@ -12,6 +12,7 @@ from fastgan import options
 from fastgan.commands import watching
 from fastgan.config import Config, ConfigError, field_of
 from fastgan.config.config import HINTS
+from fastgan.config.kinds import integer
 from fastgan.many import Ensemble, Results, grid
 from fastgan.statistics import NAMES
 from fastgan.words import nearest
@@ -178,6 +179,9 @@ def _seeds(text: str | None, config: Config) -> list[int]:
     kind = field_of("seed").metadata["kind"]
     if text is not None and "," in text:
         return [kind.take_text("--seeds", part.strip()) for part in text.split(",")]
-    count = 1 if text is None else field_of("steps").metadata["kind"].take_text("--seeds", text)
+    try:
+        count = 1 if text is None else integer(1).take_text("--seeds", text)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or seeds with commas between them") from None
     first = config.seeded().seed
-    return [(first + i) % 2**64 for i in range(count or 1)]
+    return [(first + i) % 2**64 for i in range(count)]

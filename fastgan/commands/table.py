@@ -10,7 +10,7 @@ from pathlib import Path
 from fastgan import tabular
 from fastgan.config import ConfigError
 from fastgan.data.table import FILE
-from fastgan.run import checkpoint
+from fastgan.run import checkpoint, pictures
 
 
 def in_words(arguments: list[str]) -> list[str]:
@@ -43,8 +43,9 @@ def evaluate(chosen: argparse.Namespace, names: list[str] | None) -> int:
 
 def sample(chosen: argparse.Namespace) -> int:
     """Write rows of a run."""
-    if chosen.columns is not None:
-        raise ConfigError("--columns is of pictures; this run makes rows of a table")
+    for name in ("columns", "classes", "truncation"):
+        if getattr(chosen, name) is not None:
+            raise ConfigError(f"--{name} is of pictures; this run makes rows of a table")
     wanted = {}
     for pair in chosen.condition or ():
         name, sign, value = pair.partition("=")
@@ -57,6 +58,8 @@ def sample(chosen: argparse.Namespace) -> int:
     out = None if chosen.out is None else Path(chosen.out).expanduser()
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out: there is no directory {out.parent}")
+    if out is not None and (out.is_dir() or out.suffix.lower() in (".png", *pictures.MOVING)):
+        raise ConfigError(f"--out: {out} is to hold rows; expected a CSV or Parquet file")
     if out is not None and out.suffix.lower() in (".parquet", ".pq"):
         rows.to_parquet(out, index=False)
     else:

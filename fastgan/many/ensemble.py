@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,14 @@ class Ensemble:
                 )
             return made
 
-        self._make([Member(*both) for both in zip(names, plain, strict=True)], make)
+        try:
+            self._make([Member(*both) for both in zip(names, plain, strict=True)], make)
+        except ConfigError:
+            if self.out is not None and self.out.is_dir():
+                for place in (*self.out.iterdir(), self.out):  # made for members that will not be
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
+            raise
 
     @classmethod
     @takes_settings(resume=True)

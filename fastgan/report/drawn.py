@@ -127,7 +127,7 @@ def walk(
     if maker.latent.shape is None:
         raise ConfigError("The generator takes no latents to walk through.")
     if not maker.images:
-        raise ConfigError("Samples are no images.")
+        raise ConfigError("Samples are no images, and a walk is drawn of images.")
     like = maker.samples(1)
     if not pictures.drawable(like.shape[1:]):
         raise ConfigError("Samples are no images that could be drawn.")

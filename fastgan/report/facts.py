@@ -111,9 +111,10 @@ def of_directory(path: str | os.PathLike) -> Run:
     run.lines = list(_lines(run, place / log.LOG, "step"))
     config = _config(run, place / log.CONFIG)
     if run.state is None and not run.lines and not config:
+        file = "" if given == place else f"{given} is no checkpoint, and "
         raise ConfigError(
-            f"{place} holds no run: neither a {checkpoint.FILE} that can be read nor a {log.LOG}; "
-            "give the directory of a run"
+            f"{file}{place.resolve() if file else place} holds no run: neither a "
+            f"{checkpoint.FILE} that can be read nor a {log.LOG}; give the directory of a run"
         )
     run.settings, run.about = config.get("settings", {}), config.get("about", {})
     run.times = [

@@ -27,13 +27,19 @@ def write(path: str | os.PathLike, fill: Callable[[BinaryIO], None]) -> None:
     Args:
         path: the file; its directory exists.
         fill: called with an open binary file. Where it raises, the old content stays.
+
+    Raises:
+        IsADirectoryError: the path is a directory.
+        Whatever `fill` raises.
     """
     path = Path(path)
     temporary = draft(path, fill)
     try:
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        if path.is_dir():
+            raise unwritable(path, error, "give the name of a file") from error
         raise
 
 

@@ -33,7 +33,10 @@ def test_its_numbers_are_those_of_every_machine():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"image_size": 8}, "image_size=8: 'ring8' is of vectors, and not of images"),
+        (
+            {"image_size": 8},
+            "image_size=8: 'ring8' is of vectors.* leave it out, or the model or preset that",
+        ),
         ({"kind": "image"}, "kind='image': 'ring8' is of vectors, and not of images"),
         ({"value_range": (0, 1)}, "value_range=.*is of vectors"),
         ({"root": "."}, "is not looked up in a root"),
