@@ -171,6 +171,17 @@ def test_keep_counts_the_saves_that_stay(tmp_path, monkeypatch, links):
     assert [p.name for p in checkpoint.saves(path)] == ["checkpoint-200.pt", "checkpoint-250.pt"]
 
 
+def test_a_clock_that_was_set_back_removes_no_new_save(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for step in (100, 200):
+        checkpoint.save(path, state(step), keep=2)
+        ahead = 4_000_000_000 + step  # written before the clock was put right
+        os.utime(tmp_path / f"checkpoint-{step}.pt", (ahead, ahead))
+    for step, kept in ((300, [200, 300]), (400, [300, 400]), (500, [400, 500])):
+        checkpoint.save(path, state(step), keep=2)
+        assert [p.name for p in checkpoint.saves(path)] == [f"checkpoint-{n}.pt" for n in kept]
+
+
 def test_a_run_that_goes_on_with_one_save_keeps_no_older_ones(tmp_path):
     path = tmp_path / "checkpoint.pt"
     for step in (100, 200):

@@ -159,7 +159,11 @@ def save(path: str | os.PathLike, state: Mapping[str, Any], *, keep: int = 1) ->
     temporary = files.draft(path, lambda file: torch.save(saved, file))
     numbered = keep if keep > 1 else 0
     if numbered:
-        files.link(temporary, path.with_name(f"{path.stem}-{saved['step']}{path.suffix}"))
+        name = path.with_name(f"{path.stem}-{saved['step']}{path.suffix}")
+        before = max((p.stat().st_mtime_ns for p in saves(path) if p != name), default=0)
+        files.link(temporary, name)
+        if (now := name.stat().st_mtime_ns) <= before:  # a clock that was set back
+            os.utime(name, ns=(now, before + 1))
     os.replace(temporary, path)
     earlier = sorted(saves(path), key=lambda p: p.stat().st_mtime_ns)
     for old in earlier[: max(0, len(earlier) - numbered)]:
