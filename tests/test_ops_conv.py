@@ -131,9 +131,9 @@ def test_any_strides(kernel, kind):
 @kernels
 def test_bits_do_not_depend_on_the_number_of_threads(kernel):
     own, results, before = torch.ops.fastgan, [], torch.get_num_threads()
-    layers = [(65, 40, 7), (3, 33, 9), (40, 3, 8), (100, 130, 3), (70, 80, 13)]
+    layers = [(65, 40, 7), (3, 33, 9), (40, 3, 8), (100, 130, 3), (70, 80, 13), (16, 24, 20)]
     try:
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 5):  # those of gradients in parts for a thread each, and in fewer
             torch.set_num_threads(threads)
             for inside, outside, rows in layers:
                 x, weight, grad = tensors(kernel, 9, inside, outside, rows, rows, rows == 13)

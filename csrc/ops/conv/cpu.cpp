@@ -21,6 +21,10 @@ constexpr int64_t kFewChannels = 4;
 constexpr int64_t kLeastForLarge4x4 = 32, kLeastForLarge3x3 = 64;
 // Panels of U that are made before the products that use them, in floats: about 4 MB.
 constexpr int64_t kPanelsAtATime = 1 << 20;
+// Packed weights that the last cache of a few cores holds, in floats: 32 MB.
+constexpr int64_t kPackedInCache = 1 << 23;
+// Sums of the parts of a gradient, in floats: 8 MB, and the most parts.
+constexpr int64_t kSumsAtATime = 1 << 21, kMostParts = 16;
 // Multiplications that make it worth waking a thread.
 constexpr int64_t kWorth = 1 << 18;
 
@@ -51,12 +55,16 @@ enum class Pass { image, weight };
 // places of the weight to transform, each of which costs as much as the products of some tiles.
 const ConvKernels& by_tiles(const ConvShape& s, Pass pass, const ConvKernels& small,
                             const ConvKernels& large) {
-  // Vectors that fill a line of the cache write panels faster.
+  // Vectors that fill a line of the cache write panels faster, as long as a cache holds them.
   const bool wide = isa() == Isa::avx512 || isa() == Isa::amx;
-  const int64_t of_place = pass == Pass::image && wide ? 400 : 700;
+  const auto of_place = [&](int64_t packed) -> int64_t {
+    if (pass == Pass::weight || !wide) return 700;
+    return packed > kPackedInCache ? 1400 : 400;
+  };
   const auto cost = [&](const ConvKernels& k, int64_t of_tile) {
     const ConvSizes sizes = k.sizes(s);
-    return sizes.products_of_tile * (sizes.tiles * of_tile + of_place);
+    const int64_t place = of_place(sizes.packed_outputs);
+    return sizes.products_of_tile * (sizes.tiles * of_tile + place);
   };
   // A product of a large tile takes a tenth longer.
   return cost(large, 22) < cost(small, 20) ? large : small;
@@ -160,40 +168,99 @@ int64_t groups_of(const ConvSizes& sizes) {
   return groups;
 }
 
+// Into how many parts the tiles are cut, each with sums of its own, so that a thread has a part for
+// itself: as many as there is memory for, and with the panels of a product each at least. By sizes
+// alone, as the order of the sums is.
+int64_t parts_of(const ConvSizes& sizes) {
+  const int64_t fit = kSumsAtATime / std::max<int64_t>(sizes.sums, 1);
+  const int64_t filled = sizes.tiles / sizes.tiles_of_panels;
+  return std::clamp<int64_t>(std::min(fit, filled), 1, kMostParts);
+}
+
+// to += the others, one after the other.
+void add_parts(int64_t n, int64_t parts, float* to) {
+  parallel_units(n, 16, (1 << 14) / parts + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = 1; part < parts; ++part) {
+      const float* from = to + part * n;
+      for (int64_t i = begin; i < end; ++i) to[i] += from[i];
+    }
+  });
+}
+
+struct WeightGradient {
+  const ConvKernels& k;
+  const ConvShape& shape;
+  const ConvSizes sizes;
+  const float *input, *output;
+
+  // The sums over the tiles [begin, end) by one thread, panel by panel.
+  void alone(int64_t begin, int64_t end, float* memory, float* sums) const {
+    float* const panels = memory + sizes.scratch_of_block;
+    for (int64_t first = begin; first < end; first += sizes.tiles_of_panels) {
+      const int64_t last = std::min(end, first + sizes.tiles_of_panels);
+      k.inputs(shape, input, first, 0, last - first, memory, panels);
+      for (int64_t block = 0; block < sizes.blocks; ++block) {
+        k.products(shape, output, first, last, block, 0, sizes.columns, panels, first > begin,
+                   memory, sums);
+      }
+    }
+  }
+
+  // The same by all threads.
+  void together(int64_t begin, int64_t end, float* sums) const {
+    const int64_t at_a_time =
+        std::max<int64_t>(1, kPanelsAtATime / std::max<int64_t>(sizes.panels, 1));
+    const int64_t chunk = at_a_time * sizes.tiles_of_panels;
+    const int64_t groups = groups_of(sizes);
+    const Workspace panels(std::min(units_of(end - begin, sizes.tiles_of_panels), at_a_time) *
+                           sizes.panels);
+    for (int64_t first = begin; first < end; first += chunk) {
+      const int64_t last = std::min(end, first + chunk);
+      const int64_t elements = sizes.panels / sizes.tiles_of_panels;
+      parallel_units(last - first, 1, grain_of(16 * elements), [&](int64_t from, int64_t to) {
+        const Workspace memory(sizes.scratch_of_block);
+        k.inputs(shape, input, first, from, to, memory.data(), panels.data());
+      });
+      const int64_t units = sizes.blocks * groups;
+      const int64_t products = sizes.products_of_tile * (last - first) / units;
+      parallel_units(units, 1, grain_of(products), [&](int64_t from, int64_t to) {
+        const Workspace memory(sizes.scratch_of_block);
+        for (int64_t i = from; i < to; ++i) {
+          const int64_t group = i % groups;
+          k.products(shape, output, first, last, i / groups, sizes.columns * group / groups,
+                     sizes.columns * (group + 1) / groups, panels.data(), first > begin,
+                     memory.data(), sums);
+        }
+      });
+    }
+  }
+};
+
 void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tensor& to) {
-  const ConvKernels& k = *p.kernels;
-  const ConvSizes sizes = k.sizes(p.shape);
   const Tensor from = channels_last(p.turned ? grad : x), dy = channels_last(p.turned ? x : grad);
-  const float *const input = in_ptr<float>(from), *const output = in_ptr<float>(dy);
-  const int64_t together =
-      std::max<int64_t>(1, kPanelsAtATime / std::max<int64_t>(sizes.panels, 1));
-  const int64_t chunk = together * sizes.tiles_of_panels;
-  const int64_t groups = groups_of(sizes);
-  const Workspace sums(sizes.sums);
-  const Workspace panels(std::min(units_of(sizes.tiles, sizes.tiles_of_panels), together) *
-                         sizes.panels);
-  for (int64_t first = 0; first < sizes.tiles; first += chunk) {
-    const int64_t last = std::min(sizes.tiles, first + chunk);
-    const int64_t elements = sizes.panels / sizes.tiles_of_panels;
-    parallel_units(last - first, 1, grain_of(16 * elements), [&](int64_t begin, int64_t end) {
-      const Workspace memory(sizes.scratch_of_block);
-      k.inputs(p.shape, input, first, begin, end, memory.data(), panels.data());
-    });
-    const int64_t units = sizes.blocks * groups;
-    const int64_t products = sizes.products_of_tile * (last - first) / units;
-    parallel_units(units, 1, grain_of(products), [&](int64_t begin, int64_t end) {
-      const Workspace memory(sizes.scratch_of_block);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t group = i % groups;
-        k.products(p.shape, output, first, last, i / groups, sizes.columns * group / groups,
-                   sizes.columns * (group + 1) / groups, panels.data(), first > 0, memory.data(),
-                   sums.data());
+  const WeightGradient g{*p.kernels, p.shape, p.kernels->sizes(p.shape), in_ptr<float>(from),
+                         in_ptr<float>(dy)};
+  const ConvSizes& sizes = g.sizes;
+  const int64_t parts = parts_of(sizes), threads = torch::stable::get_num_threads();
+  const Workspace sums(parts * sizes.sums);
+  const auto begin_of = [&](int64_t part) { return sizes.tiles * part / parts; };
+  if (parts >= threads) {
+    const int64_t products = sizes.products_of_tile * (sizes.tiles / parts);
+    parallel_units(parts, 1, grain_of(products), [&](int64_t begin, int64_t end) {
+      const Workspace memory(sizes.scratch_of_block + sizes.panels);
+      for (int64_t part = begin; part < end; ++part) {
+        g.alone(begin_of(part), begin_of(part + 1), memory.data(), sums.data() + part * sizes.sums);
       }
     });
+  } else {
+    for (int64_t part = 0; part < parts; ++part) {
+      g.together(begin_of(part), begin_of(part + 1), sums.data() + part * sizes.sums);
+    }
   }
+  add_parts(sizes.sums, parts, sums.data());
   const ConvWeight<float> w = p.weight(out_ptr<float>(to), strides_of(to));
   parallel_units(p.shape.out, 1, grain_of(p.shape.in * 64), [&](int64_t begin, int64_t end) {
-    k.weight(p.shape, sums.data(), begin, end, w);
+    g.k.weight(p.shape, sums.data(), begin, end, w);
   });
 }
 
