@@ -136,25 +136,26 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // images [count or more, ...] with order, count of them for each epoch from that of the first
   // step on; or, without order, float32, the batches themselves one after another. rates float64:
   // of D and G, [2] or [steps, 2]. statistics float32 [steps, 4]: see Statistic in step/enums.h.
-  // profile float64 [phases, 2] is added to.
+  // profile float64 [phases, 2] is added to. sums float64 [14], of the last step: see Sum there.
   m.def(
       "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor rates, Tensor(c!) statistics, Tensor(d!)? profile, "
-      "int first_step, int threads) -> ()");
+      "int first_step, int threads, Tensor(e!)? sums=None) -> ()");
   // The same steps in parts, for processes that share each batch: an update's gradients, which the
   // caller sums over the ranks, then the move by them. update: of D in the step, or d_steps for
   // that of G, which takes the rows of D's last and what that has left in memory. gradients:
   // float32, of the update's network, parameter after parameter, then the row of its statistics; of
   // this rank's rows, and as parts of the whole batch's. Permutations of order begin with that of
-  // the step's first update; without order, images are this rank's rows of the update.
+  // the step's first update; without order, images are this rank's rows of the update. sums: as
+  // above, of D's last update its scores', as parts of the whole batch's; of a move its network's.
   m.def(
       "fused_gradients(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor(c!) gradients, int step, int update, int rank, "
-      "int ranks, int threads) -> ()");
+      "int ranks, int threads, Tensor(d!)? sums=None) -> ()");
   // Clips them as the plan says, and moves; rates: those of D and G.
   m.def(
       "fused_move(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor(c!) gradients, Tensor rates, int update, int threads) -> ()");
+      "Tensor(c!) gradients, Tensor rates, int update, int threads, Tensor(d!)? sums=None) -> ()");
   // The instructions that take products in a precision, 'fp32' or 'bf16'.
   m.def("fused_products(str precision) -> str");
   // The phases of a step, a line each: floating-point operations of its products, name.

@@ -90,9 +90,12 @@ class Alarms(Callback):
         self._sizes: list[float] = []
         self._before: Tensor | None = None
         self._of_data: float | None = None
+        self._scaled = False
 
     def start(self, trainer: Trainer) -> None:
         """Measure the data."""
+        # A scaler looks for the largest scale by gradients that are not finite, and leaves them.
+        self._scaled = trainer.problem.scalers is not None
         if self._of_data is None:
             data = trainer.data
             first = data.first(self.count) or data.batch(trainer.config.seed, 0, self.count)
@@ -109,7 +112,8 @@ class Alarms(Callback):
             found[COLLAPSE] = self._collapse(trainer, diversity)
             found[SATURATED] = _saturated(trainer, line)
             found[STARVED] = _starved(trainer, line, moved)
-        for name, evidence in found.items():
+        for name, told in found.items():
+            evidence = told and (told[0] + _beside(name, line), told[1])
             self._held[name] = self._held[name] + 1 if evidence else 0
             # What is out of all proportion needs no second look.
             needed = 1 if name == DIVERGING else self.patience
@@ -154,6 +158,12 @@ class Alarms(Callback):
         values = [line[f"{name}_mean"] for name in ("d_loss", "g_loss", "d_real", "d_fake")]
         size = max(map(abs, values)) if all(map(math.isfinite, values)) else math.inf
         self._sizes = [*self._sizes[-self.patience :], size]
+        way_out = (
+            "lower the learning rates (lr=), or keep D's slope in bounds: penalties='wgan-gp' for "
+            "loss='wasserstein', 'r1:1' for others"
+        )
+        if (line.get("nonfinite") or 0) > 0 and not self._scaled:
+            return "gradients or weights are not finite", way_out
         rising = [b > a for a, b in zip(self._sizes, self._sizes[1:], strict=False)]
         grows = len(rising) == self.patience and all(rising) and size > 2 * self._sizes[0]
         if not (size > HUGE or (size > LARGE and grows)):
@@ -162,8 +172,7 @@ class Alarms(Callback):
         after = f", after {self._sizes[0]:.3g} {earlier} lines ago" if earlier else ""
         return (
             f"the largest of losses and scores is {size:.3g}{after}",
-            "lower the learning rates (lr=), or keep D's slope in bounds: penalties='wgan-gp' for "
-            "loss='wasserstein', 'r1:1' for others",
+            way_out,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,7 +217,34 @@ def _saturated(trainer: Trainer, line: dict[str, Any]) -> tuple[str, str] | None
     )
 
 
+def _beside(name: str, line: dict[str, Any]) -> str:
+    """What was measured at the step that speaks for an alarm, if it was."""
+    parts = {
+        SATURATED: (
+            ("d_real_accuracy", "D takes {:.0%} of the real samples for real"),
+            ("d_fake_accuracy", "{:.0%} of the fake ones for fake"),
+        ),
+        DIVERGING: (
+            ("nonfinite", "numbers that are not finite: {:.0f}"),
+            ("d_grad_norm", "D's gradient has the norm {:.3g}"),
+            ("g_grad_norm", "G's {:.3g}"),
+        ),
+        STARVED: (
+            ("g_grad_norm", "G's gradient has the norm {:.3g}"),
+            ("g_update_ratio", "an update moves G's weights by {:.2g} of their size"),
+        ),
+    }
+    known = ((line.get(which), words) for which, words in parts.get(name, ()))
+    said = [words.format(value) for value, words in known if value is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
 def _starved(trainer: Trainer, line: dict[str, Any], moved: float) -> tuple[str, str] | None:
+    if line.get("g_grad_norm") == 0.0:
+        return (
+            "no gradient reaches G",
+            "see whether D or G has layers that are dead (ReLU) or cut off (detach(), no_grad())",
+        )
     if not _logits(trainer):
         return None
     # The slope of log(1 - D) where D is sure is D itself.

@@ -54,7 +54,8 @@ class Callback:
 
         Args:
             trainer: the run.
-            line: what the line says; plain values that are added are written with it.
+            line: what the line says: statistics of the step and their means, its measures (None
+                where there is no number); plain values that are added are written with it.
         """
 
     def save(self, trainer: Trainer, directory: Path) -> None:

@@ -139,12 +139,15 @@ class Loop:
             "device": str(t.device),
             "precision": t.problem.precision,
             **t.log.last,
+            **t.log.measures,
             "out": None if t.out is None else str(t.out),
         }
 
     def _steps(self, earlier: float) -> None:
         t, began = self.trainer, time.perf_counter()
         while n := self._next():
+            ends = t.step + n
+            t.engine.measuring = ends % t.config.log_every == 0 or ends == t.target
             since = time.perf_counter()
             engine, statistics = engines.advance(t.engine, n, t.config.engine)
             if engine is not t.engine:
@@ -187,6 +190,7 @@ class Loop:
         if line is None:
             return
         line |= {name: float(f"{float(v):.9g}") for name, v in t.engine.logged.items()}
+        line |= t.log.measure(t.engine.measured)
         try:
             self._tell("line", line)
         finally:  # a run that is continued after an error does not come by here again

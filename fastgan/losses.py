@@ -44,9 +44,13 @@ class Loss:
             about.
         label_smoothing: s of one-sided label smoothing, already applied in d_loss; 0 if there is
             none.
+        middle: the score above which D takes a sample for real and below which for fake, by which
+            its accuracy is told. None: 0 for logits, 0.5 for probabilities, and none for other
+            scores.
 
     Raises:
-        ValueError: scores is none of these; or d_loss or g_loss takes another number of arguments.
+        ValueError: scores is none of these; middle is no finite number; or d_loss or g_loss takes
+            another number of arguments.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Loss:
     g_loss: Callable[..., Tensor]
     scores: str | None = None
     label_smoothing: float = 0.0
+    middle: float | None = None
 
     def __post_init__(self):
         """Check what can be checked before a step is done."""
@@ -64,8 +69,19 @@ class Loss:
                 f"Loss {self.name!r}: scores is {self.scores!r}; expected "
                 f"{', '.join(map(repr, SCORES))}, or None"
             )
+        middle = real(self.middle)
+        if self.middle is not None and (middle is None or not math.isfinite(middle)):
+            raise ValueError(
+                f"Loss {self.name!r}: middle is {self.middle!r}; expected a finite score, or None"
+            )
         _require_arity(self, "d_loss", (2,), "(real scores, fake scores)")
         _require_arity(self, "g_loss", (1, 2), "(fake scores), or (fake scores, real scores)")
+
+    @property
+    def threshold(self) -> float:
+        """The score that D decides by; NaN if there is none."""
+        usual = {"logits": 0.0, "probabilities": 0.5}.get(self.scores, math.nan)
+        return usual if self.middle is None else float(self.middle)
 
     @property
     def needs_real(self) -> bool:
@@ -184,10 +200,10 @@ LOSSES: dict[str, Loss] = {
         Loss("minimax", _MinimaxD(1.0), _saturating_g, "logits"),
         Loss("non-saturating", _MinimaxD(1.0), _non_saturating_g, "logits"),
         # J. H. Lim and J. C. Ye, "Geometric GAN", 2017; D. Tran et al., 2017.
-        Loss("hinge", _hinge_d, _minus_mean_g, "raw"),
+        Loss("hinge", _hinge_d, _minus_mean_g, "raw", middle=0.0),
         # X. Mao et al., "Least Squares Generative Adversarial Networks", ICCV 2017, with a = 0, b =
         # c = 1.
-        Loss("least-squares", _least_squares_d, _least_squares_g, "raw"),
+        Loss("least-squares", _least_squares_d, _least_squares_g, "raw", middle=0.5),
         # M. Arjovsky et al., "Wasserstein GAN", ICML 2017; it needs a Lipschitz constraint on D
         # besides.
         Loss("wasserstein", _wasserstein_d, _minus_mean_g, "raw"),

@@ -212,6 +212,11 @@ def add_to_all(tensors: list[Tensor], value: float) -> None:
     torch._foreach_add_(tensors, value)
 
 
+def subtract_from_all(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """From each its own, in place."""
+    torch._foreach_sub_(tensors, others)
+
+
 def mix_into_all(tensors: list[Tensor], others: list[Tensor], weight: float | Tensor) -> None:
     """Each becomes itself + weight * (the other - itself): a running average, in one call.
 

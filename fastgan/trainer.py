@@ -157,7 +157,7 @@ class Trainer:
 
         Returns:
             a summary: steps (of the whole run), seconds, ms_per_step (both of this call), engine,
-            device, precision, out, and the statistics of the last step.
+            device, precision, out, and the statistics and measures of the last step.
 
         Raises:
             NonFiniteLossError: losses or weights became infinite or NaN; the last good checkpoint

@@ -103,20 +103,24 @@ class Fused:
         if rng.random() < 0.2:
             phases = torch.ops.fastgan.fused_phases(c.plan, c.settings).count("\n")
             arguments[8] = torch.zeros(phases, 2, dtype=torch.float64)
-        return arguments
+        return [*arguments, self.sums(rng)]
+
+    @staticmethod
+    def sums(rng: random.Random) -> Tensor | None:
+        return rng.choice((None, torch.zeros(14, dtype=torch.float64)))
 
     def part(self, rng: random.Random, moves: bool) -> list:
         c, update = self.case, rng.randrange(self.case.d_steps + 1)
         shared = [c.plan, c.settings, c.state, c.memory()]
         gradients = torch.zeros(c.numbers(0 if update == c.d_steps else 1) + 4)
         if moves:
-            return [*shared, gradients, c.rates, update, c.threads]
+            return [*shared, gradients, c.rates, update, c.threads, self.sums(rng)]
         ranks = rng.choice((1, 2, 3, 50))
         images, order = c.images, c.order
         if rng.random() < 0.2:
             images, order = torch.zeros(c.batch, c.image), None
         where = [rng.choice((0, 1, 5)), update, rng.randrange(ranks), ranks]
-        return [*shared, images, order, gradients, *where, c.threads]
+        return [*shared, images, order, gradients, *where, c.threads, self.sums(rng)]
 
     def plan_on_cuda(self) -> list[Tensor]:
         c = self.on_cuda

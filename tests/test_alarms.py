@@ -117,6 +117,22 @@ def test_a_healthy_run_raises_none(seed):
     assert not watch.raised and t.history[-1]["diversity"] > 0.3
 
 
+def test_measures_are_evidence():
+    watch, t = Alarms(patience=1), own()
+    watch.start(t)
+    line = {"d_loss_mean": 0.01, "g_loss_mean": 5.0, "d_real_mean": 5.0, "d_fake_mean": -5.0}
+    watch.line(t, {**line, "d_real_accuracy": 1.0, "d_fake_accuracy": 0.98})
+    (alarm,) = watch.raised
+    assert alarm.name == SATURATED
+    assert "(D takes 100% of the real samples for real, 98% of the fake ones for fake)" in str(alarm)
+    watch.line(t, {**line, "d_loss_mean": 1.0, "nonfinite": 3.0, "d_grad_norm": None})
+    assert watch.raised[-1].name == DIVERGING
+    told = "gradients or weights are not finite (numbers that are not finite: 3)"
+    assert told in watch.raised[-1].evidence
+    watch.line(t, {**line, "d_loss_mean": 1.0, "nonfinite": 0.0, "g_grad_norm": 0.0})
+    assert watch.raised[-1].name == STARVED and "no gradient reaches G (" in str(watch.raised[-1])
+
+
 def test_label_smoothing_does_not_hide_a_saturated_discriminator():
     line = {"d_loss_mean": 0.36, "d_real_mean": 2.2, "d_fake_mean": -9.0}
     t = own(label_smoothing=0.1)  # whose least loss is 0.325

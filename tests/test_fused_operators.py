@@ -15,7 +15,7 @@ from fastgan import ops, random
 from fastgan.engines.context import pass_number
 from fastgan.engines.draws import PENALTY_STREAM
 from fastgan.random import Stream
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import STATISTICS, SUMS
 
 pytestmark = pytest.mark.skipif(
     not ops.has_kernels(torch.device("cpu")), reason="the CPU library is not built"
@@ -59,6 +59,7 @@ def test_passes_are_those_of_python():
 
 def test_statistics_are_those_of_python():
     assert list(enums()["Statistic"]) == [s.name for s in STATISTICS]
+    assert tuple(enums()["Sum"]) == SUMS
 
 
 # --- Statistics
@@ -324,6 +325,9 @@ BAD = [
     (replaced(9, lambda n: (1 << 63) - 1), "first_step"),
     (replaced(10, lambda n: 0), "threads is 0; expected 1 to"),
     (replaced(10, lambda n: 1 << 40), "threads is"),
+    (lambda a: a.append(torch.zeros(13).double()), r"sums has shape \[13\]; expected \[14\]"),
+    (lambda a: a.append(torch.zeros(14)), "sums must be a contiguous tensor of float64"),
+    (lambda a: a.append(a[3][:112].view(torch.float64)), "(memory|sums) share memory"),
 ]
 
 

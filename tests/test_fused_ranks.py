@@ -17,8 +17,11 @@ DEEP = (
 )
 
 
-def run_in_parts(case, ranks, steps, fed=False):
-    """The steps as so many ranks do them, one after another in this process; their statistics."""
+def run_in_parts(case, ranks, steps, fed=False, sums=None):
+    """The steps as so many ranks do them, one after another in this process; their statistics.
+
+    `sums`: what the last step is measured by, from there on.
+    """
     memories = [case.memory() for _ in range(ranks)]
     rows = []
     per_epoch = -(-case.count // case.batch)
@@ -29,6 +32,7 @@ def run_in_parts(case, ranks, steps, fed=False):
         for update in range(case.d_steps + 1):
             of_g = update == case.d_steps
             total = torch.zeros(case.numbers(0 if of_g else 1) + 4)
+            last = sums if step + 1 == steps and update >= case.d_steps - 1 else None
             for rank, memory in enumerate(memories):
                 gradients = torch.full_like(total, 7.0)
                 images, order = case.images, case.order[first * case.count :]
@@ -36,16 +40,18 @@ def run_in_parts(case, ranks, steps, fed=False):
                     number = step * case.d_steps + update
                     at = number // per_epoch * case.count + number % per_epoch * case.batch
                     size = min(case.batch, case.count - number % per_epoch * case.batch)
-                    own = slice(at + rank * size // ranks, at + (rank + 1) * size // ranks)
-                    images, order = case.images[case.order[own]], None
+                    mine = slice(at + rank * size // ranks, at + (rank + 1) * size // ranks)
+                    images, order = case.images[case.order[mine]], None
                 torch.ops.fastgan.fused_gradients(
                     *shared, memory, images, order, gradients, step, update, rank, ranks,
-                    case.threads,
+                    case.threads, None if of_g or last is None else (own := torch.zeros_like(sums)),
                 )  # fmt: skip
                 total += gradients
+                if last is not None and not of_g:
+                    last += own
             row = total[-4:] + (row if of_g else 0)
             torch.ops.fastgan.fused_move(
-                *shared, memories[0], total, case.rates, update, case.threads
+                *shared, memories[0], total, case.rates, update, case.threads, last
             )
         rows.append(row)
     return torch.stack(rows)
@@ -73,6 +79,17 @@ def test_the_parts_of_several_ranks_are_the_step_of_one(name, ranks):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for a, b in zip(parts.state, whole.state, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 7])
+@pytest.mark.parametrize("name", CASES)
+def test_what_ranks_measure_is_what_one_does(name, ranks):
+    whole, parts = plans.Case(**CASES[name]), plans.Case(**CASES[name])
+    expected, found = torch.zeros(2, 14, dtype=torch.float64)
+    torch.ops.fastgan.fused_run(*whole.arguments(3), expected)
+    run_in_parts(parts, ranks, 3, sums=found)
+    assert expected[6:].reshape(2, 4)[:, :3].gt(0).all() and expected[9] == expected[13] == 0
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-6, equal_nan=True)
 
 
 def test_batch_norm_of_one_rank_goes_in_parts_too():

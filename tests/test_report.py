@@ -53,7 +53,7 @@ def test_a_page_on_a_run(digits):
     assert len(found.all("img")) == 6 + 32
     assert [a["data-scrub"] for a in found.all("div") if "data-scrub" in a] == ["time", "walk"]
     labels = [a["aria-label"] for a in found.all("div") if a.get("role") == "img"]
-    assert len(labels) == 4 and labels[0].startswith("Losses: D goes from ")
+    assert len(labels) == 9 and labels[0].startswith("Losses: D goes from ")
 
 
 def test_pictures_are_those_of_the_run(digits):

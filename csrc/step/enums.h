@@ -20,6 +20,14 @@ namespace fastgan {
 // A step's row in the table of statistics: the losses, and the means of D's scores on the real and
 // on the fake batch of D's last update.
 #define FASTGAN_STATISTICS(entry) entry(d_loss) entry(g_loss) entry(d_real) entry(d_fake)
+// What a measured step adds up. Of the real and the fake batch of D's last update, as means:
+// whether the score is on the right side, the score, its square. Of each network's last update, as
+// sums: the squares of its gradient before it is clipped, of what changed, of its weights before,
+// and numbers of gradient and moved weights that are not finite.
+#define FASTGAN_SUMS(entry)                                                                   \
+  entry(real_right) entry(real_score) entry(real_square) entry(fake_right) entry(fake_score)  \
+      entry(fake_square) entry(d_gradient) entry(d_update) entry(d_weight) entry(d_nonfinite) \
+          entry(g_gradient) entry(g_update) entry(g_weight) entry(g_nonfinite)
 // The ways that a batch takes through a network, by which dropout masks differ.
 #define FASTGAN_PASSES(entry)                                                                     \
   entry(D_ON_REAL) entry(D_ON_FAKE) entry(D_FOR_G) entry(G_FOR_D) entry(G_FOR_G) entry(D_BETWEEN) \
@@ -32,6 +40,7 @@ enum class Penalty : int64_t { FASTGAN_PENALTIES(FASTGAN_ENTRY) };
 enum class Place : int64_t { FASTGAN_PLACES(FASTGAN_ENTRY) };
 enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
 enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
+enum class Sum : int64_t { FASTGAN_SUMS(FASTGAN_ENTRY) };
 enum class Pass : uint32_t { FASTGAN_PASSES(FASTGAN_ENTRY) };
 #undef FASTGAN_ENTRY
 
@@ -41,6 +50,9 @@ constexpr int64_t kLosses = FASTGAN_LOSSES(FASTGAN_COUNT);
 constexpr int64_t kPenalties = FASTGAN_PENALTIES(FASTGAN_COUNT);
 constexpr int64_t kPlaces = FASTGAN_PLACES(FASTGAN_COUNT);
 constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
+constexpr int64_t kSums = FASTGAN_SUMS(FASTGAN_COUNT);
+constexpr int64_t kScoreSums = static_cast<int64_t>(Sum::d_gradient);
+constexpr int64_t kNetworkSums = static_cast<int64_t>(Sum::g_gradient) - kScoreSums;
 #undef FASTGAN_COUNT
 
 // The streams of fastgan/random.py that a step draws from.

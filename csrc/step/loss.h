@@ -13,6 +13,12 @@ FASTGAN_HD bool takes_logits(Loss loss) {
   return loss == Loss::non_saturating || loss == Loss::minimax;
 }
 
+// The score that D decides by; NaN for scores of no place of their own.
+FASTGAN_HD double middle_of(Loss loss) {
+  if (loss == Loss::wasserstein) return static_cast<double>(NAN);
+  return loss == Loss::least_squares ? 0.5 : 0.0;
+}
+
 struct Bce {
   double label;
   bool negative;  // the saturating G minimises the negative of D's loss on its images

@@ -52,6 +52,9 @@ class Engine(ABC):
         problem: the problem; its modules, optimisers and average are updated in place.
         step: steps done so far; set it to continue a run from there.
         logged: numbers that a method logged in the last step, by name: scalars on the device.
+        measuring: set it to have the last step of the next call of `run` measured.
+        measured: the measures of the last step of the last call, [len(MEASURES)] on some device;
+            None if that was not measured, as no step is by `fused` on CUDA.
         unreported: after `run` raised, the statistics of the steps that it did all the same, which
             `step` counts; None if it left a step half done.
     """
@@ -64,6 +67,8 @@ class Engine(ABC):
         self.problem = problem
         self.step = 0
         self.logged: Mapping[str, Tensor] = {}
+        self.measuring = False
+        self.measured: Tensor | None = None
         self.unreported: Tensor | None = statistics.table(0, problem.device)
 
     @classmethod

@@ -81,8 +81,8 @@ class Function(NamedTuple):
 
     def __call__(
         self, draws: Noting, counter: Counter, batch: Batch
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        """(gradients, statistics, what was logged) of an update."""
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], list[Tensor]]:
+        """(gradients, statistics, what was logged, D's scores) of an update."""
         moving = _moving(batch, [drawer(counter) for drawer in self.drawers])
         moving = [
             t if t.stride() == stride else torch.empty_like(t).as_strided(t.shape, stride).copy_(t)
@@ -92,11 +92,15 @@ class Function(NamedTuple):
             found = self.code(*(moving[i] if isinstance(i, int) else i for i in self.inputs))
         return self.split(found)
 
-    def split(self, found: list[Tensor]) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+    def split(
+        self, found: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], list[Tensor]]:
         """What the code has returned."""
         n = len(self.weights)
         last = n + self.statistics
-        return found[:n], found[n:last], dict(zip(self.logged, found[last:], strict=True))
+        end = last + len(self.logged)
+        logged = dict(zip(self.logged, found[last:end], strict=True))
+        return found[:n], found[n:last], logged, found[end:]
 
 
 class CompiledStep(Step):
@@ -164,8 +168,10 @@ class CompiledStep(Step):
         self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
     ) -> list[Tensor]:
         function = self.functions[Key(player, size, due)]
-        gradients, found, logged = function(self.draws, counter, batch)
+        gradients, found, logged, scores = function(self.draws, counter, batch)
         self.logged |= logged
+        if player == "d":
+            self.measures.score(1.0, scores)
         own = self._updates_of(player)
         for update in own:
             update.clear()
@@ -217,7 +223,9 @@ class CompiledStep(Step):
                 same = torch.equal(_generators(p.device), torchs)
         except Exception as error:
             raise CannotRun(f"{key} cannot be compiled ({probe.first_line(error)})") from error
-        outputs, states = (expected.values, found), (expected_state, found_state)
+        # Scores are in the losses; their own length would make the losses' errors small.
+        last = len(found) - expected.scores
+        outputs, states = (expected.values[:last], found[:last]), (expected_state, found_state)
         far = agree.compare(key, p.precision, len(expected.weights), outputs, states)
         if not same:
             raise CannotRun(f"{key}, compiled, draws other random numbers than without a compiler")
@@ -271,10 +279,14 @@ class CompiledStep(Step):
             for w, g in zip(weights, slopes, strict=True)
             if g is not None
         ]
+        scores = []
+        if key.player == "d":
+            nan = torch.full_like(found[0], math.nan).view(1)
+            scores = [nan if s is None else s for s in context.scores]
         return Outputs(
-            [*slopes, *found, *context.logged.values()],
+            [*slopes, *found, *context.logged.values(), *scores],
             used, [w for w in groups if all(w is not u for u in used)], len(found),
-            list(context.logged),
+            list(context.logged), len(scores),
         )  # fmt: skip
 
     def _trace(
@@ -317,6 +329,7 @@ class Outputs(NamedTuple):
     others: list[Tensor]
     statistics: int
     logged: list[str]
+    scores: int
 
 
 def _moving(batch: Batch, drawn: list[Any]) -> list[Tensor]:

@@ -262,7 +262,8 @@ class StepContext:
         """
         if not isinstance(value, Tensor):
             value = torch.tensor(float(value), device="cpu")
-        if name.removesuffix("_mean") in (*statistics.NAMES, "step", "epoch"):
+        known = (*statistics.NAMES, *statistics.MEASURE_NAMES, "step", "epoch")
+        if name.removesuffix("_mean") in known:
             raise ValueError(f"log({name!r}): log lines have that already; use another name")
         if value.numel() != 1:
             raise ValueError(f"log({name!r}): a tensor {list(value.shape)}; expected one number")

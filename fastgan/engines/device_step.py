@@ -12,7 +12,7 @@ from fastgan.engines.draws import DeviceDraws
 from fastgan.engines.narrow import Narrowed
 from fastgan.engines.step import AUTOCAST, Step, StepShape
 from fastgan.engines.updates import learning_rate_factors
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import STATISTICS, SUMS
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -31,6 +31,7 @@ class DeviceStep:
     Attributes:
         counter: int64 [1], steps done.
         logged: what the method said of the last step, by name: float32 scalars.
+        sums: float64 [len(SUMS)], of the last step that was measured.
         statistics: float32 [RING, len(STATISTICS)], those of step t in row t % RING.
         updates: D's and G's.
         step: what does the work.
@@ -44,6 +45,7 @@ class DeviceStep:
         self.counter = torch.zeros(1, dtype=torch.int64, device=p.device)
         self.statistics = torch.zeros(RING, len(STATISTICS), dtype=torch.float32, device=p.device)
         self.logged: dict[str, Tensor] = {}
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=p.device)
         self._counted = self._first = 0
         self._factors = self._new = None
         if p.lr_schedule is not None:
@@ -62,9 +64,10 @@ class DeviceStep:
             narrow = Narrowed((p.generator, p.discriminator), AUTOCAST[p.precision])
         self.step = self._step(p, self._draws, *self.updates, narrow)
 
-    def do(self, shapes: tuple[StepShape, ...]) -> None:
-        """The next steps, which must be of these shapes."""
+    def do(self, shapes: tuple[StepShape, ...], *, measured: bool = False) -> None:
+        """The next steps, which must be of these shapes; measured, or not."""
         self._draws.begin(self._first)
+        self.step.measures.on = measured
         with self.step.ready():
             for shape in shapes:
                 slot = self.counter % RING
@@ -74,6 +77,8 @@ class DeviceStep:
                 if self._new is not None:
                     self.step.new = self._new.index_select(0, slot)
                 row = torch.stack(self.step(shape)).float()
+                if measured:
+                    self.sums.copy_(self.step.measures.sums())
                 for name, value in self.step.logged.items():
                     if name not in self.logged:
                         self.logged[name] = torch.zeros((), device=self.problem.device)

@@ -66,6 +66,7 @@ def _is_plain_adam(optimizer: torch.optim.Optimizer) -> bool:
 class DeviceUpdate(Update):
     """An update that reads learning rates and step numbers on the device."""
 
+    reads = False
     rate_dtype = torch.float64
 
     def __init__(

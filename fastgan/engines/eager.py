@@ -78,6 +78,7 @@ class EagerEngine(Engine):
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         p, warms = self.problem, self.problem.config.ema_warmup is not None
+        self.measured, measures, last = None, self._once.measures, self.step + n - 1
         rows: list[Tensor] = []
         self.unreported, self._once.whole = self._table(rows), True
         try:
@@ -87,13 +88,25 @@ class EagerEngine(Engine):
                     if warms:
                         self._once.new = p.ema_new(self.step)
                     self._draws.step = self.step
+                    measures.on = self.measuring and self.step == last
                     rows += self._once(shape_of(p, self.step))
                     self.step += 1
                     self.logged = self._once.logged
         except BaseException:
             self.unreported = self._table(rows) if self._once.whole else None
             raise
+        if self.measuring and n:
+            self.measured = self._of_all_rows(measures.sums(), last)
         return self._table(rows)
+
+    def _of_all_rows(self, sums: Tensor, step: int) -> Tensor:
+        p = self.problem
+        if p.world.size > 1:
+            share = p.world.share(shape_of(p, step)[-1].size)
+            own = sums[: statistics.SCORE_SUMS] * share
+            p.world.sum_(own if share else own.zero_())
+            sums = torch.cat([own, sums[statistics.SCORE_SUMS :]])
+        return statistics.measures_of(sums)
 
     def _table(self, rows: list[Tensor]) -> Tensor:
         if not rows:

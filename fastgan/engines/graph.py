@@ -23,7 +23,7 @@ from fastgan.engines.device_updates import unsupported as no_update
 from fastgan.engines.rehearsal import generators_of, hooked, own_state, untouched
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.step import StepShape, shape_of
-from fastgan.statistics import table
+from fastgan.statistics import measures_of, table
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -95,6 +95,7 @@ class GraphEngine(Engine):
         if n < 0:
             raise ValueError(f"n is {n}; expected a number of steps, 0 or more")
         statistics = table(n, self.problem.device)
+        self.measured, self._measured_step = None, self.step + n - 1 if self.measuring else None
         with self._recorder.here():
             self.unreported = statistics[:0]
             if renewed := self._seen_last is None or self._seen_last.difference() is not None:
@@ -128,11 +129,13 @@ class GraphEngine(Engine):
                 self._end(self.step - first)
         if renewed:
             self._seen_last = self._look()
+        if self.measuring and n:
+            self.measured = measures_of(self._body.sums)
         return statistics
 
     def close(self) -> None:
         """Give recordings and buffers back; another run makes them again."""
-        self._graphs.clear()
+        self._forget()
         self._body = self._seen_last = None
 
     # --- between two runs ------------------------------------------------------------------------
@@ -143,6 +146,7 @@ class GraphEngine(Engine):
         if reason := _unsupported_parts(self.problem):
             raise CannotRun(reason)
         self._graphs: dict[tuple[StepShape, ...], Work] = {}
+        self._measured: dict[tuple[StepShape, ...], Work] = {}
         self._seen: set[tuple[StepShape, ...]] = set()
         self._unrecordable: set[StepShape] = set()
         self._together = CHUNK if self.problem.data.resident else 1
@@ -200,12 +204,16 @@ class GraphEngine(Engine):
         p, body = self.problem, self._body
         last = self.step + count
         while self.step < last:
-            n = self._together if last - self.step >= self._together else 1
+            measured = self.step == self._measured_step
+            left = last - self.step - (self._measured_step == last - 1)
+            n = self._together if left >= self._together else 1
             shapes = tuple(shape_of(p, t) for t in range(self.step, self.step + n))
             work = self._chunk(shapes) if n > 1 else None
             if work is None:
                 shapes = shapes[:1]
             body.prepare(self.step, len(shapes))
+            if measured:
+                work = self._measuring(shapes)
             self._whole = False
             (work or self._single(shapes))()
             self._whole = True
@@ -225,6 +233,27 @@ class GraphEngine(Engine):
                 self._unrecordable.add(shapes[0])
                 self._forget()
         return lambda: self._recorder.aside(lambda: body.do(shapes))
+
+    def _measuring(self, shapes: tuple[StepShape]) -> Work:
+        """The recording of a step that is measured, or the step itself.
+
+        One of its own: to measure each step would cost each a few launches.
+        """
+        self._single(shapes)
+        body = self._body
+
+        def work() -> None:
+            body.do(shapes, measured=True)
+
+        if shapes in self._graphs and shapes not in self._measured:
+            try:
+                self._measured[shapes] = self._recorder.capture(work)
+            except RuntimeError as error:  # memory: without its measures it has been recorded
+                logger.warning("engine graph: a measured step is not recorded: %s", error)
+                self._forget()
+        if shapes in self._measured:
+            return self._measured[shapes]
+        return lambda: self._recorder.aside(work)
 
     def _chunk(self, shapes: tuple[StepShape, ...]) -> Work | None:
         """The recording of several steps; None if they are better done one by one.
@@ -254,6 +283,7 @@ class GraphEngine(Engine):
         # Where a capture broke off, torch's generators may have got new states, which are not those
         # that earlier recordings draw from.
         self._graphs.clear()
+        self._measured.clear()
 
     def _record(self, shapes: tuple[StepShape]) -> Work:
         """Warm up a step that is prepared and record it; nothing is changed by that."""

@@ -24,6 +24,7 @@ from fastgan.engines.context import PLAYERS, StepContext
 from fastgan.engines.convolutions import Convolutions
 from fastgan.engines.draws import AUGMENT_STREAM, Counter, Draws
 from fastgan.engines.dropout import Masks, forward_replaced
+from fastgan.engines.measuring import Measuring
 from fastgan.engines.parts import Means, Part, mean
 from fastgan.engines.probe import has_hooks
 from fastgan.engines.scores import (
@@ -36,7 +37,7 @@ from fastgan.engines.scores import (
     trained,
 )
 from fastgan.engines.snapshot import Snapshot
-from fastgan.engines.updates import Update, together
+from fastgan.engines.updates import Update, together, without_gradients
 from fastgan.method import LossMethod, name_of
 from fastgan.terms import ADAPTIVE, Term, adapted
 
@@ -86,6 +87,7 @@ class Step:
         logged: what the method said of the last step, by name: scalars on the device.
         dtypes: of D's and G's weights.
         new: the share of G's weights in their average after a step, as a number or on the device.
+        measures: what is added up in a step, if it is to be measured.
     """
 
     traces = False  # True: what is done is recorded, to be compiled
@@ -109,6 +111,7 @@ class Step:
         self._plays_game = isinstance(problem.method, LossMethod)
         self._cast = problem.precision != "fp32"
         self._masks: list[Masks | None] = [None, None]
+        self.measures = Measuring(problem, self.updates)
         self._rows = sync_norm.Rows(problem.world)
         self._convolutions = Convolutions(problem, traced=self.traces)
         self._look_at_end()
@@ -170,6 +173,7 @@ class Step:
         """
         p = self.problem
         self.logged = {}
+        self.measures.begin()
         d_loss = g_loss = None
         trains_d, trains_g = self._trains()
         for k, (size, due) in enumerate(shape):
@@ -178,12 +182,15 @@ class Step:
             batch = batch._replace(images=batch.images.to(self.dtypes[0]))
             self.whole = False
             if trains_d:
-                d_loss, *scores = self._update("d", counter, size, batch, due)
-                self._after_d(size, *scores[2:])
+                with self.measures.of(0, last=k + 1 == len(shape)):
+                    d_loss, *scores = self._update("d", counter, size, batch, due)
+                    self._after_d(size, *scores[2:])
         for k in range(p.g_steps if trains_g else 0):
-            (g_loss,) = self._update("g", Counter(p.g_steps, k), size, batch)
+            with self.measures.of(1, last=k + 1 == p.g_steps):
+                (g_loss,) = self._update("g", Counter(p.g_steps, k), size, batch)
         if hasattr(p.method, "joint_loss"):
-            self._update("joint", Counter(1, 0), size, batch)
+            with self.measures.of(0, 1):
+                self._update("joint", Counter(1, 0), size, batch)
         if self._average is not None:
             self._average.update(self.new)
         self.whole = True
@@ -225,6 +232,8 @@ class Step:
                 for w in self._convolutions.zeros(loss, without):
                     w.grad = torch.zeros_like(w)
                 means.add(part.weight, found, context.logged)
+                if player == "d":
+                    self.measures.score(part.weight, context.scores)
             with self.in_backward():
                 if player == "joint":
                     together(own, size)
@@ -248,7 +257,7 @@ class Step:
     @contextmanager
     def _alone(self, player: str):
         """D's weights have no gradients in G's update, but for those that G's optimiser trains."""
-        with _without_gradients(self._frozen if player == "g" else []):
+        with without_gradients(self._frozen if player == "g" else []):
             yield
 
     def _evaluated(self, context: StepContext) -> tuple[Tensor, list[Tensor]]:
@@ -435,15 +444,3 @@ class Step:
 
 def _unchanged(x: Tensor) -> Tensor:
     return x
-
-
-@contextmanager
-def _without_gradients(weights: list[nn.Parameter]):
-    """No gradients for these parameters meanwhile."""
-    try:
-        for w in weights:
-            w.requires_grad_(False)
-        yield
-    finally:
-        for w in weights:
-            w.requires_grad_(True)

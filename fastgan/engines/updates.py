@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fastgan import torch_private
+
 if TYPE_CHECKING:
+    from fastgan.engines.measuring import Gauge
     from fastgan.problem import Problem
 
 logger = logging.getLogger("fastgan")
 
 
 class Update:
-    """Moves weights against the gradient of a loss: backward, sum over the ranks, step."""
+    """Moves weights against the gradient of a loss: backward, sum over the ranks, step.
+
+    Attributes:
+        gauge: what looks at the gradients before they are used, in a measured step.
+    """
+
+    reads = True
+    """Whether a step may read numbers on the host."""
 
     def __init__(
         self,
@@ -31,6 +41,7 @@ class Update:
         self.problem = problem
         self.optimizer = optimizer
         self.scaler = scaler
+        self.gauge: Gauge | None = None
         self._moves = scaler is not None  # which may leave a step out
         """Whether the first step is known to have moved something."""
 
@@ -70,8 +81,13 @@ class Update:
         """Clip the gradients and use them."""
         config = self.problem.config
         longest, largest = config.grad_clip, config.grad_clip_value
-        if self.scaler is not None and (longest is not None or largest is not None):
+        scaled = self.scaler is not None
+        if scaled and (longest is not None or largest is not None):
             self.scaler.unscale_(self.optimizer)
+            scaled = False
+        if self.gauge is not None:
+            scale = torch_private.scaler_tensors(self.scaler)[0] if scaled else None
+            self.gauge.look(self.weights(), scale, reads=self.reads)
         if largest is not None:
             nn.utils.clip_grad_value_(self.weights(), largest)
         if longest is not None:
@@ -119,6 +135,18 @@ def together(updates: tuple[Update, Update], batch: int) -> None:
     second.total(batch, but=first.weights())
     for update in updates:
         update.move()
+
+
+@contextmanager
+def without_gradients(weights: list[nn.Parameter]):
+    """No gradients for these parameters meanwhile."""
+    try:
+        for w in weights:
+            w.requires_grad_(False)
+        yield
+    finally:
+        for w in weights:
+            w.requires_grad_(True)
 
 
 def require_numbers(problem: Problem) -> None:

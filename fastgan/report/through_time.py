@@ -10,7 +10,7 @@ from fastgan.report.charts import Curve, Mark
 from fastgan.report.facts import Run
 from fastgan.report.frames import Frame
 from fastgan.report.markup import Markup, data, tag
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import MEASURES, STATISTICS
 
 STOPS = 400
 """Places of the bar at most."""
@@ -22,10 +22,30 @@ _PAIRS = {
         "them, where 0 is undecided.",
         {"d_real": "real", "d_fake": "generated"},
     ),
+    "Accuracy of D": (
+        "Share of real and of generated samples that D takes for what they are, at the log line's "
+        "step.",
+        {"d_real_accuracy": "real", "d_fake_accuracy": "generated"},
+    ),
+    "Spread of D's scores": (
+        "Standard deviation over the batch, at the log line's step.",
+        {"d_real_spread": "real", "d_fake_spread": "generated"},
+    ),
+    "Norms of gradients": (
+        "Of all weights of a network, before they are clipped, at the log line's step.",
+        {"d_grad_norm": "D", "g_grad_norm": "G"},
+    ),
+    "Size of updates": (
+        "What an update changed, over the weights before it, at the log line's step.",
+        {"d_update_ratio": "D", "g_update_ratio": "G"},
+    ),
 }
+_SLOTS = {"D": 0, "G": 1, "real": 2, "generated": 3}
 _HELP = {
     **{one.name: f"{one.help[0].upper()}{one.help[1:]}; means since the last log line."
        for one in STATISTICS},
+    **{one.name: f"{one.help[0].upper()}{one.help[1:]}; at the log line's step."
+       for one in MEASURES},
     "diversity": "Mean distance of samples to each other, over that of the data.",
     "ms per step": "Time from line to line, over the steps.",
 }  # fmt: skip
@@ -146,12 +166,10 @@ def _charts(runs: Sequence[Run]) -> Iterator[Markup]:
 
     paired = [name for _, names in _PAIRS.values() for name in names]
     if len(runs) == 1:
-        slot = 0
         for title, (help, names) in _PAIRS.items():
-            curves = []
-            for name, words in names.items():
-                curves.append(Curve(words, runs[0].points(name), slot))
-                slot += 1
+            curves = [
+                Curve(words, runs[0].points(name), _SLOTS[words]) for name, words in names.items()
+            ]
             yield made(title, curves, help)
         singles = [(name, name) for name in _others(runs, paired)]
     else:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastgan.run import files, schema
 from fastgan.run.checkpoint import CheckpointError
+from fastgan.statistics import MEASURE_NAMES
 
 logger = logging.getLogger("fastgan")
 
@@ -37,6 +38,7 @@ class RunLog:
         columns: the names of the statistics.
         history: the lines so far, as dicts.
         last: the statistics of the last step looked at, by name; NaN before the first.
+        measures: what the last line tells of its step; None before the first.
     """
 
     def __init__(self, columns: Sequence[str]):
@@ -48,6 +50,7 @@ class RunLog:
         self.columns = tuple(columns)
         self.history: list[dict] = []
         self.last = dict.fromkeys(self.columns, math.nan)
+        self.measures: dict[str, float | None] = dict.fromkeys(MEASURE_NAMES)
         self._whole_lines = 0
         self._unlogged: list[Tensor] = []
         self._files: list[BinaryIO] = []
@@ -92,6 +95,19 @@ class RunLog:
             for name, value in zip(self.columns, row.tolist(), strict=True):
                 line[name + ending] = float(f"{value:.9g}")
         return line
+
+    def measure(self, measured: Tensor | None) -> dict[str, float | None]:
+        """Take what an engine has measured of the last step; by name, None where it has no number.
+
+        To six digits: the order of sums, which may differ with the number of threads, is not in
+        them.
+        """
+        values = [math.nan] * len(MEASURE_NAMES) if measured is None else measured.tolist()
+        self.measures = {
+            name: float(f"{value:.6g}") if math.isfinite(value) else None
+            for name, value in zip(MEASURE_NAMES, values, strict=True)
+        }
+        return self.measures
 
     def write(self, line: dict[str, Any], seconds: float, *, whole: bool = True) -> None:
         """Put a line into the log.

@@ -69,12 +69,13 @@ struct Memory {
 };
 
 Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, bool one_by_one,
-           Instructions instructions = Instructions::fp32) {
+           Instructions instructions = Instructions::fp32, bool measured = true) {
   uint64_t state = 1;
   Run r;
   r.g = make_state(plan.latent, plan.g, true, state);
   r.d = make_state(plan.image, plan.d, plan.last_bias, state);
   r.statistics.resize(kStatistics * steps);
+  r.sums.resize(kSums);
   const double rates[2] = {kLr, kLr};
   std::vector<float> fed;
   const int64_t per_epoch = (plan.count + plan.batch - 1) / plan.batch;
@@ -120,6 +121,7 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
       job.order = images.order.data();
     }
     job.statistics = r.statistics.data() + kStatistics * done;
+    if (measured && done + n == steps) job.sums = r.sums.data();
     Memory memory(plan_memory(job, nullptr));
     plan_memory(job, memory.data);
     step::run(job);
@@ -158,6 +160,14 @@ void compare(const Pair& plan, const Run& got, const Run& exact, double loose = 
                          (0.05 + std::fabs(exact.statistics[i]));
     worst = error > worst ? error : worst;
     expect(error < 1e-4 * loose, plan, "statistic " + std::to_string(i), error);
+  }
+  for (size_t i = 0; i < exact.sums.size(); ++i) {
+    const double x = got.sums[i], y = exact.sums[i];
+    if (y != y && x != x) continue;
+    // A score near the middle may be on either side.
+    const bool share = i % 3 == 0 && i < kScoreSums;
+    const double error = std::fabs(x - y) / (share ? 10 : 1e-3 + std::fabs(y));
+    expect(error < (share ? 0.01 : 2e-3 * loose), plan, "sum " + std::to_string(i), error);
   }
   const auto both = {std::pair{&got.g, &exact.g}, std::pair{&got.d, &exact.d}};
   for (const auto& [a, b] : both)
@@ -276,6 +286,8 @@ int main(int count, char** arguments) {
         expect(
             same(one, engine(plan, images, steps, threads, false, instructions)), plan,
             std::string(instructions_name(instructions)) + ": bits differ with threads:", threads);
+      expect(same(one, engine(plan, images, steps, 2, false, instructions, false)), plan,
+             "bits differ without measuring", 0);
       compare(plan, engine(plan, images, steps, 2, true, instructions), exact);
     }
     for (Instructions instructions :

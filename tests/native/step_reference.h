@@ -257,13 +257,15 @@ struct Reference {
                        Matrix(s.beta.exact.size())});
     return grads;
   }
+  // Adds to sums[0 to 2] squares of the gradient, of what changed and of the weights before.
   void adam_all(std::vector<LayerState>& state, std::vector<std::vector<Matrix>> grads,
-                int64_t step, double largest_weight = INFINITY) const {
+                int64_t step, double* sums, double largest_weight = INFINITY) const {
     double squares = 0;
     for (size_t l = 0; l < grads.size(); ++l) {
       if (state[l].bias.exact.empty()) grads[l][1].clear();
       for (Matrix& part : grads[l])
         for (double& g : part) {
+          sums[0] += g * g;
           g = std::clamp(g, -plan.largest_grad, plan.largest_grad);
           squares += g * g;
         }
@@ -273,12 +275,23 @@ struct Reference {
       for (Matrix& part : layer)
         for (double& g : part) g *= share;
     for (size_t l = 0; l < state.size(); ++l) {
+      Matrix before;
+      const auto each = [&](auto use) {
+        for (Tensors* t : {&state[l].weight, &state[l].bias, &state[l].gamma, &state[l].beta})
+          for (double& w : t->exact) use(w);
+      };
+      each([&](double& w) { before.push_back(w); });
       adam(state[l].weight, grads[l][0], step);
       adam(state[l].bias, grads[l][1], step);
       adam(state[l].gamma, grads[l][2], step);
       adam(state[l].beta, grads[l][3], step);
-      for (Tensors* t : {&state[l].weight, &state[l].bias, &state[l].gamma, &state[l].beta})
-        for (double& w : t->exact) w = std::clamp(w, -largest_weight, largest_weight);
+      size_t i = 0;
+      each([&](double& w) {
+        w = std::clamp(w, -largest_weight, largest_weight);
+        const double old = before[i++];
+        sums[1] += (w - old) * (w - old);
+        sums[2] += old * old;
+      });
     }
   }
   Matrix latents(uint32_t stream, uint64_t step, int64_t n) const {
@@ -293,6 +306,7 @@ struct Reference {
 struct Run {
   std::vector<LayerState> g, d;
   std::vector<float> statistics;  // [steps][kStatistics]
+  std::vector<double> sums;       // [kSums], of the last step
 };
 
 std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& layers, bool last_bias,
@@ -384,7 +398,19 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
         ref.penalise(Place::real, 0, r.d, x, n, u, grads);
         ref.penalise(Place::fake, 1, r.d, image, n, u, grads);
       }
-      ref.adam_all(r.d, grads, u + 1, plan.largest_weight);
+      r.sums.assign(kSums, 0);
+      int at = 0;
+      for (const Matrix* scores : {&on_real, &on_fake}) {
+        const double middle = plan.loss == Loss::least_squares ? 0.5 : 0.0, sign = at ? -1 : 1;
+        for (const double x : *scores) {
+          r.sums[at] += (sign * (x - middle) > 0 ? 1.0 : 0.0) / static_cast<double>(n);
+          r.sums[at + 1] += x / static_cast<double>(n);
+          r.sums[at + 2] += x * x / static_cast<double>(n);
+        }
+        if (plan.loss == Loss::wasserstein) r.sums[at] = NAN;
+        at = 3;
+      }
+      ref.adam_all(r.d, grads, u + 1, &r.sums[kScoreSums], plan.largest_weight);
     }
     auto grads = Reference::zeros(r.g);
     const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, t, n), n, 4, t, made, km);
@@ -392,7 +418,7 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
     const double g_loss = ref.loss(2, logits, grad);
     const Matrix down = ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr);
     ref.backward(plan.g, r.g, made, km, down, n, &grads);
-    ref.adam_all(r.g, grads, t + 1);
+    ref.adam_all(r.g, grads, t + 1, &r.sums[kScoreSums + kNetworkSums]);
     for (const double value : {d_loss, g_loss, d_real, d_fake})
       r.statistics.push_back(static_cast<float>(value));
   }

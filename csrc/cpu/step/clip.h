@@ -24,7 +24,10 @@ void Stepper::squares(bool of_g) {
   const Network& network = of_g ? job_.g : job_.d;
   const float largest = static_cast<float>(network.optimizer.largest_grad);
   each_own_chunk(network, [&](const Parameter& p, int64_t at, int64_t n, int64_t i) {
-    if (job_.part == Part::move && largest < INFINITY) bound(p.grad + at, n, largest);
+    if (job_.part == Part::move) {
+      if (measured(of_g)) measure_gradient(gauge(of_g), p.grad + at, n);
+      if (largest < INFINITY) bound(p.grad + at, n, largest);
+    }
     double sum = 0;
     for (int64_t j = 0; j < n; ++j)
       sum += static_cast<double>(p.grad[at + j]) * static_cast<double>(p.grad[at + j]);

@@ -78,6 +78,17 @@ void Stepper::score(int segment, Range within, const float* scores, const float*
     const int64_t part = segment * job_.units + within.begin / kRowUnit;
     job_.loss_parts[part] = loss;
     job_.score_parts[part] = sum;
+    if (segment != kFakeForG && measured(false)) {
+      const double middle = middle_of(job_.loss);
+      double right = 0, squares = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const double x = static_cast<double>(scores[i]);
+        right += (segment == kReal ? x > middle : x < middle) ? 1 : 0;
+        squares += x * x;
+      }
+      job_.right_parts[part] = right;
+      job_.square_parts[part] = squares;
+    }
   }
   if (due(segment))
     for (int64_t i = 0; i < n; ++i) {

@@ -132,6 +132,7 @@ struct Job : PlannedStep, ImageSource {
   // The permutations in `order` begin with that of the first update.
   float* statistics = nullptr;  // [steps][kStatistics]
   float* gradients = nullptr;   // of a part: of the update's network, parameter after parameter
+  double* sums = nullptr;       // [kSums], of the last step, if it is measured; of a part, its own
   double* profile = nullptr;    // [phases][2]: thread 0's seconds working, waiting; or null
 
   // Set by plan_memory.
@@ -140,6 +141,9 @@ struct Job : PlannedStep, ImageSource {
   float* halves = nullptr;        // the second halves of sums, rows of whichever field is at hand
   double* loss_parts = nullptr;   // [segment][unit of rows]
   double* score_parts = nullptr;  // likewise
+  double* right_parts = nullptr;  // of a measured step, likewise: scores on the right side
+  double* square_parts = nullptr;
+  double* gauges = nullptr;       // likewise: [thread][D, G][kNetworkSums]
   float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
   float* mixes = nullptr;         // of points between: the share of the real sample
   double* squares = nullptr;      // sums of chunks of a clipped gradient's

@@ -168,6 +168,9 @@ size_t plan_memory(Job& job, void* base) {
   for (Network* network : {&job.g, &job.d}) plan_grads(arena, job, *network);
   job.loss_parts = arena.take<double>(kSegments * job.units);
   job.score_parts = arena.take<double>(kSegments * job.units);
+  job.right_parts = arena.take<double>(kSegments * job.units);
+  job.square_parts = arena.take<double>(kSegments * job.units);
+  job.gauges = arena.take<double>(job.threads * 2 * kNetworkSums);
   // The scratch also takes a block of latents, and the number before it.
   const Sizes sizes = sizes_of(job.instructions);
   const int64_t most =

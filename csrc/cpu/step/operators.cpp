@@ -67,6 +67,8 @@ std::string enums_op() {
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");
   FASTGAN_STATISTICS(FASTGAN_ENTRY)
+  start("Sum");
+  FASTGAN_SUMS(FASTGAN_ENTRY)
   start("Pass");
   FASTGAN_PASSES(FASTGAN_ENTRY)
   start("Stream");
@@ -99,6 +101,16 @@ int64_t memory_op(const Tensor& plan, const Tensor& settings, int64_t threads) {
   return static_cast<int64_t>(plan_memory(job, nullptr));
 }
 
+// Where a measured step adds up; null if none is.
+double* checked_sums(const std::optional<Tensor>& sums, const Tensor& like, Apart& apart) {
+  if (!sums) return nullptr;
+  check_table(*sums, "sums", ScalarType::Double, "float64", like, "memory");
+  STD_TORCH_CHECK(sums->numel() == kSums, "sums has shape ", shape_of(*sums), "; expected [", kSums,
+                  "]");
+  apart.written(*sums, "sums");
+  return static_cast<double*>(sums->mutable_data_ptr());
+}
+
 // Where the run's first update begins among the entries of `order`, and where its last one ends:
 // batches of an epoch follow each other, and so do the epochs.
 struct Entries {
@@ -116,7 +128,7 @@ Entries entries_of(const Job& job, int64_t updates) {
 void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
             const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
             const Tensor& rates, const Tensor& statistics, const std::optional<Tensor>& profile,
-            int64_t first_step, int64_t threads) {
+            int64_t first_step, int64_t threads, const std::optional<Tensor>& sums) {
   Apart apart;
   const DecodedPlan decoded = decode(plan, settings, &state, plan, &apart);
   Job job = job_of(decoded, threads);
@@ -150,6 +162,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
     job.profile = static_cast<double*>(profile->mutable_data_ptr());
     apart.written(*profile, "profile");
   }
+  job.sums = checked_sums(sums, plan, apart);
   apart.written(memory, "memory");
   apart.written(statistics, "statistics");
   apart.read(images, "images");
@@ -197,7 +210,7 @@ struct PartOf {
 void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
                   const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
                   const Tensor& gradients, int64_t step, int64_t update, int64_t rank,
-                  int64_t ranks, int64_t threads) {
+                  int64_t ranks, int64_t threads, const std::optional<Tensor>& sums) {
   PartOf part(Part::gradients, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
   check_steps(step, 1, job.d_steps);
@@ -228,7 +241,9 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
     part.apart.read(images, "images");
     if (order) part.apart.read(*order, "order");
   }
+  job.sums = checked_sums(sums, plan, part.apart);
   part.place(memory);
+  if (job.sums && rows == 0) std::fill_n(job.sums, kScoreSums, 0.0);
   const int64_t numbers = gradients.numel();
   if (rows == 0)
     std::fill_n(job.gradients, numbers, 0.f);
@@ -239,13 +254,14 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
 
 void move_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
              const Tensor& memory, const Tensor& gradients, const Tensor& rates, int64_t update,
-             int64_t threads) {
+             int64_t threads, const std::optional<Tensor>& sums) {
   PartOf part(Part::move, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
   check_table(rates, "rates", ScalarType::Double, "float64", plan, "memory");
   STD_TORCH_CHECK(rates.numel() == 2, "rates has shape ", shape_of(rates), "; expected [2]");
   job.rates = static_cast<const double*>(rates.const_data_ptr());
   part.apart.read(rates, "rates");
+  job.sums = checked_sums(sums, plan, part.apart);
   part.place(memory);
   run(job);
   for (float* counter : job.of_g() ? part.decoded.g_counters : part.decoded.d_counters)

@@ -102,6 +102,7 @@ class Stepper {
   struct Move {
     Adam<float> adam;
     float largest_grad, largest_weight;
+    double* gauge;  // of a measured update: where this thread adds up, [kNetworkSums]
   };
   Move move_of(bool of_g) const;
   void update_all(bool of_g, int from, int segments);
@@ -113,6 +114,16 @@ class Stepper {
   void vector_updates(const Layer& layer, const Move& move, Range out, int from, int segments);
   void use(const Move& move, const Parameter& p, int64_t at, int64_t n, float* grad) const;
   void apply(const Move& move, const Parameter& p, int64_t at, int64_t n, const float* grad) const;
+  // One code for measured and other steps, so that no bit differs.
+  [[gnu::noinline]] void move_numbers(const Move& move, const Parameter& p, int64_t at, int64_t n,
+                                      const float* grad) const;
+  void measured_apply(const Move& move, const Parameter& p, int64_t at, int64_t n,
+                      const float* grad) const;
+  bool measured(bool of_g) const;
+  double* gauge(bool of_g) const;
+  static void measure_gradient(double* gauge, const float* grad, int64_t n);
+  void measure_scores();
+  void add_up(bool of_g);
   template <class Use>
   int64_t each_own_chunk(const Network& network, Use use) const;
   void squares(bool of_g);
@@ -199,6 +210,7 @@ void Stepper::end_phase() {
 #include "cpu/step/head.h"
 #include "cpu/step/backward.h"
 #include "cpu/step/penalty.h"
+#include "cpu/step/measure.h"
 #include "cpu/step/weight_grads.h"
 #include "cpu/step/update.h"
 #include "cpu/step/clip.h"

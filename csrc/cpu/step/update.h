@@ -7,7 +7,15 @@ void bound(float* x, int64_t n, float largest) {
 }
 
 void Stepper::apply(const Move& move, const Parameter& p, int64_t at, int64_t n,
-                    const float* __restrict grad) const {
+                    const float* grad) const {
+  if (move.gauge == nullptr)
+    move_numbers(move, p, at, n, grad);
+  else
+    measured_apply(move, p, at, n, grad);
+}
+
+void Stepper::move_numbers(const Move& move, const Parameter& p, int64_t at, int64_t n,
+                           const float* __restrict grad) const {
   const Adam<float> constants = move.adam;
   float* __restrict value = p.value + at;
   float* __restrict exp_avg = p.exp_avg + at;
@@ -42,6 +50,7 @@ Stepper::Terms Stepper::terms_of(const Layer& layer, const Term& usual) const {
 
 // Gradients of some elements: to Adam, or to where they wait.
 void Stepper::use(const Move& move, const Parameter& p, int64_t at, int64_t n, float* grad) const {
+  if (move.gauge != nullptr) measure_gradient(move.gauge, grad, n);
   if (move.largest_grad < INFINITY) bound(grad, n, move.largest_grad);
   if (p.grad == nullptr) {
     apply(move, p, at, n, grad);
@@ -131,13 +140,14 @@ void Stepper::head_update(const Layer& layer, const Move& move, int from, int se
 Stepper::Move Stepper::move_of(bool of_g) const {
   const Network& network = of_g ? job_.g : job_.d;
   const Optimizer& o = network.optimizer;
-  if (job_.part == Part::gradients) return {{}, INFINITY, INFINITY};
+  if (job_.part == Part::gradients) return {{}, INFINITY, INFINITY, nullptr};
   const int64_t before = of_g ? step_ : step_ * job_.d_steps + d_step_;
   const int64_t done = network.updates + (job_.part == Part::steps ? before : 0);
   const double lr = job_.rates[(job_.rates_vary ? 2 * step_ : 0) + (of_g ? 1 : 0)];
   return {make_adam<float>(static_cast<double>(done + 1), lr, o.beta1, o.beta2, o.eps,
                            o.weight_decay, o.decoupled),
-          static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight)};
+          static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight),
+          measured(of_g) ? gauge(of_g) : nullptr};
 }
 
 void Stepper::update_all(bool of_g, int from, int segments) {

@@ -67,6 +67,7 @@ void Stepper::carry_out(const Phase& phase) {
                                      static_cast<float>(mean(job_.loss_parts, kFake)));
         write(Statistic::d_real, mean(job_.score_parts, kReal));
         write(Statistic::d_fake, mean(job_.score_parts, kFake));
+        if (measured(false)) measure_scores();
       }
       break;
     }
@@ -94,6 +95,8 @@ void Stepper::begin_update() {
   first_ = first_of_rank(whole_, job_.rank, job_.ranks);
   batch_ = first_of_rank(whole_, job_.rank + 1, job_.ranks) - first_;
   blocks_ = (batch_ + kBlock - 1) / kBlock;
+  if (measured(false))
+    for (int64_t i = 0; i < 2 * kNetworkSums; ++i) gauge(false)[i] = 0;
 }
 
 // G's update takes the rows of D's last.
@@ -106,6 +109,9 @@ void Stepper::run_part() {
     squares(of_g);
     end_phase();
     clip(of_g);
+    if (job_.sums == nullptr) return;
+    end_phase();
+    if (thread_ == 0) add_up(of_g);
     return;
   }
   if (!of_g) penalties_of_update();
@@ -131,5 +137,7 @@ void Stepper::run() {
     for (SlopeWeights& weights : slopes_) weights = {};
     for (const Phase& phase : job_.g_phases) carry_out(phase);
   }
+  if (job_.sums && thread_ == 0)
+    for (const bool of_g : {false, true}) add_up(of_g);
   stop_tiles();
 }

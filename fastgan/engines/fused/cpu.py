@@ -28,7 +28,7 @@ from fastgan.engines.fused.ranks import RanksStep
 from fastgan.engines.fused.support import chains, rate
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.updates import learning_rate_factors
-from fastgan.statistics import table
+from fastgan.statistics import SUMS, measures_of, table
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -49,6 +49,8 @@ class FusedEngine(Engine):
 
     name = "fused"
     beside = True
+    measures = True
+    """Whether it measures a step that it is asked to."""
 
     def __new__(cls, problem: Problem):
         """The engine of the problem's device."""
@@ -62,6 +64,7 @@ class FusedEngine(Engine):
         """Read the networks and lay out the working memory; CannotRun if they have no plan."""
         super().__init__(problem)
         self._orders: dict[int, Tensor] = {}
+        self._sums: Tensor | None = None
         self._memory: Tensor | None = None
         self._memory_key: tuple | None = None
         self._rates: tuple[tuple[float, float], Tensor | None] = ((nan, nan), None)
@@ -109,11 +112,14 @@ class FusedEngine(Engine):
         p = self.problem
         statistics = table(n, p.device)
         done, self.unreported = 0, statistics[:0]
+        self.measured = self._sums = None
+        measuring = self.measuring and self.measures and n > 0
         try:
             self._wake()
             self._refresh()
             while done < n:
                 if p.world.size > 1:
+                    self._sums = _no_sums() if measuring and done + 1 == n else None
                     self._step_of_ranks(statistics[done])
                     done += 1
                     continue
@@ -123,6 +129,7 @@ class FusedEngine(Engine):
                 else:
                     images, order, count = self._fed(), None, 1
                     self._refresh()  # a user's code has run meanwhile
+                self._sums = _no_sums() if measuring and done + count == n else None
                 self._run(images, order, count, statistics[done : done + count])
                 done += count
         except BaseException:
@@ -131,6 +138,8 @@ class FusedEngine(Engine):
             whole = self._ranks is None or self._ranks.whole
             self.unreported = statistics[:done] if whole else None
             raise
+        if self._sums is not None:
+            self.measured = measures_of(self._sums)
         return statistics
 
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
@@ -145,7 +154,7 @@ class FusedEngine(Engine):
         self._check_profile(n)
         names = self._phases()
         times = torch.zeros(len(names), 2, dtype=torch.float64, device="cpu")
-        done = 0
+        done, self._sums = 0, None
         while done < n:
             order, count = self._order(n - done)
             self._run(p.data.samples, order, count, table(count), times)
@@ -234,6 +243,7 @@ class FusedEngine(Engine):
                 profile,
                 self.step,
                 threads,
+                self._sums,
             )
         self.step += n
 
@@ -248,7 +258,7 @@ class FusedEngine(Engine):
         memory = self._memory_for(get_num_threads())
         increment_version(self._plan.written)
         with turns.aside():
-            self._ranks(self.step, memory, images, order, rates, row)
+            self._ranks(self.step, memory, images, order, rates, row, self._sums)
         self.step += 1
 
     def _learning_rates(self, n: int) -> Tensor:
@@ -300,6 +310,10 @@ class FusedEngine(Engine):
         lines = torch.ops.fastgan.fused_phases(*self._plan[:2])
         pairs = (line.split(" ", 1) for line in lines.splitlines())
         return [(name, float(work)) for work, name in pairs]
+
+
+def _no_sums() -> Tensor:
+    return torch.zeros(len(SUMS), dtype=torch.float64, device="cpu")
 
 
 def _zeros(size: int) -> Tensor:

@@ -41,6 +41,7 @@ class FusedCudaEngine(FusedEngine):
     """
 
     allow_persistent = True
+    measures = False
     _stamps: Tensor | None = None
 
     beside = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, get_num_threads
 
-from fastgan.statistics import STATISTICS
+from fastgan.statistics import SCORE_SUMS, STATISTICS
 
 if TYPE_CHECKING:
     from fastgan.engines.fused.encode import Plan
@@ -44,6 +44,7 @@ class RanksStep:
         order: Tensor | None,
         rates: Tensor,
         row: Tensor,
+        sums: Tensor | None = None,
     ) -> None:
         """Do it.
 
@@ -54,12 +55,14 @@ class RanksStep:
             order: permutations from the epoch of the step's first update on.
             rates: float64 [2], of D and G.
             row: float32 [len(STATISTICS)], for the step's statistics.
+            sums: float64 [len(SUMS)], for what it is measured by; None if it is not.
         """
         p = self.problem
         threads = get_num_threads()
         for update in range(p.d_steps + 1):
             of_g = update == p.d_steps
             gradients = self._gradients[of_g]
+            last = sums if update >= p.d_steps - 1 else None
             torch.ops.fastgan.fused_gradients(
                 *self._plan[:3],
                 memory,
@@ -71,10 +74,15 @@ class RanksStep:
                 p.world.rank,
                 p.world.size,
                 threads,
+                None if of_g else last,
             )
             p.world.sum_(gradients)
+            if last is not None and not of_g:
+                p.world.sum_(last[:SCORE_SUMS])
             self.whole = False
-            torch.ops.fastgan.fused_move(*self._plan[:3], memory, gradients, rates, update, threads)
+            torch.ops.fastgan.fused_move(
+                *self._plan[:3], memory, gradients, rates, update, threads, last
+            )
             of_update = gradients[-len(STATISTICS) :]
             if of_g:
                 row += of_update
