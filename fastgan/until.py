@@ -95,6 +95,8 @@ class Until(Callback):
             self._hold_out(trainer)
         self._lines += 1
         value = line.get(f"{self._of}_mean", line.get(self._of))
+        if value is None and self._of in line:  # a measure without a number at this step
+            return
         if value is None:
             ask = self._measure()
             if self._lines % self.every:

@@ -123,8 +123,8 @@ def test_measures_are_evidence():
     line = {"d_loss_mean": 0.01, "g_loss_mean": 5.0, "d_real_mean": 5.0, "d_fake_mean": -5.0}
     watch.line(t, {**line, "d_real_accuracy": 1.0, "d_fake_accuracy": 0.98})
     (alarm,) = watch.raised
-    assert alarm.name == SATURATED
-    assert "(D takes 100% of the real samples for real, 98% of the fake ones for fake)" in str(alarm)
+    told = "(D takes 100% of the real samples for real, 98% of the fake ones for fake)"
+    assert alarm.name == SATURATED and told in str(alarm)
     watch.line(t, {**line, "d_loss_mean": 1.0, "nonfinite": 3.0, "d_grad_norm": None})
     assert watch.raised[-1].name == DIVERGING
     told = "gradients or weights are not finite (numbers that are not finite: 3)"

@@ -307,6 +307,15 @@ def test_a_line_of_a_step_that_was_not_measured_has_no_numbers():
     assert t.history[-1]["d_loss"] is not None
 
 
+def test_a_run_ends_by_a_measure():
+    t = small_run(engine="eager", loss="wasserstein")
+    t.fit(steps=6, until="d_real_accuracy>0.1")
+    assert t.step == 6, "there is none"
+    t = small_run(engine="eager")
+    t.fit(steps=6, until="g_grad_norm>0")
+    assert t.step == 2 and "g_grad_norm is" in t.stopped
+
+
 def test_a_method_cannot_log_under_the_name_of_a_measure():
     class Loud(Joint):
         def d_loss(self, step):

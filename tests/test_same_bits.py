@@ -31,6 +31,7 @@ def test_the_same_source_has_the_same_bits_and_another_has_not(tmp_path, capsys)
     assert runs["fused, 1"] == runs["fused, 2"]
     assert runs["eager, 1"] and runs["eager, 1"] != runs["fused, 1"]
     assert call("--compare", path) == 0
+    assert call("--compare", path, "--measured") == 0
     taken = sum(sums is not None for run in before["runs"].values() for sums in run.values())
     assert f"{taken} of {taken} runs are equal bit for bit" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
     python tools/same_bits.py --write before.json     # at the commit before
     python tools/same_bits.py --compare before.json   # at the commit after, on the same machine
+    python tools/same_bits.py --compare before.json --measured   # does measuring move a bit?
 
 Five pairs of MLPs and two of convolutions, fp32, 200 steps each in calls of several lengths, with
 every engine that takes them on the CPU and with 1 and 2 threads. What is kept of a run are sha256
@@ -161,8 +162,13 @@ PAIRS = {
 }
 
 
-def train(pair: Pair, engine_name: str, threads: int, steps: int) -> dict[str, str] | None:
-    """The sums of one run; None if the engine does not take the pair."""
+def train(
+    pair: Pair, engine_name: str, threads: int, steps: int, measured: bool = False
+) -> dict[str, str] | None:
+    """The sums of one run; None if the engine does not take the pair.
+
+    Measured: the last step of each call is, as that of a log line.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(11)
     networks = pair.build()
@@ -171,7 +177,7 @@ def train(pair: Pair, engine_name: str, threads: int, steps: int) -> dict[str, s
     if engines.load(engine_name).unsupported(problem):
         return None
     engine, _ = engines.choose(problem, engine_name)
-    losses = []
+    losses, engine.measuring = [], measured
     for until in (steps // 200 or 1, steps // 4, steps):
         if until > engine.step:
             losses.append(engine.run(until - engine.step)[:, :2])
@@ -223,7 +229,9 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def measure(names: Iterable[str], steps: int, say=lambda text: None) -> dict:
+def measure(
+    names: Iterable[str], steps: int, say=lambda text: None, *, measured: bool = False
+) -> dict:
     """All runs: {"machine", "steps", "runs": {pair: {"engine, threads": sums or None}}}."""
     before = torch.get_num_threads()
     runs: dict[str, dict] = {}
@@ -232,7 +240,7 @@ def measure(names: Iterable[str], steps: int, say=lambda text: None) -> dict:
             runs[name] = {}
             for engine in ENGINES:
                 for threads in THREADS:
-                    sums = train(PAIRS[name], engine, threads, steps)
+                    sums = train(PAIRS[name], engine, threads, steps, measured)
                     runs[name][f"{engine}, {threads}"] = sums
                     short = "not taken" if sums is None else sums["weights"][:12]
                     say(f"{name}: {engine}, {threads}: {short}")
@@ -280,13 +288,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--pairs", default=",".join(PAIRS), help="comma-separated (default %(default)s)"
     )
+    parser.add_argument(
+        "--measured", action="store_true", help="measure the last step of each call"
+    )
     options = parser.parse_args(argv)
     names = [name for name in options.pairs.split(",") if name]
     if unknown := [name for name in names if name not in PAIRS]:
         parser.error(f"--pairs: {unknown[0]!r} is none of {', '.join(PAIRS)}")
     if options.steps < 1:
         parser.error(f"--steps {options.steps}: expected at least 1")
-    result = measure(names, options.steps, lambda text: print(text, file=sys.stderr, flush=True))
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    result = measure(names, options.steps, say, measured=options.measured)
     if options.write:
         options.write.write_text(json.dumps(result, indent=1) + "\n")
         return 0

@@ -14,7 +14,7 @@ from fastgan.config import Config, ConfigError, field_of
 from fastgan.config.config import HINTS
 from fastgan.config.kinds import integer
 from fastgan.many import Ensemble, Results, grid
-from fastgan.statistics import NAMES
+from fastgan.statistics import MEASURE_NAMES, NAMES
 from fastgan.words import nearest
 
 
@@ -90,7 +90,8 @@ def _check_by(name: str) -> None:
     # Here, as most sweeps do without.
     from fastgan.metrics import METRICS
 
-    known = [*METRICS, *NAMES, *(f"{n}_mean" for n in NAMES), "jsd", "step", "train_seconds"]
+    means = [f"{name}_mean" for name in NAMES]
+    known = [*METRICS, *NAMES, *means, *MEASURE_NAMES, "jsd", "step", "train_seconds"]
     if name not in known:
         raise ConfigError(
             f"--by is {name!r}; expected one of {', '.join(known)}{nearest(name, known)}"
