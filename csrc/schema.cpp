@@ -142,12 +142,13 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "Tensor images, Tensor? order, Tensor rates, Tensor(c!) statistics, Tensor(d!)? profile, "
       "int first_step, int threads, Tensor(e!)? sums=None) -> ()");
   // The same steps in parts, for processes that share each batch: an update's gradients, which the
-  // caller sums over the ranks, then the move by them. update: of D in the step, or d_steps for
-  // that of G, which takes the rows of D's last and what that has left in memory. gradients:
-  // float32, of the update's network, parameter after parameter, then the row of its statistics; of
-  // this rank's rows, and as parts of the whole batch's. Permutations of order begin with that of
-  // the step's first update; without order, images are this rank's rows of the update. sums: as
-  // above, of D's last update its scores', as parts of the whole batch's; of a move its network's.
+  // caller sums over the ranks, then the move by them. update: of D in the step, or from d_steps
+  // on of G, which takes the rows of D's last; its first takes what that has left in memory.
+  // gradients: float32, of the update's network, parameter after parameter, then the row of its
+  // statistics; of this rank's rows, and as parts of the whole batch's. Permutations of order begin
+  // with that of the step's first update; without order, images are this rank's rows of the update.
+  // sums: as above, of D's last update its scores', as parts of the whole batch's; of a move its
+  // network's.
   m.def(
       "fused_gradients(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor(c!) gradients, int step, int update, int rank, "

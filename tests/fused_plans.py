@@ -139,6 +139,12 @@ PLANS = {
         (1, 7, 7),
         {"batch_size": 64, "kind": optim.AdamW, "loss": "minimax", "label_smoothing": 0.2},
     ),
+    "several of G": (
+        deep_normed,
+        20,
+        (3, 5, 5),
+        {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
+    ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
 }
 

@@ -84,7 +84,7 @@ class Fused:
         if not options["precision"] and not any(one.norm for one in critic):
             self.case = plans.Case(**options, clips=clips, penalties=penalties)
         elif clips != (math.inf, math.inf):
-            self.case = plans.Case(**options, clips=clips)
+            self.case = plans.Case(**options, clips=clips, g_steps=rng.choice((1, 2)))
         self.memory = {}
 
     def _memory(self, size: int) -> Tensor:
@@ -110,9 +110,9 @@ class Fused:
         return rng.choice((None, torch.zeros(14, dtype=torch.float64)))
 
     def part(self, rng: random.Random, moves: bool) -> list:
-        c, update = self.case, rng.randrange(self.case.d_steps + 1)
+        c, update = self.case, rng.randrange(self.case.d_steps + self.case.g_steps)
         shared = [c.plan, c.settings, c.state, c.memory()]
-        gradients = torch.zeros(c.numbers(0 if update == c.d_steps else 1) + 4)
+        gradients = torch.zeros(c.numbers(0 if update >= c.d_steps else 1) + 4)
         if moves:
             return [*shared, gradients, c.rates, update, c.threads, self.sums(rng)]
         ranks = rng.choice((1, 2, 3, 50))

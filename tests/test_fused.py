@@ -71,7 +71,7 @@ def test_updates_are_as_good_as_torch_in_float32(name):
         assert sorted(found)[2] <= 3, (kind, found)
 
 
-@pytest.mark.parametrize("name", ["reference, ragged", "deep", "norms"])
+@pytest.mark.parametrize("name", ["reference, ragged", "deep", "norms", "several of G"])
 def test_threads_change_no_bit(name):
     results = []
     for n in (1, 2, 3, 7):
@@ -84,7 +84,7 @@ def test_threads_change_no_bit(name):
         assert same(results[0][1], p) == []
 
 
-@pytest.mark.parametrize("name", ["reference, ragged", "deep"])
+@pytest.mark.parametrize("name", ["reference, ragged", "deep", "several of G"])
 def test_one_call_or_many(name):
     p, q = problem(name), problem(name)
     whole, parts = FusedEngine(p), FusedEngine(q)
@@ -149,8 +149,9 @@ def test_bf16_sees_changed_weights(change):
     assert torch.equal(a.run(2), b.run(2))
 
 
-def test_resume_from_a_copy():
-    p = problem("deep")
+@pytest.mark.parametrize("name", ["deep", "several of G"])
+def test_resume_from_a_copy(name):
+    p = problem(name)
     engine = FusedEngine(p)
     engine.run(6)
     q = copy.deepcopy(p)

@@ -108,6 +108,7 @@ def test_a_gradient_that_is_no_number_is_not_hidden(clips):
     ("bounds", "name"),
     [
         *(({"penalties": word}, f"penalty {word!r}") for word in ("r1", "r2", "wgan-gp")),
+        ({"g_steps": 2}, "g_steps=2"),
         *(({key: 1.0}, f"{key}=1.0") for key in ("grad_clip", "grad_clip_value", "weight_clip")),
     ],
 )
@@ -128,9 +129,13 @@ def test_a_bad_bound_is_an_error(bad, i):
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no emulator: {emulator.why_not()}")
-@pytest.mark.parametrize("options", [{"clips": (1.0, math.inf)}, {"penalties": ((0, 1, 1, 1.0),)}])
+@pytest.mark.parametrize(
+    "options", [{"clips": (1.0, math.inf)}, {"penalties": ((0, 1, 1, 1.0),)}, {"g_steps": 2}]
+)
 def test_a_plan_that_the_kernels_of_a_gpu_do_not_know_is_an_error(options):
     fused_cuda.load()
     case = plans.Case(**options)
-    with pytest.raises(RuntimeError, match="which the fused step on CUDA does not know"):
+    with pytest.raises(
+        RuntimeError, match="which the fused step on CUDA does not know|does one update of G"
+    ):
         torch.ops.fastgan.fused_cuda_length(case.plan, case.settings)

@@ -29,8 +29,9 @@ def run_in_parts(case, ranks, steps, fed=False, sums=None):
     for step in range(steps):
         row = torch.zeros(4)
         first = step * case.d_steps // per_epoch
-        for update in range(case.d_steps + 1):
-            of_g = update == case.d_steps
+        updates = case.d_steps + case.g_steps
+        for update in range(updates):
+            of_g = update >= case.d_steps
             total = torch.zeros(case.numbers(0 if of_g else 1) + 4)
             last = sums if step + 1 == steps and update >= case.d_steps - 1 else None
             for rank, memory in enumerate(memories):
@@ -49,7 +50,8 @@ def run_in_parts(case, ranks, steps, fed=False, sums=None):
                 total += gradients
                 if last is not None and not of_g:
                     last += own
-            row = total[-4:] + (row if of_g else 0)
+            if not of_g or update + 1 == updates:
+                row = total[-4:] + (row if of_g else 0)
             torch.ops.fastgan.fused_move(
                 *shared, memories[0], total, case.rates, update, case.threads, last
             )
@@ -62,6 +64,7 @@ CASES = {
     "odd widths, masks, three updates of D": {"networks": DEEP, "latent": 7, "d_steps": 3},
     "critic with points between": {"loss": 4, "penalties": ((1, 0, 2, 10.0),), "d_steps": 2},
     "curved, at both": {"networks": DEEP, "penalties": ((0, 1, 1, 2.0), (0, 2, 3, 1.0))},
+    "several updates of G": {"networks": DEEP, "g_steps": 3, "d_steps": 2},
     "clipped": {"clips": (0.01, 0.05)},
     "bounded": {"clips": (0.003, math.inf)},
     "larger than a block": {"networks": DEEP, "batch": 75, "count": 100},
@@ -121,7 +124,7 @@ BAD = [
     ("gradients", 5, lambda t: None, "images fed without an order must be float32"),
     ("gradients", 3, lambda t: t[:64], "memory has 64 bytes"),
     ("gradients", 7, lambda n: -1, "first_step is -1"),
-    ("gradients", 8, lambda n: 2, "update is 2; expected one of D's, 0 to 0, or 1 for G's"),
+    ("gradients", 8, lambda n: 2, "update is 2; expected one of D's, 0 to 0, or of G's, 1 to 1"),
     ("gradients", 8, lambda n: 1, "gradients has 131 elements; expected 120 and the 4"),
     ("gradients", 9, lambda n: 2, "rank is 2 of 2; expected 0 <= rank < ranks"),
     ("gradients", 10, lambda n: 1 << 40, "rank is 0 of 1099511627776"),

@@ -45,6 +45,7 @@ class Case:
     batch: int = 8
     count: int = 20
     d_steps: int = 1
+    g_steps: int = 1
     loss: int = 0
     seed: int = 3
     precision: int = 0
@@ -77,6 +78,7 @@ class Case:
         for *integers, weight in self.penalties:
             self.integers += integers
             self.reals.append(weight)
+        self.integers.append(self.g_steps)
         self.plan = torch.tensor(self.integers)
         self.settings = torch.tensor(self.reals, dtype=torch.float64)
         shape = (self.count, self.image)

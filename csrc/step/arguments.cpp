@@ -73,13 +73,14 @@ void* check_memory(const Tensor& memory, size_t needed, size_t alignment) {
   return base;
 }
 
-void check_steps(int64_t first_step, int64_t steps, int64_t d_steps) {
+void check_steps(int64_t first_step, int64_t steps, int64_t d_steps, int64_t g_steps) {
   STD_TORCH_CHECK(first_step >= 0, "first_step is ", first_step, "; expected 0 or more");
   STD_TORCH_CHECK(steps >= 0, "steps is ", steps, "; expected 0 or more");
   constexpr int64_t most = INT64_MAX / 4;
-  STD_TORCH_CHECK(first_step <= most && steps <= most && first_step + steps <= most / d_steps,
-                  "first_step is ", first_step, ", of which ", steps, " steps with ", d_steps,
-                  " updates of D each do not end within 2**61 updates");
+  for (const auto& [updates, name] : {std::pair{d_steps, "D"}, std::pair{g_steps, "G"}})
+    STD_TORCH_CHECK(first_step <= most && steps <= most && first_step + steps <= most / updates,
+                    "first_step is ", first_step, ", of which ", steps, " steps with ", updates,
+                    " updates of ", name, " each do not end within 2**61 updates");
 }
 
 ImageSource check_images(const Tensor& images, int64_t rows, int64_t width,

@@ -47,8 +47,8 @@ int64_t check_statistics(const Tensor& statistics, const Tensor& like);
 // Returns the memory's first byte.
 void* check_memory(const Tensor& memory, size_t needed, size_t alignment);
 
-// (first_step + steps) * d_steps must be a number of updates.
-void check_steps(int64_t first_step, int64_t steps, int64_t d_steps);
+// (first_step + steps) * d_steps must be a number of updates, and likewise for G.
+void check_steps(int64_t first_step, int64_t steps, int64_t d_steps, int64_t g_steps = 1);
 
 // `rows`: images to be there, of `width` values. With an order, `entries` of it.
 ImageSource check_images(const Tensor& images, int64_t rows, int64_t width,

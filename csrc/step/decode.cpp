@@ -39,6 +39,7 @@ class PlanDecoder {
     network(latent, plan.g, plan.g_counters);
     network(image, plan.d, plan.d_counters);
     penalties(plan);
+    plan.g_steps = integer("g_steps", 1, kMostGSteps);
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
                     "plan or settings is longer than the networks they describe; ", kMade);
     const PlannedLayer& logits = plan.d.layers.back();

@@ -13,6 +13,7 @@ namespace fastgan {
 constexpr int64_t kMostFeatures = int64_t{1} << 24;  // of a layer, and images of a batch
 constexpr int64_t kMostValues = int64_t{1} << 34;    // of a field's batch: a draw has 2**34 words
 constexpr int64_t kMostDSteps = int64_t{1} << 20;
+constexpr int64_t kMostGSteps = int64_t{1} << 12;
 constexpr int64_t kMostImages = int64_t{1} << 38;
 constexpr int64_t kMostLayers = 1024;  // of a network
 constexpr int64_t kMostPenalties = 64;

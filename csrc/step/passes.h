@@ -21,25 +21,25 @@ FASTGAN_HD Pass pass_of(bool in_g, int segment) {
                            static_cast<uint32_t>(segment));
 }
 
-// What is drawn for an update of D is numbered by it, over all steps; for one of G, by the step.
-FASTGAN_HD uint64_t number_of(bool for_g, int64_t update, int64_t step) {
-  return static_cast<uint64_t>(for_g ? step : update);
+// What is drawn for an update of D is numbered by it, over all steps; for one of G likewise.
+FASTGAN_HD uint64_t number_of(bool for_g, int64_t update, int64_t g_update) {
+  return static_cast<uint64_t>(for_g ? g_update : update);
 }
 
 FASTGAN_HD Philox mask_philox(uint64_t seed, uint32_t drop_index, bool in_g, int segment,
-                              int64_t update, int64_t step) {
+                              int64_t update, int64_t g_update) {
   const Pass pass = pass_of(in_g, segment);
   return make_philox(seed,
                      static_cast<uint32_t>(Stream::DROPOUT) + kPassesOfDropout * drop_index +
                          static_cast<uint32_t>(pass),
-                     number_of(pass == Pass::D_FOR_G || pass == Pass::G_FOR_G, update, step));
+                     number_of(pass == Pass::D_FOR_G || pass == Pass::G_FOR_G, update, g_update));
 }
 FASTGAN_HD Philox between_philox(uint64_t seed, int64_t update) {
   return make_philox(seed, static_cast<uint32_t>(Stream::PENALTY), static_cast<uint64_t>(update));
 }
-FASTGAN_HD Philox latent_philox(uint64_t seed, int segment, int64_t update, int64_t step) {
+FASTGAN_HD Philox latent_philox(uint64_t seed, int segment, int64_t update, int64_t g_update) {
   return make_philox(seed, static_cast<uint32_t>(segment ? Stream::LATENT_G : Stream::LATENT_D),
-                     number_of(segment != 0, update, step));
+                     number_of(segment != 0, update, g_update));
 }
 
 }  // namespace fastgan

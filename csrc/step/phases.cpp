@@ -30,7 +30,7 @@ void add_penalty(const Skeleton& skeleton, std::vector<Phase>& phases) {
 
 }  // namespace
 
-std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g) {
+std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   const int g = skeleton.g_layers, last = skeleton.last();
   const auto layer = [&](int n) -> const Skeleton::Layer& {
     return skeleton.layers[static_cast<size_t>(n)];
@@ -49,6 +49,10 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g) {
     if (layer(n).norm)
       phases.push_back({Phase::norm_backward, n, -1, below(n), segments, false, of_g == (n < g)});
   };
+  if (more) {
+    phases.push_back({Phase::inputs, 0, -1, 0, 0});
+    for (int n = 0; n < g; ++n) forward(n, 1, 1, false);
+  }
   if (!of_g) {
     phases.push_back({Phase::inputs, 0, -1, 0, 0});
     // G does not change before its own update, so both its batches go through it at once.
@@ -79,7 +83,8 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g) {
   return phases;
 }
 
-PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch) {
+PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch,
+                   bool again) {
   const bool in_g = phase.layer < skeleton.g_layers;
   const bool lerped = phase.work == Phase::forward && phase.layer == skeleton.g_layers;
   const int more = (phase.shared ? 1 : 0) + (phase.front && !lerped ? 1 : 0);
@@ -89,12 +94,14 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
     return 2.0 * static_cast<double>(batch) * segments * static_cast<double>(l.in) *
            static_cast<double>(l.out);
   };
-  const std::string update = of_g ? "G's update: " : "D's update: ";
+  const std::string update = again  ? "G's further updates: "
+                             : of_g ? "G's update: "
+                                    : "D's update: ";
   const std::string number = std::to_string(phase.layer - (in_g ? 0 : skeleton.g_layers));
   const std::string network = in_g ? "G" : "D";
   switch (phase.work) {
     case Phase::inputs:
-      return {"inputs", 0};
+      return {(again ? update : "") + "inputs", 0};
     case Phase::forward:
       return {(phase.shared ? "both: " : update) + network + " forward " + number,
               work(phase.layer)};

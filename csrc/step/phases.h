@@ -82,15 +82,17 @@ struct Skeleton {
   int topmost() const;
 };
 
-// The phases of an update of D, or of G.
-std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g);
+// The phases of an update of D, or of G; `more`: of a later one of G's in a step, for which nothing
+// has gone through G yet.
+std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more = false);
 
 // A phase as the profile tells it: its name, and the floating-point operations of its products.
 struct PhaseReport {
   std::string name;
   double work;
 };
-PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch);
+PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch,
+                   bool more = false);
 
 template <class Layer, class Halved>
 Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>& d, bool joined,

@@ -66,9 +66,9 @@ struct PlannedNetwork {
 
 // The numbers of a step.
 struct PlannedStep {
-  int64_t batch = 0;  // the largest
-  int64_t d_steps = 1;
-  int64_t count = 0;  // images in an epoch
+  int64_t batch = 0;                 // the largest
+  int64_t d_steps = 1, g_steps = 1;  // updates of D and of G
+  int64_t count = 0;                 // images in an epoch
   Loss loss = Loss::non_saturating;
   double real_label = 1;
   double average_decay = 0;

@@ -84,10 +84,11 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
     Job job;
     describe(job.g, plan.latent, plan.g, r.g, plan);
     describe(job.d, plan.image, plan.d, r.d, plan);
-    job.g.updates = done;
+    job.g.updates = done * plan.g_steps;
     job.d.updates = done * plan.d_steps;
     job.batch = plan.batch;
     job.d_steps = plan.d_steps;
+    job.g_steps = plan.g_steps;
     job.loss = plan.loss;
     job.real_label = 1 - plan.smoothing;
     job.seed = 0x123456789abcdefu;

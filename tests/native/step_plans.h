@@ -29,6 +29,7 @@ struct Pair {
   bool last_bias = true;
   std::vector<PlannedPenalty> penalties = {};
   double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;
+  int64_t g_steps = 1;
 };
 
 double draw(uint64_t& state) {
@@ -204,6 +205,24 @@ const Pair plans[] = {
      0.02,
      0.1,
      0.1},
+    {"several of G",
+     6,
+     50,
+     {{40, kLeaky, true}, {50, kTanh}},
+     {{70, kElu}, {44, kTanh, true, 0.5}, {19, kLeaky}, {1, kNone}},
+     48,
+     130,
+     Loss::non_saturating,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {},
+     INFINITY,
+     0.1,
+     INFINITY,
+     3},
     {"one curved layer",
      4,
      12,

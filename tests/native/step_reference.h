@@ -235,7 +235,7 @@ struct Reference {
     return sum;
   }
 
-  void adam(Tensors& t, const Matrix& grad, int64_t step) const {
+  void adam(Tensors& t, const Matrix& grad, int64_t step, bool averaged) const {
     for (size_t i = 0; i < t.exact.size(); ++i) {
       double& w = t.exact[i];
       double g = grad[i];
@@ -247,7 +247,7 @@ struct Reference {
       t.v[i] = kBeta2 * t.v[i] + (1 - kBeta2) * g * g;
       w -= kLr / (1 - std::pow(kBeta1, step)) * t.m[i] /
            (std::sqrt(t.v[i]) / std::sqrt(1 - std::pow(kBeta2, step)) + kEps);
-      t.mean[i] += (1 - kDecay) * (w - t.mean[i]);
+      if (averaged) t.mean[i] += (1 - kDecay) * (w - t.mean[i]);
     }
   }
   static std::vector<std::vector<Matrix>> zeros(const std::vector<LayerState>& state) {
@@ -259,7 +259,8 @@ struct Reference {
   }
   // Adds to sums[0 to 2] squares of the gradient, of what changed and of the weights before.
   void adam_all(std::vector<LayerState>& state, std::vector<std::vector<Matrix>> grads,
-                int64_t step, double* sums, double largest_weight = INFINITY) const {
+                int64_t step, double* sums, double largest_weight = INFINITY,
+                bool averaged = true) const {
     double squares = 0;
     for (size_t l = 0; l < grads.size(); ++l) {
       if (state[l].bias.exact.empty()) grads[l][1].clear();
@@ -281,10 +282,9 @@ struct Reference {
           for (double& w : t->exact) use(w);
       };
       each([&](double& w) { before.push_back(w); });
-      adam(state[l].weight, grads[l][0], step);
-      adam(state[l].bias, grads[l][1], step);
-      adam(state[l].gamma, grads[l][2], step);
-      adam(state[l].beta, grads[l][3], step);
+      size_t part = 0;
+      for (Tensors* t : {&state[l].weight, &state[l].bias, &state[l].gamma, &state[l].beta})
+        adam(*t, grads[l][part++], step, averaged);
       size_t i = 0;
       each([&](double& w) {
         w = std::clamp(w, -largest_weight, largest_weight);
@@ -412,13 +412,18 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
       }
       ref.adam_all(r.d, grads, u + 1, &r.sums[kScoreSums], plan.largest_weight);
     }
-    auto grads = Reference::zeros(r.g);
-    const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, t, n), n, 4, t, made, km);
-    const Matrix logits = ref.forward(plan.d, r.d, image, n, 2, t, fake, kf);
-    const double g_loss = ref.loss(2, logits, grad);
-    const Matrix down = ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr);
-    ref.backward(plan.g, r.g, made, km, down, n, &grads);
-    ref.adam_all(r.g, grads, t + 1, &r.sums[kScoreSums + kNetworkSums]);
+    double g_loss = 0;
+    for (int64_t u = t * plan.g_steps; u < (t + 1) * plan.g_steps; ++u) {
+      auto grads = Reference::zeros(r.g);
+      const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, u, n), n, 4, u, made, km);
+      const Matrix logits = ref.forward(plan.d, r.d, image, n, 2, u, fake, kf);
+      g_loss = ref.loss(2, logits, grad);
+      const Matrix down = ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr);
+      ref.backward(plan.g, r.g, made, km, down, n, &grads);
+      double* const sums = &r.sums[kScoreSums + kNetworkSums];
+      std::fill(sums, sums + kNetworkSums, 0.0);
+      ref.adam_all(r.g, grads, u + 1, sums, INFINITY, u + 1 == (t + 1) * plan.g_steps);
+    }
     for (const double value : {d_loss, g_loss, d_real, d_fake})
       r.statistics.push_back(static_cast<float>(value));
   }

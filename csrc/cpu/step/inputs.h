@@ -10,7 +10,7 @@ const float* Stepper::normals(const Philox& philox, int64_t at, int64_t n) {
 // Each block of 32 rows draws its own part of the stream.
 void Stepper::latents(int segment, int64_t block) {
   const Field& z = job_.latents;
-  const Philox philox = latent_philox(job_.seed, segment, update_number_, step_number_);
+  const Philox philox = latent_philox(job_.seed, segment, update_number_, g_number_);
   const float* const drawn = normals(philox, (first_ + block * kBlock) * z.width, kBlock * z.width);
   const int64_t start = block * kBlock * z.stride;
   float* const to = rows(z, z.rows, segment) + start;
@@ -27,7 +27,7 @@ void Stepper::mask(const Layer& layer, bool in_g, int segment, int64_t block) {
   const int64_t width = layer.out;
   uint8_t* const keep = layer.keep + (segment * job_.padded + block * kBlock) * width;
   const Philox g =
-      mask_philox(job_.seed, layer.drop_index, in_g, segment, update_number_, step_number_);
+      mask_philox(job_.seed, layer.drop_index, in_g, segment, update_number_, g_number_);
   // Elements are drawn in eights, of which the first may have some of the rows before.
   const int64_t start = (first_ + block * kBlock) * width, before = start & 7;
   const int64_t first = start / 8, wanted = kBlock * width;
@@ -89,8 +89,21 @@ void Stepper::images() {
   }
 }
 
-// Everything random or read from outside that an update needs; if it is a step's last, what G's
-// update needs too.
+// What is random in a later one of G's updates.
+void Stepper::more_inputs() {
+  int64_t unit = 0;
+  const auto mine = [&] { return unit++ % threads_ == thread_; };
+  for (int64_t block = 0; block < blocks_; ++block) {
+    if (mine()) latents(1, block);
+    for (const Layer& layer : job_.d.layers)
+      if (layer.drop && mine()) mask(layer, false, kFakeForG, block);
+    for (const Layer& layer : job_.g.layers)
+      if (layer.drop && mine()) mask(layer, true, 1, block);
+  }
+}
+
+// Everything random or read from outside that an update of D needs; if it is a step's last, what
+// G's first update needs too.
 void Stepper::inputs() {
   int64_t unit = 0;
   const auto mine = [&] { return unit++ % threads_ == thread_; };

@@ -123,7 +123,7 @@ struct Job : PlannedStep, ImageSource {
   int64_t first_step = 0, steps = 0;
   int64_t threads = 1;
   Part part = Part::steps;
-  int64_t update = 0;  // of D in its step, or d_steps for that of G: of which a part is done
+  int64_t update = 0;           // of those of its step, D's before G's: of which a part is done
   int64_t rank = 0, ranks = 1;  // whose rows of each batch
   Instructions instructions = Instructions::fp32;
   const double* rates = nullptr;  // learning rates of D and G, [steps][2], or [2] for all
@@ -137,6 +137,7 @@ struct Job : PlannedStep, ImageSource {
 
   // Set by plan_memory.
   std::vector<Phase> d_phases, g_phases;      // of an update of D, and of G
+  std::vector<Phase> more_phases;             // of G's others in a step, if there are any
   int64_t blocks = 0, padded = 0, units = 0;  // of the largest batch
   float* halves = nullptr;        // the second halves of sums, rows of whichever field is at hand
   double* loss_parts = nullptr;   // [segment][unit of rows]
@@ -150,7 +151,7 @@ struct Job : PlannedStep, ImageSource {
   float* scratch = nullptr;       // per thread
   int64_t scratch_stride = 0;
 
-  bool of_g() const { return update == d_steps; }
+  bool of_g() const { return update >= d_steps; }
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
     return at < count ? g.layers[at] : d.layers[at - count];

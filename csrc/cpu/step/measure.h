@@ -25,10 +25,10 @@ FASTGAN_INLINE double not_finite(const float* x, int64_t n, double squares) {
   return static_cast<double>(count);
 }
 
-// Of an update of D, whether it is the step's last; a part is told.
+// Of an update, whether it is its network's last in the step; a part is told.
 bool Stepper::measured(bool of_g) const {
   if (job_.sums == nullptr) return false;
-  return job_.part != Part::steps || (step_ + 1 == job_.steps && (of_g || last_));
+  return job_.part != Part::steps || (step_ + 1 == job_.steps && (of_g ? averages_ : last_));
 }
 
 double* Stepper::gauge(bool of_g) const {

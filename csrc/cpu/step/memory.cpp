@@ -150,6 +150,7 @@ size_t plan_memory(Job& job, void* base) {
   const Skeleton made = skeleton(job);
   job.d_phases = phases_of(made, false);
   job.g_phases = phases_of(made, true);
+  if (job.g_steps > 1) job.more_phases = phases_of(made, true, true);
 
   // First: in the same place whatever the ranks, so that a move spares what G's update still needs.
   job.squares = arena.take<double>(std::max(chunks_of(job.g), chunks_of(job.d)));
@@ -191,6 +192,8 @@ std::vector<PhaseReport> report(const Job& job) {
   for (const bool of_g : {false, true})
     for (const Phase& phase : of_g ? job.g_phases : job.d_phases)
       reports.push_back(report(skeleton(job), phase, of_g, job.batch));
+  for (const Phase& phase : job.more_phases)
+    reports.push_back(report(skeleton(job), phase, true, job.batch, true));
   return reports;
 }
 

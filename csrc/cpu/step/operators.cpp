@@ -134,7 +134,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   Job job = job_of(decoded, threads);
   job.steps = check_statistics(statistics, plan);
   job.statistics = static_cast<float*>(statistics.mutable_data_ptr());
-  check_steps(first_step, job.steps, job.d_steps);
+  check_steps(first_step, job.steps, job.d_steps, job.g_steps);
   job.first_step = first_step;
 
   check_table(rates, "rates", ScalarType::Double, "float64", plan, "memory");
@@ -155,7 +155,8 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
   plan_memory(job, check_memory(memory, plan_memory(job, nullptr), 64));
   if (profile) {
-    const int64_t count = static_cast<int64_t>(job.d_phases.size() + job.g_phases.size());
+    const int64_t count =
+        static_cast<int64_t>(job.d_phases.size() + job.g_phases.size() + job.more_phases.size());
     check_table(*profile, "profile", ScalarType::Double, "float64", plan, "memory");
     STD_TORCH_CHECK(profile->numel() == 2 * count, "profile has shape ", shape_of(*profile),
                     "; expected [", count, ", 2]");
@@ -171,7 +172,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   apart.check();
   if (job.steps == 0) return;
   run(job);
-  for (float* counter : decoded.g_counters) *counter += static_cast<float>(job.steps);
+  for (float* counter : decoded.g_counters) *counter += static_cast<float>(job.steps * job.g_steps);
   for (float* counter : decoded.d_counters) *counter += static_cast<float>(updates);
 }
 
@@ -185,9 +186,10 @@ struct PartOf {
          const Tensor& gradients, int64_t update, int64_t threads)
       : decoded(decode(plan, settings, &state, plan, &apart)), job(job_of(decoded, threads)) {
     job.part = part;
-    STD_TORCH_CHECK(update >= 0 && update <= job.d_steps, "update is ", update,
-                    "; expected one of D's, 0 to ", job.d_steps - 1, ", or ", job.d_steps,
-                    " for G's");
+    const int64_t updates = job.d_steps + job.g_steps;
+    STD_TORCH_CHECK(update >= 0 && update < updates, "update is ", update,
+                    "; expected one of D's, 0 to ", job.d_steps - 1, ", or of G's, ", job.d_steps,
+                    " to ", updates - 1);
     job.update = update;
     check_table(gradients, "gradients", ScalarType::Float, "float32", plan, "memory");
     const int64_t numbers = gradients_of(job.of_g() ? job.g : job.d);
@@ -213,7 +215,7 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
                   int64_t ranks, int64_t threads, const std::optional<Tensor>& sums) {
   PartOf part(Part::gradients, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
-  check_steps(step, 1, job.d_steps);
+  check_steps(step, 1, job.d_steps, job.g_steps);
   STD_TORCH_CHECK(0 <= rank && rank < ranks && ranks <= kMostRanks, "rank is ", rank, " of ", ranks,
                   "; expected 0 <= rank < ranks <= ", kMostRanks);
   if (ranks > 1)

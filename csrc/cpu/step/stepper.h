@@ -37,6 +37,7 @@ class Stepper {
 
  private:
   void begin_update();
+  void begin_g(int64_t update);
   void run_part();
 
   struct Grid {
@@ -46,6 +47,7 @@ class Stepper {
   Grid divide(int64_t features, int64_t others) const;
 
   void inputs();
+  void more_inputs();
   const float* normals(const Philox& philox, int64_t at, int64_t n);
   void latents(int segment, int64_t block);
   void mask(const Layer& layer, bool in_g, int segment, int64_t block);
@@ -170,9 +172,10 @@ class Stepper {
 
   // The update at hand: which of the run's steps it belongs to and which of its updates of D it is
   // or follows, and its numbers over all steps.
-  int64_t step_ = 0, d_step_ = 0;
-  int64_t step_number_ = 0, update_number_ = 0;
+  int64_t step_ = 0, d_step_ = 0, g_step_ = 0;
+  int64_t step_number_ = 0, update_number_ = 0, g_number_ = 0;
   bool last_ = false;               // whether G's update follows
+  bool averages_ = false;           // whether it is a step's last of G
   int64_t batch_ = 0, blocks_ = 0;  // images of the update that are this rank's
   int64_t whole_ = 0, first_ = 0;   // images of all ranks, and how many of them are before those
   SlopeWeights slopes_[kPlaces];    // of an update of D

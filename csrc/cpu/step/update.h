@@ -27,7 +27,7 @@ void Stepper::move_numbers(const Move& move, const Parameter& p, int64_t at, int
 #endif
   for (; i < n; ++i) adam_update(constants, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
   if (move.largest_weight < INFINITY) bound(value, n, move.largest_weight);
-  if (p.average) {
+  if (p.average && averages_) {
     const float share = static_cast<float>(1.0 - job_.average_decay);
     float* __restrict average = p.average + at;
     for (int64_t j = 0; j < n; ++j) average[j] += share * (value[j] - average[j]);
@@ -141,7 +141,7 @@ Stepper::Move Stepper::move_of(bool of_g) const {
   const Network& network = of_g ? job_.g : job_.d;
   const Optimizer& o = network.optimizer;
   if (job_.part == Part::gradients) return {{}, INFINITY, INFINITY, nullptr};
-  const int64_t before = of_g ? step_ : step_ * job_.d_steps + d_step_;
+  const int64_t before = of_g ? step_ * job_.g_steps + g_step_ : step_ * job_.d_steps + d_step_;
   const int64_t done = network.updates + (job_.part == Part::steps ? before : 0);
   const double lr = job_.rates[(job_.rates_vary ? 2 * step_ : 0) + (of_g ? 1 : 0)];
   return {make_adam<float>(static_cast<double>(done + 1), lr, o.beta1, o.beta2, o.eps,

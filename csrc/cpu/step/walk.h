@@ -34,6 +34,10 @@ void Stepper::carry_out(const Phase& phase) {
   const int segments = phase.segments + front + (phase.shared && last_ ? 1 : 0);
   switch (phase.work) {
     case Phase::inputs:
+      if (g_step_ > 0) {
+        more_inputs();
+        break;
+      }
       inputs();
       fed_ += batch_;
       break;
@@ -90,6 +94,7 @@ void Stepper::begin_update() {
   update_number_ = step_number_ * job_.d_steps + d_step_;
   last_ = d_step_ + 1 == job_.d_steps;
   phase_ = 0;
+  begin_g(0);
   whole_ = rows_in_update(update_number_, job_.count, job_.batch,
                           batches_per_epoch(job_.count, job_.batch));
   first_ = first_of_rank(whole_, job_.rank, job_.ranks);
@@ -99,12 +104,19 @@ void Stepper::begin_update() {
     for (int64_t i = 0; i < 2 * kNetworkSums; ++i) gauge(false)[i] = 0;
 }
 
-// G's update takes the rows of D's last.
+// The rows of G's updates are those of D's last.
+void Stepper::begin_g(int64_t update) {
+  g_step_ = update;
+  g_number_ = step_number_ * job_.g_steps + update;
+  averages_ = update + 1 == job_.g_steps;
+}
+
 void Stepper::run_part() {
   const bool of_g = job_.of_g();
   step_number_ = job_.first_step;
   d_step_ = of_g ? job_.d_steps - 1 : job_.update;
   begin_update();
+  if (of_g) begin_g(job_.update - job_.d_steps);
   if (job_.part == Part::move) {
     squares(of_g);
     end_phase();
@@ -116,7 +128,8 @@ void Stepper::run_part() {
   }
   if (!of_g) penalties_of_update();
   start_tiles();
-  for (const Phase& phase : of_g ? job_.g_phases : job_.d_phases) carry_out(phase);
+  for (const Phase& phase : !of_g ? job_.d_phases : g_step_ > 0 ? job_.more_phases : job_.g_phases)
+    carry_out(phase);
   stop_tiles();
 }
 
@@ -136,6 +149,12 @@ void Stepper::run() {
     }
     for (SlopeWeights& weights : slopes_) weights = {};
     for (const Phase& phase : job_.g_phases) carry_out(phase);
+    const int64_t before = phase_;  // where the profile has those that follow
+    for (int64_t more = 1; more < job_.g_steps; ++more) {
+      begin_g(more);
+      phase_ = before;
+      for (const Phase& phase : job_.more_phases) carry_out(phase);
+    }
   }
   if (job_.sums && thread_ == 0)
     for (const bool of_g : {false, true}) add_up(of_g);

@@ -20,6 +20,8 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
   STD_TORCH_CHECK(!decoded.g.optimizer.bounded() && !decoded.d.optimizer.bounded(),
                   "plan has bounds of gradients or weights, which the fused step on CUDA does not "
                   "know");
+  STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
+                  "; the fused step on CUDA does one update of G");
   Job job;
   adopt(decoded, job);
   job.precision =

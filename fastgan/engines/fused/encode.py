@@ -73,6 +73,7 @@ class PlanEncoder:
             place = PENALTY_PLACES.index(penalty.at)
             self._integers += [penalty_form(penalty), place, min(penalty.every, _NEVER)]
             self._reals.append(penalty.weight)
+        self._integers.append(p.g_steps)
         return Plan(
             torch.tensor(self._integers, dtype=torch.int64, device="cpu"),
             torch.tensor(self._reals, dtype=torch.float64, device="cpu"),

@@ -59,8 +59,9 @@ class RanksStep:
         """
         p = self.problem
         threads = get_num_threads()
-        for update in range(p.d_steps + 1):
-            of_g = update == p.d_steps
+        updates = p.d_steps + p.g_steps
+        for update in range(updates):
+            of_g = update >= p.d_steps
             gradients = self._gradients[of_g]
             last = sums if update >= p.d_steps - 1 else None
             torch.ops.fastgan.fused_gradients(
@@ -84,10 +85,10 @@ class RanksStep:
                 *self._plan[:3], memory, gradients, rates, update, threads, last
             )
             of_update = gradients[-len(STATISTICS) :]
-            if of_g:
-                row += of_update
-            else:
+            if not of_g:
                 row.copy_(of_update)
+            elif update + 1 == updates:
+                row += of_update
         self.whole = True
 
 

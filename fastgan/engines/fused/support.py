@@ -28,11 +28,11 @@ PENALTY_FORMS = (PENALTIES["r1"].of, PENALTIES["wgan-gp"].of)
 """What penalties are of the slope, by their numbers in csrc/step/enums.h."""
 PENALTY_PLACES = ("between", "real", "fake")
 """Likewise where it is taken."""
-MOST_PENALTIES = 64
+MOST_PENALTIES, MOST_G_STEPS = 64, 1 << 12
 """In csrc/step/decode.h."""
 
 _DEFAULTS = {
-    **{"g_steps": 1, "d_start": 0, "g_start": 0, "accumulate": 1, "augment": None},
+    **{"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None},
     "ema_warmup": None,
 }
 """Settings that only eager and graph can take otherwise."""
@@ -150,6 +150,10 @@ def _check_loss(problem: Problem) -> None:
     for name, default in _DEFAULTS.items():
         if (value := getattr(p.config, name)) != default:
             raise plan.NoPlan(f"{name}={value} has no fused form")
+    if p.g_steps != 1 and p.device.type != "cpu":
+        raise plan.NoPlan(f"g_steps={p.g_steps} has a fused form on the CPU only")
+    if p.g_steps > MOST_G_STEPS:
+        raise plan.NoPlan(f"more than {MOST_G_STEPS} g_steps have no fused form")
     for name in _CLIPS:
         if (value := getattr(p.config, name)) is not None and p.device.type != "cpu":
             raise plan.NoPlan(f"{name}={value} has a fused form on the CPU only")
