@@ -59,7 +59,7 @@ class LossMethod:
     def d_loss(self, step: StepContext) -> Tensor:
         """The loss and the penalties that are due; what is reported is without them."""
         penalties = [p for p, due in zip(self.penalties, step.due, strict=True) if due]
-        places = {penalty.at for penalty in penalties}
+        places = {penalty.at for penalty in penalties if not penalty.sigma}
         real, fake = step.real, step.fake
         if "real" in places:
             real = real.detach().requires_grad_()
@@ -72,7 +72,7 @@ class LossMethod:
         points = {"real": (on_real, real), "fake": (on_fake, fake)}
         loss = require_scalar(self.loss.d_loss(on_real, on_fake), name_of(self), "d_loss")
         step.report(loss, on_real, on_fake)
-        for place in sorted(places - points.keys()):
+        for place in sorted({penalty.at for penalty in penalties} - points.keys()):
             at = step.points(place, real, fake)
             points[place] = step.score(at, step.cond), at
         for penalty in penalties:

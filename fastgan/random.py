@@ -44,6 +44,8 @@ class Stream(IntEnum):
     ESTIMATE = 10
     """What an estimate of fastgan.theory draws itself."""
     ROWS = 11
+    NEARBY = 12
+    """The first of those of noise around points that penalties look at, one for each place."""
     DROPOUT = 64
     """The first of the dropout streams; layer i and use u take DROPOUT + 8 * i + u."""
 

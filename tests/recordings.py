@@ -144,6 +144,7 @@ PROBLEMS = {
     "r1 and r2": lambda: smooth(penalties=["r1:10:2", "r2:5:3"], loss="relativistic", d_steps=2),
     "drop last": lambda: with_norms(drop_last=True, d_steps=2),
     "bounded": lambda: smooth(grad_clip=0.1, grad_clip_value=0.01, weight_clip=0.05),
+    "approximate r1": lambda: smooth(penalties="approximate-r1:1:2:0.1", d_steps=2),
     "wgan-gp": lambda: smooth(loss="wasserstein", penalties="wgan-gp"),
     "bf16": lambda: problem(precision="bf16"),
     "fp16": lambda: smooth(precision="fp16", penalties="r1"),

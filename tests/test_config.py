@@ -220,6 +220,8 @@ def test_a_penaltys_numbers_too():
     )
     assert penalty == other and type(other.weight) is float and type(other.every) is int
     assert Config(penalties=penalty).to_dict()["penalties"] == ["r1:0.5:1"]
+    words = ["approximate-r1:0.5:2", "approximate-r1:0.5:2:0.1"]
+    assert Config(penalties=words).to_dict()["penalties"] == words
 
 
 def test_one_of_our_losses_is_kept_by_its_word():

@@ -171,7 +171,7 @@ def test_penalties_and_their_gradients_are_those_computed_by_hand(weight, scale)
         "wgan-gp": weight * ((d.slope().pow(2).sum(1).sqrt() - 1) ** 2).mean(),
         "dragan": weight * ((d.slope().pow(2).sum(1).sqrt() - 1) ** 2).mean(),
     }
-    assert set(expected) == set(losses.PENALTIES)
+    assert {*expected, "approximate-r1"} == set(losses.PENALTIES)
     for name, by_hand in expected.items():
         x = d.x.clone().view(5, 1, 2, 2).requires_grad_()
         (penalty,) = losses.penalties(f"{name}:{weight}")
@@ -180,6 +180,81 @@ def test_penalties_and_their_gradients_are_those_computed_by_hand(weight, scale)
         torch.testing.assert_close(value, by_hand)
         found = torch.autograd.grad(value, d.a)
         torch.testing.assert_close(found, torch.autograd.grad(by_hand, d.a))
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.5])
+def test_the_approximate_penalty_and_its_gradient_are_those_computed_by_hand(sigma):
+    d = Quadratic()
+    noise = torch.randn_like(d.x)
+    symmetric = (d.a + d.a.T) / 2
+    # Of a quadratic D the difference is exact: the slope along the noise, and half its bend.
+    along = (noise * d.slope()).sum(1) + sigma / 2 * ((noise @ symmetric) * noise).sum(1)
+    by_hand = 3.0 / 2 * along.square().mean()
+    (penalty,) = losses.penalties(f"approximate-r1:3:1:{sigma}")
+    value = penalty.value_nearby(d.logits(d.x), d.logits(d.x + sigma * noise))
+    assert value.dtype == torch.float64 and value.shape == ()
+    torch.testing.assert_close(value, by_hand)
+    found = torch.autograd.grad(value, d.a)
+    torch.testing.assert_close(found, torch.autograd.grad(by_hand, d.a))
+
+
+def test_the_approximate_penalty_is_r1_in_the_mean():
+    d = Quadratic()
+    approximate, exact = losses.penalties(["approximate-r1:2", "r1:2"])
+    x = d.x.repeat(20_000, 1)
+    near = x + approximate.sigma * torch.randn_like(x)
+    found = approximate.value_nearby(d.logits(x), d.logits(near))
+    x = d.x.clone().requires_grad_()
+    assert found.item() == pytest.approx(exact.value(d.logits(x), x).item(), rel=0.02)
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.last, self.seen = nn.Dropout(0.5), nn.Linear(36, 1), []
+
+    def forward(self, x):
+        h = self.drop(x.flatten(1))
+        self.seen.append((x.detach(), (h != 0).detach()))
+        return self.last(h)
+
+
+@pytest.mark.parametrize("at", losses.PLACES)
+def test_neighbours_are_at_noise_of_a_stream_of_its_own_and_have_the_same_masks(at):
+    p = problem(d=Dropped(), penalties=losses.Penalty("near", square, at, sigma=0.25), d_steps=2)
+    p.discriminator.seen = seen = []
+    EagerEngine(p).run(1)
+    passes = 3 if at in ("real", "fake") else 4
+    assert len(seen) == 2 * passes + 1
+    for update in range(2):
+        of_update = seen[update * passes : (update + 1) * passes]
+        points, kept = of_update[{"real": 0, "fake": 1}.get(at, 2)]
+        near, masks = of_update[-1]
+        stream = random.Stream.NEARBY + losses.PLACES.index(at)
+        noise = random.normal(p.seed, stream, update, tuple(points.shape))
+        torch.testing.assert_close(near, points + 0.25 * noise)
+        assert torch.equal(kept, masks)
+
+
+def square(slope):
+    return slope.square().mean()
+
+
+def test_a_method_asks_for_the_approximate_penalty_by_its_word():
+    class Own:
+        def d_loss(self, step):
+            on_real, on_fake = step.score(step.real), step.score(step.fake)
+            loss = on_fake.mean() - on_real.mean()
+            step.report(loss, on_real, on_fake)
+            return loss + step.penalty("approximate-r1:3")
+
+        def g_loss(self, step):
+            return -step.score(step.fake).mean()
+
+    p, q = problem(method=Own()), problem(loss="wasserstein", penalties="approximate-r1:3")
+    found, expected = EagerEngine(p).run(3), EagerEngine(q).run(3)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(found, EagerEngine(problem(loss="wasserstein")).run(3))
 
 
 def test_dragan_looks_around_the_real_samples():
@@ -247,12 +322,18 @@ def test_penalties_are_chosen_by_name_or_given():
     )
     assert pickle.loads(pickle.dumps(chosen)) == chosen
     assert str(losses.penalties("r1:0.5:16")[0]) == "r1:0.5:16" and str(chosen) == "r1:10"
+    (near,) = losses.penalties("approximate-r1:2:1:0.1")
+    assert (near.weight, near.every, near.sigma) == (2.0, 1, 0.1)
+    assert losses.penalties(str(near)) == (near,) and str(near) == "approximate-r1:2:1:0.1"
+    assert str(losses.PENALTIES["approximate-r1"]) == "approximate-r1:10"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("r3", "penalties: 'r3' is none; expected one of r1, r2, wgan-gp, dragan, as name"),
+        ("r3", "'r3' is none; expected one of r1, r2, approximate-r1, wgan-gp, dragan, as name"),
+        ("ar1", "'ar1' is 'approximate-r1' here"),
+        ("approximate-r1:1:1:-1", "sigma is -1.0; expected a finite number of at least 0"),
         ("gradient-penalty", "'gradient-penalty' is 'wgan-gp' here"),
         ("r1:0", "penalty 'r1': weight is 0.0; expected a finite number above 0"),
         ("r1:nan", "weight is nan"),
@@ -273,6 +354,7 @@ def test_a_bad_penalty_is_named(given, message):
         ({"at": "nowhere"}, "'own': at is 'nowhere'; expected one of real, fake, between, around"),
         ({"weight": "heavy"}, "penalty 'own': weight is 'heavy'"),
         ({"every": True}, "penalty 'own': every is True"),
+        ({"sigma": float("inf")}, "penalty 'own': sigma is inf"),
         ({"of": 3}, "penalty 'own': of is 3; expected a function of the gradients"),
     ],
 )

@@ -197,7 +197,8 @@ class Config:
         "s: real samples are labelled 1 - s (one-sided smoothing, Salimans et al. 2016)")
     penalties: tuple[losses.Penalty, ...] = _training((), objects.penalties(),
         "on D's slope, added to its loss: r1, r2 (Mescheder et al. 2018), wgan-gp (Gulrajani et "
-        "al. 2017), dragan (Kodali et al. 2017); weight 10 and every update unless said otherwise")
+        "al. 2017), dragan (Kodali et al. 2017), approximate-r1 (Lin et al. 2025: by differences, "
+        "without second derivatives); weight 10 and every update unless said otherwise")
     method: Any = _training(None, optional(objects.method(), "the game of loss and penalties"),
         "what D and G minimise: ctgan (Xu et al. 2019), for that model on a table, or an object "
         "with d_loss(step) and g_loss(step)")

@@ -63,8 +63,8 @@ def penalties() -> Kind:
         return [_plain_penalty(penalty) for penalty in value]
 
     return Kind(
-        f"one of {', '.join(losses.PENALTIES)} as name[:weight[:every]], a losses.Penalty, or a "
-        "list of these",
+        f"one of {', '.join(losses.PENALTIES)} as name[:weight[:every]] (approximate-r1 also "
+        "with :sigma), a losses.Penalty, or a list of these",
         read,
         lambda words: words.replace(",", " ").split() if words.lower() != "none" else None,
         plain,
@@ -77,9 +77,13 @@ def penalties() -> Kind:
 
 def _plain_penalty(penalty: losses.Penalty) -> Any:
     known = losses.PENALTIES.get(penalty.name)
-    if known is None or replace(known, weight=penalty.weight, every=penalty.every) != penalty:
+    free = {"weight": penalty.weight, "every": penalty.every}
+    if known is not None and known.sigma and penalty.sigma:
+        free["sigma"] = penalty.sigma
+    if known is None or replace(known, **free) != penalty:
         return own(penalty)
-    return f"{penalty.name}:{penalty.weight!r}:{penalty.every}"
+    words = f"{penalty.name}:{penalty.weight!r}:{penalty.every}"
+    return words if penalty.sigma == known.sigma else f"{words}:{penalty.sigma!r}"
 
 
 def latent() -> Kind:

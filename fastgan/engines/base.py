@@ -13,7 +13,8 @@ of the generator G (one, unless said otherwise), then, if the method has a joint
 - With penalties, D's loss is that much larger before its backward pass, and reported without. Those
   at "real" and "fake" are taken in the pass that the loss takes. The points between real and fake
   samples are ``fake + eps * (real - fake)``, eps [b] the normal distribution function of
-  ``normal(seed, PENALTY_STREAM, u, [b])``: uniform; they take a pass of their own.
+  ``normal(seed, PENALTY_STREAM, u, [b])``: uniform; they take a pass of their own. So does a
+  penalty by differences, at its points with noise of ``Stream.NEARBY`` and with their masks.
 - With `accumulate`, an update's batch passes through the networks in parts, each with its rows of
   what is drawn for the whole; gradients and statistics are means weighted by rows.
 - With `augment`, images that D is called with, in any of these passes, are changed by normals of

@@ -66,6 +66,7 @@ class StepContext:
         self.real, self.cond = batch
         self.due = due
         self._calls = [0, 0]
+        self._scored: list[tuple[Tensor, Any, int]] = []
         self._draws = 0
         self.narrow = False
         """Whether the loss holds gradients of gradients."""
@@ -205,7 +206,10 @@ class StepContext:
             samples: [b, *shape].
             condition: what D is given beside them, if it takes it.
         """
-        return self._step.score(self, samples, condition)
+        number = self._calls[0]
+        scores = self._step.score(self, samples, condition)
+        self._scored.append((scores, condition, number))
+        return scores
 
     def penalty(self, which: str | losses.Penalty) -> Tensor:
         """A penalty on the slope of D's score, to be added to D's loss, if it is due: a scalar.
@@ -222,10 +226,25 @@ class StepContext:
         return self.penalty_of(penalty, self.score(points, condition), points)
 
     def penalty_of(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:
-        """The same at points, requiring gradients, that D has scored."""
+        """The same at points, requiring gradients, that D has scored by `score`."""
+        if penalty.sigma:
+            return penalty.value_nearby(scores, self._nearby(penalty, scores, points))
         self.narrow = True
         with self._step.in_backward():
             return penalty.value(scores, points, self._step.scale_of_d())
+
+    def _nearby(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:
+        """D's scores a little beside points, in a pass with the masks of that on these."""
+        condition, number = next((c, n) for s, c, n in self._scored if s is scores)
+        stream = Stream.NEARBY + losses.PLACES.index(penalty.at)
+        shape = (self._size, *points.shape[1:])
+        noise = self._step.draws.normal(stream, self._counter, shape).to(points.dtype)
+        before, self._calls[0] = self._calls[0], number
+        try:
+            near = torch.add(points.detach(), noise, alpha=penalty.sigma)
+            return self._step.score(self, near, condition)
+        finally:
+            self._calls[0] = before
 
     def points(self, at: str, real: Tensor, fake: Tensor) -> Tensor:
         """Where a penalty looks at D's slope, [b, *shape], requiring gradients.

@@ -39,6 +39,7 @@ from fastgan.engines.scores import (
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.updates import Update, together, without_gradients
 from fastgan.method import LossMethod, name_of
+from fastgan.penalties import takes_slopes
 from fastgan.terms import ADAPTIVE, Term, adapted
 
 if TYPE_CHECKING:
@@ -296,8 +297,8 @@ class Step:
     ) -> StepContext:
         if self.narrow is not None:
             self.narrow.begin()
-        # What a method does with D's slopes is not known before.
-        self._penalised = player != "g" and (any(due) or not self._plays_game)
+        slopes = takes_slopes(self.problem.penalties, due)
+        self._penalised = player != "g" and (slopes or not self._plays_game)
         return StepContext(self, player, counter, size, batch, due)
 
     def _loss(self, context: StepContext, name: str) -> Tensor:

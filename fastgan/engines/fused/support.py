@@ -180,6 +180,8 @@ def _check_penalties(problem: Problem) -> None:
     p = problem
     for penalty in p.penalties:
         what = f"penalty {penalty.name!r}"
+        if penalty.sigma:
+            raise plan.NoPlan(f"{what} is of differences, which have no fused form")
         if penalty_form(penalty) is None:
             raise plan.NoPlan(f"{what} is a function of its own, which has no fused form")
         if penalty.at not in PENALTY_PLACES:
