@@ -7,6 +7,7 @@ wherever a name is accepted. What is added to D's loss, penalties, is in `fastga
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

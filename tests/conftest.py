@@ -100,6 +100,29 @@ def two_threads():
 
 
 @pytest.fixture
+def one_thread():
+    """A fixed order of the CPU's sums."""
+    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+@pytest.fixture
+def kernels():
+    """The fused engine's kernels for CUDA in the emulator, on a small device."""
+    from native import fused_cuda
+
+    found = fused_cuda.load()
+    found.device(4)
+    found.seed(0)
+    yield found
+    found.device()
+    found.seed(0)
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch):
     """What the command line writes goes to a temporary directory, and its --threads does not
     outlive a test."""

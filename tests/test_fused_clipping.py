@@ -104,18 +104,10 @@ def test_a_gradient_that_is_no_number_is_not_hidden(clips):
         assert all(t.isnan().all() for t in layer if t is not None)
 
 
-@pytest.mark.parametrize(
-    ("bounds", "name"),
-    [
-        *(({"penalties": word}, f"penalty {word!r}") for word in ("r1", "r2", "wgan-gp")),
-        ({"g_steps": 2}, "g_steps=2"),
-        *(({key: 1.0}, f"{key}=1.0") for key in ("grad_clip", "grad_clip_value", "weight_clip")),
-    ],
-)
-def test_what_no_gpu_has_run_is_refused_there(bounds, name):
-    p = problem("hinge", **bounds)
+def test_several_updates_of_g_are_refused_on_a_gpu():
+    p = problem("hinge", g_steps=2)
     support._check_loss(p)
-    with pytest.raises(NoPlan, match=f"{name} has a fused form on the CPU only"):
+    with pytest.raises(NoPlan, match="g_steps=2 has a fused form on the CPU only"):
         support._check_loss(changed(p, device=torch.device("cuda")))
 
 
@@ -129,13 +121,8 @@ def test_a_bad_bound_is_an_error(bad, i):
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no emulator: {emulator.why_not()}")
-@pytest.mark.parametrize(
-    "options", [{"clips": (1.0, math.inf)}, {"penalties": ((0, 1, 1, 1.0),)}, {"g_steps": 2}]
-)
-def test_a_plan_that_the_kernels_of_a_gpu_do_not_know_is_an_error(options):
+def test_several_updates_of_g_are_an_error_to_the_kernels_of_a_gpu():
     fused_cuda.load()
-    case = plans.Case(**options)
-    with pytest.raises(
-        RuntimeError, match="which the fused step on CUDA does not know|does one update of G"
-    ):
+    case = plans.Case(g_steps=2)
+    with pytest.raises(RuntimeError, match="does one update of G"):
         torch.ops.fastgan.fused_cuda_length(case.plan, case.settings)

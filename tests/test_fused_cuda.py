@@ -5,93 +5,21 @@ import time
 
 import pytest
 import torch
-from fused_plans import PLANS, Read, biases_before_norm, eager_run, mlp, problem, same, tensors
-from native import emulator, fused_cuda
+from fused_emulated import Emulated, EmulatedChain, close, differences, needs_emulator, off_by
+from fused_plans import PLANS, Read, eager_run, mlp, problem, same, tensors
 from pairs import changed
 from torch import nn
 
-from fastgan import data, ops
+from fastgan import data
 from fastgan.engines import choose
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine
 from fastgan.engines.fused.cuda import FusedCudaEngine
 
-needs_emulator = pytest.mark.skipif(
-    emulator.why_not() is not None or not ops.has_kernels(torch.device("cpu")),
-    reason=f"no emulator: {emulator.why_not() or 'the CPU library is not built'}",
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 needs_gpu = pytest.mark.gpu(library=True)
 PLAIN = [name for name in PLANS if name not in ("deep", "norms")]
 """The plans without BatchNorm1d, which the persistent kernel takes."""
-
-
-class Emulated(FusedCudaEngine):
-    """On CPU tensors: the operators are the emulator's, and nothing captures a graph."""
-
-    def _lay_out(self):
-        super()._lay_out()
-        self._memory.fill_(0xFF)  # NaN: nothing may be read before it is written
-
-    def _launch(self, images, ordered, n):
-        # In pieces, as replays of graphs are: the clock must carry over.
-        for first in range(0, n, 5):
-            self._enqueue(images, ordered, min(5, n - first))
-
-
-class EmulatedChain(Emulated):
-    """Without the persistent kernel."""
-
-    allow_persistent = False
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A fixed order of the CPU's sums."""
-    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-
-
-@pytest.fixture
-def kernels():
-    """The emulated library, on a small device."""
-    found = fused_cuda.load()
-    found.device(4)
-    found.seed(0)
-    yield found
-    found.device()
-    found.seed(0)
-
-
-def differences(p, q):
-    """The relative differences of all that a step changes, but where only rounding is left."""
-    skip = set()
-    for short, net in (("g", p.generator), ("d", p.discriminator), ("ema", p.generator)):
-        for name in biases_before_norm(net):
-            # A running mean has the bias before it in it.
-            stem, number = name.removesuffix(".bias").rpartition(".")[::2]
-            after = f"{stem}.{int(number) + 1}" if stem else str(int(number) + 1)
-            skip |= {f"{short}.{name}", f"{short}.{after}.running_mean"}
-    a, b = tensors(p), tensors(q)
-    assert a.keys() == b.keys()
-    found = {}
-    for key, value in b.items():
-        if any(key == name or key.startswith(name + ".exp_avg") for name in skip):
-            continue
-        error = (a[key].double() - value.double()).norm() / value.double().norm().clamp(min=1e-12)
-        found[key] = error.item()
-    return found
-
-
-def close(p, q, bound):
-    worst = max(differences(p, q).items(), key=lambda pair: pair[1])
-    assert worst[1] < bound, worst
-
-
-def off_by(got, expected):
-    return ((got - expected).abs() / expected.abs().clamp(min=0.1)).max().item()
 
 
 CASES = [

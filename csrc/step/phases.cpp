@@ -58,7 +58,7 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
     // G does not change before its own update, so both its batches go through it at once.
     for (int n = 0; n < g; ++n) forward(n, 0, 1, true);
     // Products of the first layer lie between others, as the points do.
-    if (skeleton.between && (last == g || skeleton.topmost() >= g))
+    if (skeleton.between && (!skeleton.lerped || last == g || skeleton.topmost() >= g))
       phases.push_back({Phase::points, g, -1, 0, 0});
   }
   const size_t of_d = phases.size();
@@ -86,7 +86,8 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
 PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int64_t batch,
                    bool again) {
   const bool in_g = phase.layer < skeleton.g_layers;
-  const bool lerped = phase.work == Phase::forward && phase.layer == skeleton.g_layers;
+  const bool lerped =
+      skeleton.lerped && phase.work == Phase::forward && phase.layer == skeleton.g_layers;
   const int more = (phase.shared ? 1 : 0) + (phase.front && !lerped ? 1 : 0);
   const int segments = phase.of_penalty() ? 1 : phase.segments + more;
   const auto work = [&](int n) {

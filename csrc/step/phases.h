@@ -14,7 +14,8 @@
 //               their squares are summed, and Adam takes them as long as they may be
 // With penalties on D's slope (cpu/step/penalty.h has the mathematics), on the samples that have
 // one:
-//     points    the points between real and fake samples, where D's weights need them themselves
+//     points    the points between real and fake samples, where D's weights or D's first layer need
+//               them themselves
 //     slope     the gradient of the images; sums of two halves are joined by the next
 //     direction the derivative of the penalty by that slope
 //     tangent   the derivative of D in this direction, forward through a layer
@@ -76,6 +77,7 @@ struct Skeleton {
   bool joined = false;
   bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
   bool penalised = false, between = false;    // some of D's updates; at points between
+  bool lerped = false;  // at these, products of D's first layer are made from those of the others
 
   int last() const { return static_cast<int>(layers.size()) - 1; }
   // D's last layer with a curved activation, or the one before D.

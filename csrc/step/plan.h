@@ -85,6 +85,8 @@ struct ImageSource {
   const int64_t* order = nullptr;
 };
 
+constexpr int64_t kMostPenalties = 64;
+
 // A penalty on the slope of D's scores by their input, added to D's loss; losses.py says more.
 struct PlannedPenalty {
   Penalty form = Penalty::half_square;

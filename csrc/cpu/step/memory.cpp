@@ -127,6 +127,7 @@ Skeleton skeleton(const Job& job) {
   // The gradients of a part wait for those of other ranks first.
   if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
   made.between = any(job, Place::between);
+  made.lerped = true;
   return made;
 }
 

@@ -41,6 +41,20 @@ __device__ __forceinline__ float derivative(Activation activation, float grad, f
   }
 }
 
+// The second derivative, in terms of what activate() gave and of the first.
+__device__ __forceinline__ float second_derivative(Activation activation, float y, float first) {
+  switch (activation) {
+    case Activation::tanh:
+      return -2.f * y * first;
+    case Activation::sigmoid:
+      return (1.f - 2.f * y) * first;
+    case Activation::elu:
+      return y > 0.f ? 0.f : first;
+    default:
+      return 0.f;
+  }
+}
+
 // The mask of a layer in one segment.
 __device__ __forceinline__ Philox mask_of(const Step& s, const Layer& l, int segment,
                                           const Moment& now) {
@@ -79,6 +93,18 @@ __device__ __forceinline__ void activate_four(const Layer& l, int segment, int64
   const float scale = keep_scale(l.drop_threshold);
 #pragma unroll
   for (int e = 0; e < 4; ++e) x.v[e] = kept >> e & 1u ? x.v[e] * scale : 0.f;
+}
+
+// Where a curved activation is penalised, the gradients before its derivative.
+__device__ __forceinline__ void keep_curves(const Layer& l, int segment, int64_t row,
+                                            int64_t column, const Moment& now, uint32_t kept,
+                                            Four grad) {
+  if (l.curves == nullptr) return;
+  const float scale = keep_scale(l.drop_threshold);
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    if (l.drop) grad.v[e] = kept >> e & 1u ? grad.v[e] * scale : 0.f;
+  *reinterpret_cast<Four*>(l.curves + (segment * now.batch + row) * l.y_stride + column) = grad;
 }
 
 // From the gradient after l's dropout and activation to the one before them; y is what l made.

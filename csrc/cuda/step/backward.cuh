@@ -14,16 +14,20 @@ __host__ __device__ __forceinline__ int64_t backward_tiles(const Layer& l, int64
   return tiles_along(rows, T::Rows) * tiles_along(l.in, T::Columns);
 }
 
-// One tile of the gradient of l's input, taken through `lower`, the layer that made it. `from`
-// counts the segments of the field between them.
-template <class T, Precision precision>
-__device__ void backward_tile(const Step& s, const Layer& l, const Layer& lower, const Moment& now,
-                              int from, int segments, unsigned tile, unsigned char* shared,
-                              bool loaded = false) {
-  struct Early {
-    Four y;
-    uint32_t kept;
-  };
+// What is known of four neighbours of a field below: their values, and which of them the dropout of
+// the layer that made them keeps.
+struct Made {
+  Four y;
+  uint32_t kept;
+};
+
+// One tile of the gradient of l's input. `from` counts the segments of the field between l and
+// `lower`, the layer that made it. after(place in the field, column, segment as lower counts it,
+// row in it, what is known of them, gradient of what lower made) gets four at a time.
+template <class T, Precision precision, class After>
+__device__ void backward_tile_to(const Step& s, const Layer& l, const Layer& lower,
+                                 const Moment& now, int from, int segments, unsigned tile,
+                                 unsigned char* shared, bool loaded, const After& after) {
   const int64_t rows = segments * now.batch;
   const Corner corner = corner_of<T>(tile, rows);
   const Operand grad =
@@ -39,22 +43,34 @@ __device__ void backward_tile(const Step& s, const Layer& l, const Layer& lower,
     use(start + r * l.x_stride + c, c, from + segment - lower.lift, within);
   };
   product<T, precision, true, false>(
-      grad, weight, corner, static_cast<int>(l.out), shared,
+      OneProduct{grad, weight, static_cast<int>(l.out)}, corner, shared,
       [&](int i, int j) {
-        Early early{};
+        Made early{};
         place(i, j, [&](int64_t at, int64_t c, int segment, int64_t within) {
           early = {*reinterpret_cast<const Four*>(field_x(l, now) + at),
                    kept_four(s, lower, segment, within, c, now)};
         });
         return early;
       },
-      [&](int i, int j, Four four, const Early& early) {
+      [&](int i, int j, const Four& four, const Made& early) {
         place(i, j, [&](int64_t at, int64_t c, int segment, int64_t within) {
-          differentiate_four(lower, segment, within, c, now, early.kept, early.y, four);
-          *reinterpret_cast<Four*>(l.grad_x + at) = four;
+          after(at, c, segment, within, early, four);
         });
       },
       loaded);
+}
+
+// The same, taken through `lower`.
+template <class T, Precision precision>
+__device__ void backward_tile(const Step& s, const Layer& l, const Layer& lower, const Moment& now,
+                              int from, int segments, unsigned tile, unsigned char* shared,
+                              bool loaded = false) {
+  backward_tile_to<T, precision>(
+      s, l, lower, now, from, segments, tile, shared, loaded,
+      [&](int64_t at, int64_t c, int segment, int64_t within, const Made& made, Four four) {
+        differentiate_four(lower, segment, within, c, now, made.kept, made.y, four);
+        *reinterpret_cast<Four*>(l.grad_x + at) = four;
+      });
 }
 
 // Begins to load the weights of a tile.

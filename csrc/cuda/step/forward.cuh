@@ -38,7 +38,7 @@ __device__ void forward_tile(const Step& s, const Layer& l, const Moment& now, i
     use(r, c, from + segment, within);
   };
   product<T, precision, true, true>(
-      x, weight, corner, static_cast<int>(l.in), shared,
+      OneProduct{x, weight, static_cast<int>(l.in)}, corner, shared,
       [&](int i, int j) {
         Early early{};
         place(i, j, [&](int64_t, int64_t c, int segment, int64_t within) {

@@ -17,7 +17,9 @@ __device__ __forceinline__ Score score(const Step& s, int segment, float of, flo
 
 // A warp takes rows first, first + stride, ... of the segments from `from` on. `lower` is the layer
 // that made the field below; without `differentiated` nothing below is trained in this update. (A
-// reference, since a pointer that may be null takes the layer out of the kernel's parameters.)
+// reference, since a pointer that may be null takes the layer out of the kernel's parameters.) Of
+// rows that are penalised, the gradients below are those of the scores themselves.
+template <bool kPenalised = false>
 __device__ inline void head_rows(const Step& s, const Layer& l, const Layer& lower,
                                  bool differentiated, const Moment& now, int from, int segments,
                                  int first, int stride) {
@@ -53,22 +55,35 @@ __device__ inline void head_rows(const Step& s, const Layer& l, const Layer& low
 #pragma unroll
     for (int bits = 16; bits > 0; bits /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
     const WithSlope<float> y = activate(l.activation, sum + bias, l.slope);
-    const Score result = score(s, segment, y.value, scale);
-    const float grad = derivative(l.activation, result.grad, y.value, y.slope, l.slope);
+    const bool between = kPenalised && segment == kBetween;
+    const Score result = between ? Score{0.f, 0.f} : score(s, segment, y.value, scale);
+    const bool penalised = kPenalised && due(s, segment);
+    const float grad =
+        derivative(l.activation, penalised ? 1.f : result.grad, y.value, y.slope, l.slope);
     if (lane == 0) {
-      s.loss_rows[segment * s.batch + within] = result.loss;
-      s.score_rows[segment * s.batch + within] = y.value;
-      l.grad_y[row * l.y_stride] = grad;
+      if (!between) {
+        s.loss_rows[segment * s.batch + within] = result.loss;
+        s.score_rows[segment * s.batch + within] = y.value;
+      }
+      l.grad_y[row * l.y_stride] = penalised ? result.grad * grad : grad;
+      if (penalised) {
+        s.coefficients[(segment - kBetween) * s.batch + within] = result.grad;
+        l.y[row * l.y_stride] = y.value;
+        l.deltas[row * l.y_stride] = grad;
+      }
     }
-    if (!differentiated) continue;
+    if (!differentiated && !penalised) continue;
     for (int64_t c = 4 * lane; c < l.in; c += 4 * 32) {
       const Four below = *reinterpret_cast<const Four*>(x + c);
       Four g = weights(c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) g.v[e] *= grad;
-      const int of = segment - lower.lift;
-      differentiate_four(lower, of, within, c, now, kept_four(s, lower, of, within, c, now), below,
-                         g);
+      if (differentiated) {
+        const int of = segment - lower.lift;
+        const uint32_t kept = kept_four(s, lower, of, within, c, now);
+        if (penalised) keep_curves(lower, of, within, c, now, kept, g);
+        differentiate_four(lower, of, within, c, now, kept, below, g);
+      }
       *reinterpret_cast<Four*>(l.grad_x + row * l.x_stride + c) = g;
     }
   }

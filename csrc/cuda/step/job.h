@@ -10,6 +10,12 @@
 //
 // Two programs run the phases: the chain (a kernel a phase, any plan) and the persistent kernel
 // (one kernel for many steps).
+//
+// With penalties (cpu/step/penalty.h has the mathematics), a penalty that is due at some updates
+// has its kernels launched at all of them: whether it is due is a number in memory, like the step.
+// The gradient of a weight is grads^T rows + deltas^T tangents. Of rows that are penalised, `grads`
+// are first those of the scores themselves, as the backward phases leave them; the phase that ends
+// with what penalties add moves these to `deltas` and puts there what the whole loss has.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,6 +26,7 @@
 
 #include "common/adam.h"
 #include "step/passes.h"
+#include "step/penalty.h"
 #include "step/phases.h"
 #include "step/plan.h"
 
@@ -34,6 +41,10 @@ struct Clock {
   int64_t g_updates;
 };
 
+// Numbers of a gradient whose squares are summed in one piece.
+constexpr int64_t kGradChunk = 1024;
+FASTGAN_HD int64_t chunks_of(int64_t numbers) { return (numbers + kGradChunk - 1) / kGradChunk; }
+
 struct Layer : PlannedLayer {
   // Set by plan_memory. A row of a field is its width rounded up to 4 long.
   float *x = nullptr, *y = nullptr;            // the fields below and above
@@ -45,6 +56,14 @@ struct Layer : PlannedLayer {
   float* normed = nullptr;   // [rows][y_stride]: normalised values
   float* slopes = nullptr;   // ELU's derivatives, as rows of y: close to -alpha y does not tell its
   float* inv_std = nullptr;  // [segment][out]
+  // With penalties, rows as those of x or y: derivatives in a penalty's direction, and gradients of
+  // scores alone; see above.
+  float *x_tangents = nullptr, *tangents = nullptr, *deltas = nullptr;
+  // Of a curved activation: gradients before its derivative, then what its second one makes of
+  // them.
+  float* curves = nullptr;
+  // Whether no activation from here up is curved, and whether this is the last that is.
+  bool straight = false, topmost = false;
 };
 
 // What every phase knows. Images fed without an order: the batches of one step, each of them
@@ -69,11 +88,17 @@ struct Step : PlannedStep, ImageSource {
   Adam<float>* adam = nullptr;                        // [copy][2]: D, G
   float *loss_rows = nullptr, *score_rows = nullptr;  // [segment][batch]
   uint32_t* barrier = nullptr;                        // of the persistent kernel
+  // With penalties; null without.
+  SlopeWeights* slopes = nullptr;  // of the update at hand, by segments from kBetween on
+  float* coefficients = nullptr;  // [segments from kBetween on][batch]: the loss's slope by a score
+  float* mixes = nullptr;         // [batch]: of points between, the share of the real sample
+  double* squares = nullptr;      // where a norm is bounded: sums of chunks of a gradient's
 };
 
 // What one call does. Pointers are the caller's.
 struct Job : Step {
   PlannedNetwork<Layer> g, d;
+  std::vector<PlannedPenalty> penalties;
   Precision precision = Precision::fp32;
   int64_t steps = 0;
   std::vector<Phase> d_phases, g_phases;  // of an update of D, and of G; set by plan_memory
@@ -92,6 +117,9 @@ struct Device {
   size_t shared_bytes = 0;  // that a block may have
 };
 cudaError_t device_properties(Device& device);
+
+// What decides the job's phases.
+Skeleton skeleton_of(const Job& job);
 
 // Lays the fields and buffers out from `base`, 256-byte aligned, and returns the bytes they take.
 // With base null only the size is computed.

@@ -53,10 +53,39 @@ __device__ __forceinline__ float* field_y(const Layer& l, const Moment& now) {
   return l.y + now.copy * l.y_copy;
 }
 
+// Whether a segment's slopes are penalised in D's update at hand; of a plan with penalties.
+__device__ __forceinline__ bool due(const Step& s, int segment) {
+  return segment <= kFake && s.slopes[segment - kBetween].due;
+}
+
+// Some neighbouring segments of a phase. With `front` the first is of points between real and fake
+// samples, if there are any in this update.
+struct Span {
+  int from, segments;
+  bool front = false;
+};
+__device__ __forceinline__ Span at_hand(const Step& s, const Span& planned) {
+  const int without = planned.front && !due(s, kBetween) ? 1 : 0;
+  return {planned.from + without, planned.segments - without};
+}
+// The neighbouring ones that are penalised from `from` on; none if there are no more.
+__device__ __forceinline__ Span due_from(const Step& s, int from) {
+  while (from <= kFake && !due(s, from)) ++from;
+  int end = from;
+  while (due(s, end)) ++end;
+  return {from, end - from};
+}
+
 // Segment and row in it of a row counted from the first of `from`'s segments.
 __device__ __forceinline__ void locate(int64_t row, int64_t batch, int& segment, int64_t& within) {
   segment = static_cast<int>(row >= batch) + static_cast<int>(row >= 2 * batch);
   within = row - segment * batch;
 }
+
+// A warp of the launch, and how many there are.
+__device__ __forceinline__ int own_warp() {
+  return static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
+}
+__device__ __forceinline__ int all_warps() { return static_cast<int>(gridDim.x) * kWarps; }
 
 }  // namespace fastgan::cuda::step

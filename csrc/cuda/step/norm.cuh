@@ -1,8 +1,8 @@
 // BatchNorm for the chain: a block has a few features over all rows.
 #pragma once
 
-#include "common/adam.h"
 #include "cuda/step/activation.cuh"
+#include "cuda/step/update.cuh"
 #include "step/norm.h"
 
 namespace fastgan::cuda::step {
@@ -81,14 +81,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__device__ void update_one(const Adam<float>& adam, const Parameter& p, int64_t at, float grad,
-                           float average_share) {
-  float value = p.value[at];
-  adam_update(adam, grad, value, p.exp_avg[at], p.exp_avg_sq[at]);
-  p.value[at] = value;
-  if (p.average) p.average[at] += average_share * (value - p.average[at]);
-}
-
 // From the gradient of the normalised, scaled values to that of the products; with `trained`
 // BatchNorm's own weight and bias are updated.
 __global__ void __launch_bounds__(kThreads)
@@ -123,10 +115,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   // Every thread of the feature has read `scale` before the first of the barriers above.
   if (!trained || !real || line > 0 || l.gamma.value == nullptr) return;
-  const Adam<float> adam = s.adam[2 * now.copy + (l.in_g ? 1 : 0)];
-  const float average_share = static_cast<float>(1.0 - s.average_decay);
-  update_one(adam, l.gamma, f, grad_gamma, average_share);
-  update_one(adam, l.beta, f, grad_beta, average_share);
+  const Move move = move_of(s, now, l.in_g);
+  use(move, l.gamma, f, grad_gamma);
+  use(move, l.beta, f, grad_beta);
 }
 
 }  // namespace fastgan::cuda::step

@@ -15,15 +15,11 @@ namespace {
 Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>* state,
            const Tensor& like, bool tf32, Apart* apart) {
   const DecodedPlan decoded = decode(plan, settings, state, like, apart);
-  STD_TORCH_CHECK(decoded.penalties.empty(),
-                  "plan has penalties, which the fused step on CUDA does not know");
-  STD_TORCH_CHECK(!decoded.g.optimizer.bounded() && !decoded.d.optimizer.bounded(),
-                  "plan has bounds of gradients or weights, which the fused step on CUDA does not "
-                  "know");
   STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
                   "; the fused step on CUDA does one update of G");
   Job job;
   adopt(decoded, job);
+  job.penalties = decoded.penalties;
   job.precision =
       decoded.precision == Precision::fp32 && tf32 ? Precision::tf32 : decoded.precision;
   return job;
@@ -53,7 +49,7 @@ std::vector<std::pair<const Phase*, bool>> persistent_phases(const Job& job) {
 std::string phases_op(const Tensor& plan, const Tensor& settings) {
   Job job = job_of(plan, settings, nullptr, plan, false, nullptr);
   plan_memory(job, 2, nullptr);
-  const Skeleton skeleton = skeleton_of(job.g, job.d, false, [](const Layer&) { return false; });
+  const Skeleton skeleton = skeleton_of(job);
   std::string lines;
   for (const auto& [phase, of_g] : persistent_phases(job)) {
     const PhaseReport said = report(skeleton, *phase, of_g, job.batch);

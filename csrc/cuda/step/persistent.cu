@@ -303,7 +303,9 @@ cudaError_t launch_program(const Program& program, const Device& device, int64_t
 }  // namespace
 
 const char* why_not_persistent(const Job& job, const Device& device) {
+  if (!job.penalties.empty()) return "it takes no penalties";
   for (const PlannedNetwork<Layer>* network : {&job.g, &job.d}) {
+    if (network->optimizer.bounded()) return "it bounds no gradients or weights";
     for (const Layer& l : network->layers)
       if (l.norm) return "it has no BatchNorm1d";
   }

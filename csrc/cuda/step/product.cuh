@@ -315,21 +315,41 @@ __host__ __device__ __forceinline__ Corner corner_of(unsigned tile, int64_t rows
   return {static_cast<int>(tile % down * T::Rows), static_cast<int>(tile / down * T::Columns)};
 }
 
-// The tile of a corner, with sums `depth` long. finish(row, column, four, early) gets four
-// neighbours of a row of the product at a time, counted from the corner; rows and columns may lie
-// outside the matrices, and the values are then of no meaning. early(row, column) is asked while
-// the first pieces are under way for what finish then gets. `loaded`: load_ahead() was called for
-// this tile, in all threads. `lines` is shown every piece of A.
-template <class T, Precision precision, bool AAlong, bool BAlong, class Early, class Finish,
-          class Lines = NoSum>
-__device__ void product(const Operand& a, const Operand& b, const Corner& corner, int depth,
-                        unsigned char* shared, const Early& early, const Finish& finish,
-                        bool loaded = false, Lines&& lines = {}) {
+// The products that a tile is the sum of: this one alone, of sums `depth` long.
+struct OneProduct {
+  const Operand &a, &b;
+  int depth;
+  template <class T>
+  __device__ int pieces() const {
+    return (depth + T::Depth - 1) / T::Depth;
+  }
+  // Calls use(a, b, first element of the sum, its length) for a piece.
+  template <class T, class Use>
+  __device__ void at(int piece, const Use& use) const {
+    use(a, b, piece * T::Depth, depth);
+  }
+  // Whether the lines of A in a piece are summed.
+  template <class T>
+  __device__ bool lined(int) const {
+    return true;
+  }
+};
+
+// The tile of a corner, of one product or of a sum of them. finish(row, column, four, early) gets
+// four neighbours of a row of the product at a time, counted from the corner; rows and columns may
+// lie outside the matrices, and the values are then of no meaning. early(row, column) is asked
+// while the first pieces are under way for what finish then gets. `loaded`: load_ahead() was called
+// for this tile, in all threads. `lines` is shown the pieces of A whose lines are summed.
+template <class T, Precision precision, bool AAlong, bool BAlong, class Sum, class Early,
+          class Finish, class Lines = NoSum>
+__device__ void product(const Sum& sum, const Corner& corner, unsigned char* shared,
+                        const Early& early, const Finish& finish, bool loaded = false,
+                        Lines&& lines = {}) {
   float* const stages = reinterpret_cast<float*>(shared);
   constexpr int kA = T::template Piece<T::Rows, AAlong>;
   constexpr int kStage = T::template Stage<AAlong, BAlong>;
   const Place<T> place;
-  const int pieces = (depth + T::Depth - 1) / T::Depth;
+  const int pieces = sum.template pieces<T>();
   constexpr int kChunks = T::Rows * T::Columns / 4, kOwn = (kChunks + kThreads - 1) / kThreads;
   using Read = decltype(early(0, 0));
   [[maybe_unused]] constexpr int kUnrolled = std::is_empty_v<Read> ? 1 : kOwn;
@@ -346,10 +366,11 @@ __device__ void product(const Operand& a, const Operand& b, const Corner& corner
   const auto load = [&](int piece) {
     if (piece < pieces) {
       float* const to = stages + piece % T::Stages * kStage;
-      const int k = piece * T::Depth;
-      load_operand<T::Rows, T::Depth, AAlong>(to, a, corner.row, k, depth);
-      if (!loaded || piece >= T::Stages - 1)
-        load_operand<T::Columns, T::Depth, BAlong>(to + kA, b, corner.column, k, depth);
+      sum.template at<T>(piece, [&](const Operand& a, const Operand& b, int k, int depth) {
+        load_operand<T::Rows, T::Depth, AAlong>(to, a, corner.row, k, depth);
+        if (!loaded || piece >= T::Stages - 1)
+          load_operand<T::Columns, T::Depth, BAlong>(to + kA, b, corner.column, k, depth);
+      });
     }
     copy_async_commit();  // an empty group too, so that the count of groups is that of pieces
   };
@@ -366,7 +387,7 @@ __device__ void product(const Operand& a, const Operand& b, const Corner& corner
     if (piece == -1) each_four([&](int n, int i, int j) { read[n] = early(i, j); });
     if (piece < 0) continue;
     const float* const from = stages + piece % T::Stages * kStage;
-    lines.add(from);
+    if (sum.template lined<T>(piece)) lines.add(from);
     if constexpr (precision == Precision::fp32) {
       multiply_fp32<T, AAlong, BAlong>(place, from, from + kA, sums);
     } else {

@@ -7,6 +7,16 @@
 
 namespace fastgan::cuda::step {
 
+// As many layers as their descriptions fit into 4 KiB of parameters.
+constexpr int kUpdated = 8;
+struct Updated {
+  Layer layers[kUpdated];
+  int64_t first[kUpdated + 1];  // tile of each layer
+  int count;
+  bool statistics;  // whether the last block has the means to take
+};
+static_assert(sizeof(Updated) + sizeof(Step) <= 4000);
+
 // Shared memory of a tile.
 template <class T>
 constexpr int kUpdateBytes = T::template Bytes<false, false>;
@@ -53,19 +63,112 @@ __device__ __forceinline__ void update_element(const Adam<float>& adam, float av
   if (p.average) p.average[at] += average_share * (value - p.average[at]);
 }
 
+// As torch.clamp: NaN stays.
+__device__ __forceinline__ float bounded(float x, float largest) {
+  return x < -largest ? -largest : x > largest ? largest : x;
+}
+__device__ __forceinline__ Four bounded(Four x, float largest) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) x.v[e] = bounded(x.v[e], largest);
+  return x;
+}
+
+// What an update does with gradients of its network.
+struct Move {
+  Adam<float> adam;
+  float average_share, largest_grad, largest_weight;
+};
+__device__ __forceinline__ Move move_of(const Step& s, const Moment& now, bool of_g) {
+  const Optimizer& o = of_g ? s.g_optimizer : s.d_optimizer;
+  return {s.adam[2 * now.copy + (of_g ? 1 : 0)], static_cast<float>(1.0 - s.average_decay),
+          static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight)};
+}
+
+// Adam, and the average, on one element in memory.
+__device__ __forceinline__ void apply(const Move& move, const Parameter& p, int64_t at,
+                                      float grad) {
+  float value = p.value[at];
+  adam_update(move.adam, grad, value, p.exp_avg[at], p.exp_avg_sq[at]);
+  p.value[at] = value = bounded(value, move.largest_weight);
+  if (p.average) p.average[at] += move.average_share * (value - p.average[at]);
+}
+// A gradient's number: to Adam, or to where it waits.
+__device__ __forceinline__ void use(const Move& move, const Parameter& p, int64_t at, float grad) {
+  grad = bounded(grad, move.largest_grad);
+  if (p.grad) {
+    p.grad[at] = grad;
+  } else {
+    apply(move, p, at, grad);
+  }
+}
+
+// The products that a weight's gradient is the sum of, where some rows may be penalised: grads^T
+// rows, and of those deltas^T tangents.
+class WeightSum {
+ public:
+  __device__ WeightSum(const Step& s, const Layer& l, const Moment& now, int from, int segments,
+                       bool front)
+      : l_(l), now_(now), usual_{from, segments} {
+    if (l.deltas == nullptr) return;
+    first_ = due_from(s, kBetween);
+    second_ = due_from(s, first_.from + first_.segments);
+    // With nothing curved above, the points between have no gradients of their own.
+    if (front && !l.straight && due(s, kBetween)) usual_ = {from - 1, segments + 1};
+  }
+
+  template <class T>
+  __device__ int pieces() const {
+    return pieces_of<T>(usual_) + pieces_of<T>(first_) + pieces_of<T>(second_);
+  }
+  template <class T, class Use>
+  __device__ void at(int piece, const Use& use) const {
+    const bool usual = lined<T>(piece);
+    if (!usual) piece -= pieces_of<T>(usual_);
+    const bool second = !usual && piece >= pieces_of<T>(first_);
+    if (second) piece -= pieces_of<T>(first_);
+    const Span& span = usual ? usual_ : second ? second_ : first_;
+    const int64_t row = span.from * now_.batch, lifted = (span.from + l_.lift) * now_.batch;
+    use(operand((usual ? l_.grad_y : l_.deltas) + lifted * l_.y_stride, l_.y_stride, l_.out),
+        operand((usual ? field_x(l_, now_) : l_.x_tangents) + row * l_.x_stride, l_.x_stride,
+                l_.in),
+        piece * T::Depth, length(span));
+  }
+  // The bias has the gradients alone.
+  template <class T>
+  __device__ bool lined(int piece) const {
+    return piece < pieces_of<T>(usual_);
+  }
+
+ private:
+  __device__ int length(const Span& span) const {
+    return span.segments * static_cast<int>(now_.batch);
+  }
+  template <class T>
+  __device__ int pieces_of(const Span& span) const {
+    return (length(span) + T::Depth - 1) / T::Depth;
+  }
+
+  const Layer& l_;
+  const Moment& now_;
+  Span usual_, first_{0, 0}, second_{0, 0};
+};
+
 // One tile of the gradient of a weight, and in the first column that of the bias, consumed by Adam
 // and by the average. The state is in memory or, at `resident`, on chip; the weight is always
-// written to memory, where products read it.
-template <class T, Precision precision, bool kOnChip>
+// written to memory, where products read it. kGeneral: with penalties and bounds, and gradients
+// that wait.
+template <class T, Precision precision, bool kOnChip, bool kGeneral = false>
 __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, int from,
-                            int segments, unsigned tile, unsigned char* shared, float* resident) {
+                            int segments, unsigned tile, unsigned char* shared, float* resident,
+                            bool front = false) {
   constexpr int kEach = kResidentEach<T>;
   const Corner corner = corner_of<T>(tile, l.out);
   const Operand grad =
       operand(l.grad_y + (from + l.lift) * now.batch * l.y_stride, l.y_stride, l.out);
   const Operand x = operand(field_x(l, now) + from * now.batch * l.x_stride, l.x_stride, l.in);
-  const Adam<float> adam = s.adam[2 * now.copy + (l.in_g ? 1 : 0)];
-  const float average_share = static_cast<float>(1.0 - s.average_decay);
+  const Move move = move_of(s, now, l.in_g);
+  const Adam<float>& adam = move.adam;
+  const float average_share = move.average_share;
   const Parameter& w = l.weight;
   const bool vector = l.in % 4 == 0 && aligned(w.value) && aligned(w.exp_avg) &&
                       aligned(w.exp_avg_sq) && aligned(w.average);
@@ -77,8 +180,15 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   // The chain's large tiles have no registers left for what they would read early.
   using Early = std::conditional_t<kOnChip, Four, Nothing>;
   LineSum<T> bias(biased);
+  const auto sum = [&] {
+    if constexpr (kGeneral) {
+      return WeightSum(s, l, now, from, segments, front);
+    } else {
+      return OneProduct{grad, x, segments * static_cast<int>(now.batch)};
+    }
+  }();
   product<T, precision, false, false>(
-      grad, x, corner, segments * static_cast<int>(now.batch), shared,
+      sum, corner, shared,
       [&](int i, int j) {
         Early average{};
         if constexpr (kOnChip) {
@@ -87,10 +197,21 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
         }
         return average;
       },
-      [&](int i, int j, const Four& four, Early early) {
+      [&](int i, int j, Four four, Early early) {
         if (!inside(i, j)) return;
         const int64_t at = place(i, j);
         float* const kept = kOnChip ? resident + (i * T::Columns + j) : nullptr;
+        if constexpr (kGeneral) {
+          if (!vector) {
+            for (int e = 0; e < 4 && inside(i, j + e); ++e) use(move, w, at + e, four.v[e]);
+            return;
+          }
+          four = bounded(four, move.largest_grad);
+          if (w.grad) {
+            *reinterpret_cast<Four*>(w.grad + at) = four;
+            return;
+          }
+        }
         if (!vector) {
           for (int e = 0; e < 4 && inside(i, j + e); ++e)
             update_element<T, kOnChip>(adam, average_share, w, at + e, four.v[e],
@@ -103,6 +224,7 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
         Four value = *at_value, m = *at_m, v = *at_v;
 #pragma unroll
         for (int e = 0; e < 4; ++e) adam_update(adam, four.v[e], value.v[e], m.v[e], v.v[e]);
+        if constexpr (kGeneral) value = bounded(value, move.largest_weight);
         *at_value = value;
         *at_m = m;
         *at_v = v;
@@ -125,23 +247,32 @@ __device__ void update_tile(const Step& s, const Layer& l, const Moment& now, in
   const float of_bias = bias.total();
   const int line = LineSum<T>::line();
   if (LineSum<T>::part() > 0 || corner.row + line >= l.out) return;
+  if constexpr (kGeneral) {
+    use(move, l.bias, corner.row + line, of_bias);
+    return;
+  }
   update_element<T, kOnChip>(adam, average_share, l.bias, corner.row + line, of_bias,
                              kOnChip ? resident + T::Rows * T::Columns + line : nullptr);
 }
 
-// The mean of a segment's losses or scores, by one block, in all of its threads.
-__device__ inline double mean_of(const float* rows, const Moment& now, unsigned char* shared) {
+// The sum of all threads' numbers, in all threads of a block.
+__device__ inline double sum_of_block(double mine, unsigned char* shared) {
   double* const parts = reinterpret_cast<double*>(shared);
-  double sum = 0;
-  for (int64_t r = threadIdx.x; r < now.batch; r += kThreads) sum += static_cast<double>(rows[r]);
   __syncthreads();
-  parts[threadIdx.x] = sum;
+  parts[threadIdx.x] = mine;
   __syncthreads();
   for (unsigned half = kThreads / 2; half > 0; half /= 2) {
     if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
     __syncthreads();
   }
-  return parts[0] / static_cast<double>(now.batch);
+  return parts[0];
+}
+
+// The mean of a segment's losses or scores, by one block, in all of its threads.
+__device__ inline double mean_of(const float* rows, const Moment& now, unsigned char* shared) {
+  double sum = 0;
+  for (int64_t r = threadIdx.x; r < now.batch; r += kThreads) sum += static_cast<double>(rows[r]);
+  return sum_of_block(sum, shared) / static_cast<double>(now.batch);
 }
 
 // What D's update, or G's, has to say of the step, into the table, by one block.

@@ -30,10 +30,10 @@ _GRAPH_STEPS = 16
 class FusedCudaEngine(FusedEngine):
     """Runs a pair of MLPs on a CUDA device, any number of steps per call.
 
-    What fits is what `FusedEngine` takes. Products are taken in float32, in TF32 where
-    `torch.backends.cuda.matmul.fp32_precision` says so (torch's older settings set it as well), or
-    in bfloat16 with precision "bf16"; sums, weights and everything else are float32. The same run
-    gives the same bits.
+    What fits is what `FusedEngine` takes; penalties and bounds are the chain's. Products are taken
+    in float32, in TF32 where `torch.backends.cuda.matmul.fp32_precision` says so (torch's older
+    settings set it as well), or in bfloat16 with precision "bf16"; sums, weights and everything
+    else are float32. The same run gives the same bits.
 
     Attributes:
         allow_persistent: whether the persistent kernel may be chosen; set it to False on the class,

@@ -29,14 +29,13 @@ PENALTY_FORMS = (PENALTIES["r1"].of, PENALTIES["wgan-gp"].of)
 PENALTY_PLACES = ("between", "real", "fake")
 """Likewise where it is taken."""
 MOST_PENALTIES, MOST_G_STEPS = 64, 1 << 12
-"""In csrc/step/decode.h."""
+"""In csrc/step/plan.h and csrc/step/decode.h."""
 
 _DEFAULTS = {
     **{"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None},
     "ema_warmup": None,
 }
 """Settings that only eager and graph can take otherwise."""
-_CLIPS = ("grad_clip", "grad_clip_value", "weight_clip")
 _NUMBERS = ("lr", "betas", "eps", "weight_decay")
 _OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
 """What an optimiser's group has."""
@@ -154,9 +153,6 @@ def _check_loss(problem: Problem) -> None:
         raise plan.NoPlan(f"g_steps={p.g_steps} has a fused form on the CPU only")
     if p.g_steps > MOST_G_STEPS:
         raise plan.NoPlan(f"more than {MOST_G_STEPS} g_steps have no fused form")
-    for name in _CLIPS:
-        if (value := getattr(p.config, name)) is not None and p.device.type != "cpu":
-            raise plan.NoPlan(f"{name}={value} has a fused form on the CPU only")
     if not p.latent.is_noise:
         raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
     for taking, name in zip(p.conditioned, ("discriminator", "generator"), strict=True):
@@ -186,8 +182,6 @@ def _check_penalties(problem: Problem) -> None:
             raise plan.NoPlan(f"{what} is a function of its own, which has no fused form")
         if penalty.at not in PENALTY_PLACES:
             raise plan.NoPlan(f"{what}: points {penalty.at} real samples have no fused form")
-        if p.device.type != "cpu":
-            raise plan.NoPlan(f"{what} has a fused form on the CPU only")
         if p.precision != "fp32":
             raise plan.NoPlan(f"{what} has no fused form in precision {p.precision!r}, but in fp32")
     if len(p.penalties) > MOST_PENALTIES:
