@@ -136,11 +136,15 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // images [count or more, ...] with order, count of them for each epoch from that of the first
   // step on; or, without order, float32, the batches themselves one after another. rates float64:
   // of D and G, [2] or [steps, 2]. statistics float32 [steps, 4]: see Statistic in step/enums.h.
-  // profile float64 [phases, 2] is added to. sums float64 [14], of the last step: see Sum there.
+  // profile float64 [phases, 2] is added to. condition, where the plan has parts made of it: of the
+  // stored images, or of those that are fed; int64 labels [n], or float32 [n, numbers]. drawn,
+  // int64 [steps, d_steps + g_steps, batch]: which of them the fake samples of each update have;
+  // those of the real batch if it is None. sums float64 [14], of the last step: see Sum there.
   m.def(
       "fused_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor rates, Tensor(c!) statistics, Tensor(d!)? profile, "
-      "int first_step, int threads, Tensor(e!)? sums=None) -> ()");
+      "int first_step, int threads, Tensor? condition=None, Tensor? drawn=None, "
+      "Tensor(e!)? sums=None) -> ()");
   // The same steps in parts, for processes that share each batch: an update's gradients, which the
   // caller sums over the ranks, then the move by them. update: of D in the step, or from d_steps
   // on of G, which takes the rows of D's last; its first takes what that has left in memory.

@@ -14,6 +14,7 @@ from native import emulator, fused_cuda
 from fastgan import ops, random
 from fastgan.engines.context import pass_number
 from fastgan.engines.draws import PENALTY_STREAM
+from fastgan.engines.fused.inputs import KINDS
 from fastgan.random import Stream
 from fastgan.statistics import STATISTICS, SUMS
 
@@ -43,7 +44,8 @@ def test_streams_activations_and_precisions_are_those_of_python():
     assert found["Stream"] == streams | {"PENALTY": PENALTY_STREAM}
     assert list(found["Activation"]) == list(plans.ACTIVATIONS)
     assert found["Precision"] == {"fp32": 0, "bf16": 1, "tf32": 2}
-    counted = ("Activation", "Loss", "Statistic", "Pass", "Penalty", "Place")
+    assert list(found["PartOf"]) == list(KINDS)
+    counted = ("Activation", "Loss", "Statistic", "Pass", "Penalty", "Place", "PartOf")
     for numbers in map(found.get, counted):
         assert list(numbers.values()) == list(range(len(numbers)))
 

@@ -109,7 +109,9 @@ def test_a_forward_replaced_in_the_class_is_honoured(kind, when, monkeypatch):
     else:
         engine, done = engines.advance(engine, 4)
         assert engine.name == "eager" and len(done) == 0
-    assert torch.equal(engine.run(4), other.run(4))
+    # The first step of one was fused, so that its weights are rounded otherwise.
+    exact = {"rtol": 0, "atol": 0} if when == "before" else {}
+    torch.testing.assert_close(engine.run(4), other.run(4), **exact)
 
 
 def test_what_changes_no_number_keeps_its_plan():

@@ -89,7 +89,7 @@ def test_the_parts_of_several_ranks_are_the_step_of_one(name, ranks):
 def test_what_ranks_measure_is_what_one_does(name, ranks):
     whole, parts = plans.Case(**CASES[name]), plans.Case(**CASES[name])
     expected, found = torch.zeros(2, 14, dtype=torch.float64)
-    torch.ops.fastgan.fused_run(*whole.arguments(3), expected)
+    torch.ops.fastgan.fused_run(*whole.arguments(3), sums=expected)
     run_in_parts(parts, ranks, 3, sums=found)
     assert expected[6:].reshape(2, 4)[:, :3].gt(0).all() and expected[9] == expected[13] == 0
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-6, equal_nan=True)

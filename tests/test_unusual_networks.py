@@ -126,9 +126,9 @@ def test_a_function_of_torchs_that_is_replaced_between_runs_is_noticed(monkeypat
 
 @needs_library
 def test_a_thread_that_draws_meanwhile_takes_no_plan_away(monkeypatch):
-    from fastgan.engines.fused import plan
+    from fastgan.engines.fused import trace
 
-    known, calls = plan._traced, []
+    known, calls = trace._traced, []
 
     def traced(module):
         if not calls:
@@ -138,6 +138,6 @@ def test_a_thread_that_draws_meanwhile_takes_no_plan_away(monkeypatch):
         calls.append(module)
         return known(module)
 
-    monkeypatch.setattr(plan, "_traced", traced)
+    monkeypatch.setattr(trace, "_traced", traced)
     assert engines.choose(problem(*mlps()))[0].name == "fused"
     assert len(calls) > 2

@@ -74,11 +74,11 @@ class Case:
             self.networks, (self.latent, self.image), (self.average, False), strict=True
         ):
             self._network(layers, width, averaged)
-        self.integers.append(len(self.penalties))
+        self.integers += [0, 0] * 2  # the inputs have no parts made of conditions
+        self.integers += [self.g_steps, len(self.penalties)]
         for *integers, weight in self.penalties:
             self.integers += integers
             self.reals.append(weight)
-        self.integers.append(self.g_steps)
         self.plan = torch.tensor(self.integers)
         self.settings = torch.tensor(self.reals, dtype=torch.float64)
         shape = (self.count, self.image)

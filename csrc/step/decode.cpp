@@ -1,5 +1,6 @@
 #include "step/decode.h"
 
+#include <algorithm>
 #include <cfloat>
 
 #include "common/arena.h"
@@ -38,13 +39,14 @@ class PlanDecoder {
     batch_ = plan.batch;
     network(latent, plan.g, plan.g_counters);
     network(image, plan.d, plan.d_counters);
-    penalties(plan);
+    for (PlannedNetwork<PlannedLayer>* network : {&plan.g, &plan.d}) parts(*network);
     plan.g_steps = integer("g_steps", 1, kMostGSteps);
+    penalties(plan);
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
                     "plan or settings is longer than the networks they describe; ", kMade);
     const PlannedLayer& logits = plan.d.layers.back();
     STD_TORCH_CHECK(
-        plan.g.layers.back().out == image && logits.out == 1 && !logits.norm && !logits.drop,
+        plan.g.layers.back().out == plan.d.own() && logits.out == 1 && !logits.norm && !logits.drop,
         "plan must end G in an image, and D in one score without BatchNorm or dropout; ", kMade);
     const int64_t short_batch = plan.count % plan.batch ? plan.count % plan.batch : plan.batch;
     STD_TORCH_CHECK(!norms_ || (plan.batch > 1 && short_batch > 1 && plan.count > 1),
@@ -177,6 +179,40 @@ class PlanDecoder {
                     kMade);
     for (const PlannedLayer& l : plan.d.layers)
       STD_TORCH_CHECK(!l.norm, "plan has penalties and a BatchNorm in D; ", kMade);
+  }
+
+  // Columns of the input: with its own they must fill it, side by side.
+  void parts(PlannedNetwork<PlannedLayer>& network) {
+    const int64_t in = network.layers.front().in;
+    network.own_at = integer("first own column", 0, in - 1);
+    network.parts.resize(static_cast<size_t>(integer("parts of an input", 0, kMostParts)));
+    std::vector<std::pair<int64_t, int64_t>> columns;
+    for (PlannedPart& part : network.parts) {
+      part.of = static_cast<PartOf>(integer("kind of a part", 0, kPartsOf - 1));
+      part.at = integer("first column of a part", 0, in - 1);
+      part.width = integer("columns of a part", 1, in);
+      part.classes = integer("classes", 1, kMostFeatures);
+      STD_TORCH_CHECK(part.of != PartOf::one_hot || part.classes == part.width, "plan has ",
+                      part.classes, " classes in ", part.width, " columns; ", kMade);
+      const bool embeds = part.of == PartOf::embedding;
+      // No table of what other parts are.
+      part.table = parameter("embedding", embeds ? part.classes * part.width : 0);
+      STD_TORCH_CHECK(!state_ || embeds == (part.table.value != nullptr),
+                      "plan names a table without an embedding, or an embedding without it; ",
+                      kMade);
+      part.embeds = embeds;
+      columns.push_back({part.at, part.width});
+    }
+    const int64_t own = network.own();
+    STD_TORCH_CHECK(own >= 1, "plan has an input of conditions alone; ", kMade);
+    columns.push_back({network.own_at, own});
+    std::sort(columns.begin(), columns.end());
+    int64_t end = 0;
+    for (const auto& [at, width] : columns) {
+      STD_TORCH_CHECK(at == end, "plan has parts of an input that do not lie side by side; ",
+                      kMade);
+      end = at + width;
+    }
   }
 
   void check_field(int64_t width) const {

@@ -14,6 +14,9 @@ namespace fastgan {
 #define FASTGAN_PENALTIES(entry) entry(half_square) entry(distance_from_one)
 // Where a slope is taken: at random points on the lines between real and fake samples, or at these.
 #define FASTGAN_PLACES(entry) entry(between) entry(real) entry(fake)
+// What columns of a network's input are of a sample's condition: its own numbers, a 1 at the place
+// of its label and zeros, or the row of a trained table that the label names.
+#define FASTGAN_PARTS(entry) entry(numbers) entry(one_hot) entry(embedding)
 // Of products; everything else is in float32. A plan asks for one of the first two; on a GPU, TF32
 // is another way to take fp32.
 #define FASTGAN_PRECISIONS(entry) entry(fp32) entry(bf16) entry(tf32)
@@ -38,6 +41,7 @@ enum class Activation : int64_t { FASTGAN_ACTIVATIONS(FASTGAN_ENTRY) };
 enum class Loss : int64_t { FASTGAN_LOSSES(FASTGAN_ENTRY) };
 enum class Penalty : int64_t { FASTGAN_PENALTIES(FASTGAN_ENTRY) };
 enum class Place : int64_t { FASTGAN_PLACES(FASTGAN_ENTRY) };
+enum class PartOf : int64_t { FASTGAN_PARTS(FASTGAN_ENTRY) };
 enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
 enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
 enum class Sum : int64_t { FASTGAN_SUMS(FASTGAN_ENTRY) };
@@ -49,6 +53,7 @@ constexpr int64_t kActivations = FASTGAN_ACTIVATIONS(FASTGAN_COUNT);
 constexpr int64_t kLosses = FASTGAN_LOSSES(FASTGAN_COUNT);
 constexpr int64_t kPenalties = FASTGAN_PENALTIES(FASTGAN_COUNT);
 constexpr int64_t kPlaces = FASTGAN_PLACES(FASTGAN_COUNT);
+constexpr int64_t kPartsOf = FASTGAN_PARTS(FASTGAN_COUNT);
 constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
 constexpr int64_t kSums = FASTGAN_SUMS(FASTGAN_COUNT);
 constexpr int64_t kScoreSums = static_cast<int64_t>(Sum::d_gradient);

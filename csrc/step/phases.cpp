@@ -58,25 +58,42 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
     // G does not change before its own update, so both its batches go through it at once.
     for (int n = 0; n < g; ++n) forward(n, 0, 1, true);
     // Products of the first layer lie between others, as the points do.
+    if (skeleton.parts) phases.push_back({Phase::join, g, -1, kFake, 1});
     if (skeleton.between && (!skeleton.lerped || last == g || skeleton.topmost() >= g))
       phases.push_back({Phase::points, g, -1, 0, 0});
   }
+  // After the update of D, whose embeddings have moved.
+  if (of_g && skeleton.parts) phases.push_back({Phase::join, g, -1, kFakeForG, 1});
   const size_t of_d = phases.size();
   for (int n = g; n < last; ++n) forward(n, from, segments, false);
   const int lowest = of_g ? 0 : g;  // layer with a gradient
-  phases.push_back({Phase::head, last, last > lowest ? last - 1 : -1, from, segments});
+  // Between D's input and what G has made lies a phase of its own.
+  const auto split = [&](int n) {
+    if (!skeleton.parts || n != g) return false;
+    phases.push_back({Phase::split, g, g - 1, from, segments});
+    return true;
+  };
+  const bool cut = skeleton.parts && last == g;
+  phases.push_back({Phase::head, last, last > lowest && !cut ? last - 1 : -1, from, segments});
   // The head goes by rows, and statistics need whole features.
-  if (last > lowest) norm_backward(last - 1);
+  if (last > lowest && !split(last)) norm_backward(last - 1);
   for (int n = last - 1; n > lowest; --n) {
+    if (skeleton.parts && n == g) {
+      phases.push_back({Phase::backward, n, -1, below(n), segments});
+      split(n);
+      continue;
+    }
     phases.push_back({Phase::backward, n, n - 1, below(n), segments});
     if (layer(n).halved) phases.push_back({Phase::sums, n, n - 1, below(n), segments});
     if (!skeleton.joined) norm_backward(n - 1);
   }
   const size_t there = phases.size();
   if (!of_g && skeleton.penalised) add_penalty(skeleton, phases);
+  const bool tables = of_g ? skeleton.g_embedded > 0 : skeleton.d_embedded > 0;
+  if (tables) phases.push_back({Phase::tables, of_g ? 0 : g, -1, of_g ? 1 : 0, segments});
   phases.push_back({Phase::update, of_g ? 0 : g, of_g ? g : last + 1, of_g ? 1 : 0, segments});
   for (size_t i = of_d; !of_g && i < phases.size(); ++i)
-    phases[i].front = skeleton.between && (i < there || i + 1 == phases.size());
+    phases[i].front = skeleton.between && (i < there || i + (tables ? 2 : 1) >= phases.size());
   if (of_g ? skeleton.g_clipped : skeleton.d_clipped)
     for (const Phase::Work work : {Phase::squares, Phase::clip})
       phases.push_back({work, of_g ? 0 : g, -1, 0, 0});
@@ -122,6 +139,15 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {update + network + " squares of gradients", 0};
     case Phase::clip:
       return {update + network + " clipped update", 0};
+    case Phase::join:
+      return {update + "D's input", 0};
+    case Phase::split:
+      return {update + "G's gradient", 0};
+    case Phase::tables:
+      return {update + network + " embeddings",
+              2.0 * static_cast<double>(batch) * segments *
+                  static_cast<double>(skeleton.layers[static_cast<size_t>(phase.layer)].out) *
+                  static_cast<double>(in_g ? skeleton.g_embedded : skeleton.d_embedded)};
     case Phase::points:
       return {update + "points between", 0};
     case Phase::slope:

@@ -10,6 +10,9 @@
 //     sums      the second half of a backward sum joins the first
 //     norm_backward  from there through BatchNorm
 //     update    gradients of the weights, consumed by Adam where they stand
+//     join      rows of D's input from what G has made and the samples' conditions
+//     split     the gradient of what G has made from that of D's input
+//     tables    the gradient of columns that embeddings have made
 //     squares, clip  where a gradient's norm is bounded, the update leaves its numbers in memory:
 //               their squares are summed, and Adam takes them as long as they may be
 // With penalties on D's slope (cpu/step/penalty.h has the mathematics), on the samples that have
@@ -44,6 +47,9 @@ struct Phase {
     update,
     squares,
     clip,
+    join,
+    split,
+    tables,
     points,
     slope,
     direction,
@@ -78,6 +84,8 @@ struct Skeleton {
   bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
   bool penalised = false, between = false;    // some of D's updates; at points between
   bool lerped = false;  // at these, products of D's first layer are made from those of the others
+  bool parts = false;   // D's input has columns of conditions
+  int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
   int last() const { return static_cast<int>(layers.size()) - 1; }
   // D's last layer with a curved activation, or the one before D.
@@ -104,6 +112,9 @@ Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>
   skeleton.g_layers = static_cast<int>(g.layers.size());
   skeleton.g_clipped = g.optimizer.longest_grad < INFINITY;
   skeleton.d_clipped = d.optimizer.longest_grad < INFINITY;
+  skeleton.parts = !d.parts.empty();
+  for (const PlannedPart& part : g.parts) skeleton.g_embedded += part.embeds ? part.width : 0;
+  for (const PlannedPart& part : d.parts) skeleton.d_embedded += part.embeds ? part.width : 0;
   for (const PlannedNetwork<Layer>* network : {&g, &d})
     for (const Layer& l : network->layers)
       skeleton.layers.push_back({l.in, l.out, l.norm, halved(l), curved(l.activation)});

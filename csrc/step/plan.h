@@ -46,6 +46,18 @@ struct PlannedLayer {
   uint32_t drop_index = 0;      // of the network's dropouts: decides the stream, see passes.h
 };
 
+// Columns of a network's input that come of what belongs to a sample.
+struct PlannedPart {
+  PartOf of = PartOf::numbers;
+  int64_t at = 0, width = 0;
+  int64_t classes = 0;  // of labels
+  bool embeds = false;
+  Parameter table;         // of an embedding, [classes][width]
+  float* grads = nullptr;  // set by a device's memory: of an embedding's columns, rows of `stride`
+  float* sums = nullptr;   // and of its table
+  int64_t stride = 0;
+};
+
 struct Optimizer {
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
   bool decoupled = false;
@@ -62,6 +74,19 @@ struct PlannedNetwork {
   std::vector<Layer> layers;
   Optimizer optimizer;
   int64_t updates = 0;  // done before this run: Adam's step counter
+  // Of the input: where its own columns, of latents or samples, begin, and what the others are.
+  int64_t own_at = 0;
+  std::vector<PlannedPart> parts;
+  int64_t own() const {
+    int64_t width = layers.front().in;
+    for (const PlannedPart& part : parts) width -= part.width;
+    return width;
+  }
+  bool embeds() const {
+    for (const PlannedPart& part : parts)
+      if (part.embeds) return true;
+    return false;
+  }
 };
 
 // The numbers of a step.
@@ -87,6 +112,15 @@ struct ImageSource {
 
 constexpr int64_t kMostPenalties = 64;
 
+// What belongs to the stored samples: a label each, or some numbers. `drawn`: which of them each
+// fake sample has, [steps][d_steps + g_steps][batch]; without, those of the real batch.
+struct ConditionSource {
+  const int64_t* labels = nullptr;
+  const float* numbers = nullptr;
+  int64_t width = 0;  // of numbers
+  const int64_t* drawn = nullptr;
+};
+
 // A penalty on the slope of D's scores by their input, added to D's loss; losses.py says more.
 struct PlannedPenalty {
   Penalty form = Penalty::half_square;
@@ -106,6 +140,8 @@ template <class Layer>
 void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) {
   to.optimizer = from.optimizer;
   to.updates = from.updates;
+  to.own_at = from.own_at;
+  to.parts = from.parts;
   to.layers.resize(from.layers.size());
   for (size_t i = 0; i < from.layers.size(); ++i)
     static_cast<PlannedLayer&>(to.layers[i]) = from.layers[i];

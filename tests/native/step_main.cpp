@@ -23,7 +23,9 @@ namespace {
 // --- A plan on the engine and on the reference ---
 
 void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers,
-              std::vector<LayerState>& state, const Pair& plan) {
+              std::vector<LayerState>& state, const Pair& plan,
+              const std::vector<PartPlan>& parts = {}) {
+  for (const PartPlan& part : parts) in += part.width;
   uint32_t dropouts = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer l;
@@ -54,6 +56,30 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
     network.layers.push_back(l);
     in = l.out;
   }
+  // Parts before the own columns, these, and those behind.
+  size_t table = layers.size();
+  int64_t at = 0;
+  std::vector<PlannedPart> placed(parts.size());
+  for (const bool before : {true, false}) {
+    if (!before) {
+      network.own_at = at;
+      at = network.layers.front().in;
+      for (const PartPlan& part : parts) at -= part.before ? 0 : part.width;
+    }
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (parts[i].before != before) continue;
+      placed[i].of = parts[i].of;
+      placed[i].at = at;
+      placed[i].width = parts[i].width;
+      placed[i].classes = kClasses;
+      at += parts[i].width;
+    }
+  }
+  for (PlannedPart& part : placed) {
+    part.embeds = part.of == PartOf::embedding;
+    if (part.embeds) part.table = state[table++].weight.parameter();
+  }
+  network.parts = placed;
   network.optimizer = {kBeta1, kBeta2, kEps, plan.weight_decay, plan.decoupled};
 }
 
@@ -72,8 +98,8 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
            Instructions instructions = Instructions::fp32, bool measured = true) {
   uint64_t state = 1;
   Run r;
-  r.g = make_state(plan.latent, plan.g, true, state);
-  r.d = make_state(plan.image, plan.d, plan.last_bias, state);
+  r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts);
+  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts);
   r.statistics.resize(kStatistics * steps);
   r.sums.resize(kSums);
   const double rates[2] = {kLr, kLr};
@@ -82,8 +108,8 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
   for (int64_t done = 0; done < steps;) {
     const int64_t n = one_by_one ? 1 : steps;
     Job job;
-    describe(job.g, plan.latent, plan.g, r.g, plan);
-    describe(job.d, plan.image, plan.d, r.d, plan);
+    describe(job.g, plan.latent, plan.g, r.g, plan, plan.g_parts);
+    describe(job.d, plan.image, plan.d, r.d, plan, plan.d_parts);
     job.g.updates = done * plan.g_steps;
     job.d.updates = done * plan.d_steps;
     job.batch = plan.batch;
@@ -105,12 +131,14 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
     job.rates = rates;
     job.average_decay = kDecay;
     job.count = plan.count;
+    std::vector<int64_t> sources;
     if (one_by_one) {  // the caller feeds the batches
       fed.clear();
       for (int64_t u = done * plan.d_steps; u < (done + 1) * plan.d_steps; ++u)
         for (int64_t b = 0; b < plan.batch && u % per_epoch * plan.batch + b < plan.count; ++b) {
           const int64_t row =
               images.order[u / per_epoch * plan.count + u % per_epoch * plan.batch + b];
+          sources.push_back(row);
           for (int64_t j = 0; j < plan.image; ++j)
             fed.push_back(static_cast<float>(images.bytes[row * plan.image + j]) *
                               static_cast<float>(2.0 / 255.0) -
@@ -121,6 +149,20 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
       job.bytes = images.bytes.data();
       job.order = images.order.data();
     }
+    // Behind those of the fed samples all conditions, for what fake ones draw.
+    const int64_t offset = static_cast<int64_t>(sources.size());
+    for (int64_t i = 0; i < plan.count; ++i) sources.push_back(i);
+    std::vector<int64_t> labels, drawn;
+    std::vector<float> numbers;
+    for (const int64_t source : sources) {
+      labels.push_back(label_of(source));
+      for (int64_t j = 0; j < 4; ++j) numbers.push_back(number_of(source, j));
+    }
+    for (int64_t t = done; t < done + n; ++t)
+      for (int64_t u = 0; u < plan.d_steps + plan.g_steps; ++u)
+        for (int64_t row = 0; row < plan.batch; ++row)
+          drawn.push_back(offset + drawn_for(plan, t, u, row));
+    job.condition = {labels.data(), numbers.data(), 4, plan.drawn ? drawn.data() : nullptr};
     job.statistics = r.statistics.data() + kStatistics * done;
     if (measured && done + n == steps) job.sums = r.sums.data();
     Memory memory(plan_memory(job, nullptr));

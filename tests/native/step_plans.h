@@ -16,6 +16,11 @@ struct LayerPlan {
   bool norm = false;
   double drop = 0;
 };
+struct PartPlan {
+  PartOf of;
+  int64_t width;
+  bool before;  // its columns stand before the network's own
+};
 struct Pair {
   const char* name;
   int64_t latent, image;
@@ -30,6 +35,8 @@ struct Pair {
   std::vector<PlannedPenalty> penalties = {};
   double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;
   int64_t g_steps = 1;
+  std::vector<PartPlan> g_parts = {}, d_parts = {};
+  bool drawn = true;  // fake samples have conditions of their own
 };
 
 double draw(uint64_t& state) {
@@ -223,6 +230,89 @@ const Pair plans[] = {
      0.1,
      INFINITY,
      3},
+    {"conditions",
+     6,
+     37,
+     {{40, kLeaky, true}, {37, kTanh}},
+     {{70, kElu}, {33, kLeaky, false, 0.3}, {1, kNone}},
+     20,
+     70,
+     Loss::non_saturating,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {},
+     INFINITY,
+     0.1,
+     INFINITY,
+     2,
+     {{PartOf::embedding, 9, true}, {PartOf::one_hot, 5, false}},
+     {{PartOf::one_hot, 5, true}, {PartOf::embedding, 40, false}, {PartOf::embedding, 3, true}}},
+    {"conditions, penalised",
+     6,
+     37,
+     {{37, kTanh, true}},
+     {{40, kLeaky, false, 0.3}, {70}, {1, kNone}},
+     20,
+     70,
+     Loss::least_squares,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::distance_from_one, Place::between, 1, 10},
+      {Penalty::half_square, Place::fake, 2, 5}},
+     INFINITY,
+     INFINITY,
+     INFINITY,
+     1,
+     {},
+     {{PartOf::embedding, 7, true}}},
+    {"conditions, curved",
+     6,
+     23,
+     {{40}, {23, kTanh}},
+     {{40, kTanh}, {33, kElu, false, 0.2}, {20}, {1, kNone}},
+     20,
+     70,
+     Loss::non_saturating,
+     1,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::distance_from_one, Place::between, 2, 5},
+      {Penalty::half_square, Place::real, 1, 9}},
+     INFINITY,
+     INFINITY,
+     INFINITY,
+     1,
+     {{PartOf::numbers, 4, true}},
+     {{PartOf::numbers, 4, false}},
+     false},
+    {"conditions, one layer",
+     6,
+     23,
+     {{23, kTanh}},
+     {{1, kNone}},
+     20,
+     70,
+     Loss::least_squares,
+     1,
+     0,
+     false,
+     0,
+     true,
+     {},
+     INFINITY,
+     INFINITY,
+     INFINITY,
+     1,
+     {{PartOf::embedding, 4, true}},
+     {{PartOf::embedding, 4, true}}},
     {"one curved layer",
      4,
      12,

@@ -9,6 +9,16 @@
 
 // --- The reference ---
 
+constexpr int64_t kClasses = 5;
+int64_t label_of(int64_t source) { return source * 7 % kClasses; }
+float number_of(int64_t source, int64_t j) {
+  return static_cast<float>((source * 31 + j * 17) % 23) / 11.f - 1.f;
+}
+// Which condition a fake sample has in an update of a step, of D's before G's.
+int64_t drawn_for(const Pair& plan, int64_t step, int64_t update, int64_t row) {
+  return (step * 13 + update * 29 + row * 11) % plan.count;
+}
+
 struct Trace {
   Matrix in, normed, out;
   std::vector<double> inv_std;
@@ -150,11 +160,61 @@ struct Reference {
     return g;
   }
 
+  // A network's input: its own columns, and those of what belongs to stored samples.
+  Matrix joined(const std::vector<PartPlan>& parts, const std::vector<LayerState>& state,
+                size_t layers, const Matrix& own, const std::vector<int64_t>& sources) const {
+    const size_t n = sources.size(), width = own.size() / n;
+    Matrix all;
+    for (size_t i = 0; i < n; ++i)
+      for (const bool before : {true, false}) {
+        size_t table = layers;
+        for (const PartPlan& part : parts) {
+          const size_t at = part.of == PartOf::embedding ? table++ : 0;
+          if (part.before != before) continue;
+          const int64_t label = label_of(sources[i]);
+          for (int64_t j = 0; j < part.width; ++j)
+            all.push_back(part.of == PartOf::one_hot ? label == j
+                          : part.of == PartOf::numbers
+                              ? number_of(sources[i], j)
+                              : state[at].weight.exact[label * part.width + j]);
+        }
+        if (before) all.insert(all.end(), own.begin() + i * width, own.begin() + (i + 1) * width);
+      }
+    return all;
+  }
+  // Adds the gradients of an input's columns, times `by`, to those of embeddings; of what are the
+  // network's own, the rest.
+  static Matrix parted(const std::vector<PartPlan>& parts, size_t layers, const Matrix& grads,
+                       const std::vector<int64_t>& sources, std::vector<std::vector<Matrix>>* into,
+                       double by = 1) {
+    const size_t n = sources.size(), width = grads.size() / n;
+    Matrix own;
+    for (size_t i = 0; i < n; ++i) {
+      size_t at = i * width, ends = (i + 1) * width;
+      for (const bool before : {true, false}) {
+        size_t table = layers;
+        size_t behind = 0;
+        for (const PartPlan& part : parts) behind += part.before ? 0 : part.width;
+        if (!before)
+          for (; at < ends - behind; ++at) own.push_back(grads[at]);
+        for (const PartPlan& part : parts) {
+          const size_t place = part.of == PartOf::embedding ? table++ : 0;
+          if (part.before != before) continue;
+          for (int64_t j = 0; j < part.width; ++j, ++at)
+            if (into && place > 0)
+              (*into)[place][0][label_of(sources[i]) * part.width + j] += by * grads[at];
+        }
+      }
+    }
+    return own;
+  }
+
   // Adds the gradient of the penalties at n points, which D takes as its pass `use`. That of
   // <u, grad_x D(x)> is the derivative of D's weight gradients at x + r u by r, here a quotient of
   // differences.
   void penalise(Place at, int use, std::vector<LayerState>& state, const Matrix& x, int64_t n,
-                int64_t update, std::vector<std::vector<Matrix>>& grads) {
+                int64_t update, const std::vector<int64_t>& sources,
+                std::vector<std::vector<Matrix>>& grads) {
     const SlopeWeights weights = slope_weights(plan.penalties, at, update);
     if (!weights.due) return;
     std::vector<Trace> traces;
@@ -165,7 +225,15 @@ struct Reference {
     };
     auto ahead = zeros(state), behind = zeros(state);
     Matrix u = gradients(x, ahead);
+    // The slope by the sample alone: the other columns of u are zeros.
     const int64_t width = static_cast<int64_t>(u.size()) / n;
+    for (int64_t i = 0; i < n; ++i) {
+      int64_t front = 0, back = width;
+      for (const PartPlan& part : plan.d_parts)
+        part.before ? front += part.width : back -= part.width;
+      for (int64_t j = 0; j < width; ++j)
+        if (j < front || j >= back) u[i * width + j] = 0;
+    }
     for (int64_t i = 0; i < n; ++i) {
       double square = 0;
       for (int64_t j = 0; j < width; ++j) square += u[i * width + j] * u[i * width + j];
@@ -182,8 +250,9 @@ struct Reference {
       return points;
     };
     ahead = zeros(state);
-    gradients(moved(step), ahead);
-    gradients(moved(-step), behind);
+    const size_t layers = plan.d.size();
+    parted(plan.d_parts, layers, gradients(moved(step), ahead), sources, &ahead);
+    parted(plan.d_parts, layers, gradients(moved(-step), behind), sources, &behind);
     for (size_t l = 0; l < grads.size(); ++l)
       for (size_t part = 0; part < grads[l].size(); ++part)
         for (size_t e = 0; e < grads[l][part].size(); ++e)
@@ -310,7 +379,8 @@ struct Run {
 };
 
 std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& layers, bool last_bias,
-                                   uint64_t& state) {
+                                   uint64_t& state, const std::vector<PartPlan>& parts = {}) {
+  for (const PartPlan& part : parts) in += part.width;
   std::vector<LayerState> all;
   for (const LayerPlan& l : layers) {
     LayerState s;
@@ -329,6 +399,11 @@ std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& lay
     }
     all.push_back(s);
     in = l.out;
+  }
+  for (const PartPlan& part : parts) {
+    if (part.of != PartOf::embedding) continue;
+    all.emplace_back();
+    all.back().weight.fill(kClasses * part.width, 1, 0, state);
   }
   return all;
 }
@@ -356,36 +431,51 @@ double mean(const Matrix& values) {
 Run reference(const Pair& plan, const Images& images, int64_t steps) {
   uint64_t state = 1;
   Run r;
-  r.g = make_state(plan.latent, plan.g, true, state);
-  r.d = make_state(plan.image, plan.d, plan.last_bias, state);
+  r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts);
+  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts);
   Reference ref{plan, 0x123456789abcdefu};
   const int64_t per_epoch = (plan.count + plan.batch - 1) / plan.batch;
   for (int64_t t = 0; t < steps; ++t) {
     int64_t n = 0;
     double d_loss = 0, d_real = 0, d_fake = 0;
     std::vector<Trace> real, fake, made;
+    std::vector<int64_t> of_real, of_fake;
+    const size_t g_layers = plan.g.size(), d_layers = plan.d.size();
+    const auto conditions = [&](int64_t update) {
+      of_fake = of_real;
+      for (size_t i = 0; plan.drawn && i < of_fake.size(); ++i)
+        of_fake[i] = drawn_for(plan, t, update, static_cast<int64_t>(i));
+    };
     std::vector<std::vector<uint8_t>> kr, kf, km;
     Matrix grad;
     for (int64_t k = 0; k < plan.d_steps; ++k) {
       const int64_t u = t * plan.d_steps + k;
       Matrix x;
       n = 0;
+      of_real.clear();
       for (int64_t b = 0; b < plan.batch && u % per_epoch * plan.batch + b < plan.count; ++b, ++n) {
         const int64_t row =
             images.order[u / per_epoch * plan.count + u % per_epoch * plan.batch + b];
+        of_real.push_back(row);
         for (int64_t j = 0; j < plan.image; ++j)
           x.push_back(images.bytes[row * plan.image + j] * (2.0 / 255.0) - 1);
       }
-      const Matrix image = ref.forward(plan.g, r.g, ref.latents(0, u, n), n, 3, u, made, km);
+      conditions(k);
+      const Matrix latents = ref.joined(plan.g_parts, r.g, g_layers, ref.latents(0, u, n), of_fake);
+      const Matrix image = ref.forward(plan.g, r.g, latents, n, 3, u, made, km);
       auto grads = Reference::zeros(r.d);
-      const Matrix on_real = ref.forward(plan.d, r.d, x, n, 0, u, real, kr);
-      const Matrix on_fake = ref.forward(plan.d, r.d, image, n, 1, u, fake, kf);
+      const Matrix with_real = ref.joined(plan.d_parts, r.d, d_layers, x, of_real);
+      const Matrix with_fake = ref.joined(plan.d_parts, r.d, d_layers, image, of_fake);
+      const Matrix on_real = ref.forward(plan.d, r.d, with_real, n, 0, u, real, kr);
+      const Matrix on_fake = ref.forward(plan.d, r.d, with_fake, n, 1, u, fake, kf);
       d_real = mean(on_real);
       d_fake = mean(on_fake);
       d_loss = ref.loss(0, on_real, grad);
-      ref.backward(plan.d, r.d, real, kr, grad, n, &grads);
+      Reference::parted(plan.d_parts, d_layers,
+                        ref.backward(plan.d, r.d, real, kr, grad, n, &grads), of_real, &grads);
       d_loss += ref.loss(1, on_fake, grad);
-      ref.backward(plan.d, r.d, fake, kf, grad, n, &grads);
+      Reference::parted(plan.d_parts, d_layers,
+                        ref.backward(plan.d, r.d, fake, kf, grad, n, &grads), of_fake, &grads);
       if (!plan.penalties.empty()) {
         std::vector<float> normals(n + 4);
         kernels().philox_normal(make_philox(ref.seed, 6, u), 0, n, normals.data());
@@ -394,9 +484,10 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
           const double share = std::erfc(-normals[e / plan.image] * std::sqrt(0.5)) / 2;
           points[e] = share * x[e] + (1 - share) * image[e];
         }
-        ref.penalise(Place::between, 5, r.d, points, n, u, grads);
-        ref.penalise(Place::real, 0, r.d, x, n, u, grads);
-        ref.penalise(Place::fake, 1, r.d, image, n, u, grads);
+        points = ref.joined(plan.d_parts, r.d, d_layers, points, of_real);
+        ref.penalise(Place::between, 5, r.d, points, n, u, of_real, grads);
+        ref.penalise(Place::real, 0, r.d, with_real, n, u, of_real, grads);
+        ref.penalise(Place::fake, 1, r.d, with_fake, n, u, of_fake, grads);
       }
       r.sums.assign(kSums, 0);
       int at = 0;
@@ -415,11 +506,17 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
     double g_loss = 0;
     for (int64_t u = t * plan.g_steps; u < (t + 1) * plan.g_steps; ++u) {
       auto grads = Reference::zeros(r.g);
-      const Matrix image = ref.forward(plan.g, r.g, ref.latents(1, u, n), n, 4, u, made, km);
-      const Matrix logits = ref.forward(plan.d, r.d, image, n, 2, u, fake, kf);
+      conditions(plan.d_steps + u - t * plan.g_steps);
+      const Matrix latents = ref.joined(plan.g_parts, r.g, g_layers, ref.latents(1, u, n), of_fake);
+      const Matrix image = ref.forward(plan.g, r.g, latents, n, 4, u, made, km);
+      const Matrix with = ref.joined(plan.d_parts, r.d, d_layers, image, of_fake);
+      const Matrix logits = ref.forward(plan.d, r.d, with, n, 2, u, fake, kf);
       g_loss = ref.loss(2, logits, grad);
-      const Matrix down = ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr);
-      ref.backward(plan.g, r.g, made, km, down, n, &grads);
+      const Matrix down = Reference::parted(plan.d_parts, d_layers,
+                                            ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr),
+                                            of_fake, nullptr);
+      Reference::parted(plan.g_parts, g_layers,
+                        ref.backward(plan.g, r.g, made, km, down, n, &grads), of_fake, &grads);
       double* const sums = &r.sums[kScoreSums + kNetworkSums];
       std::fill(sums, sums + kNetworkSums, 0.0);
       ref.adam_all(r.g, grads, u + 1, sums, INFINITY, u + 1 == (t + 1) * plan.g_steps);

@@ -16,6 +16,7 @@ int64_t Stepper::each_own_chunk(const Network& network, Use use) const {
     visit(l.gamma, l.out);
     visit(l.beta, l.out);
   }
+  for (const PlannedPart& part : network.parts) visit(part.table, part.classes * part.width);
   return number;
 }
 

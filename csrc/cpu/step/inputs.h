@@ -11,14 +11,18 @@ const float* Stepper::normals(const Philox& philox, int64_t at, int64_t n) {
 void Stepper::latents(int segment, int64_t block) {
   const Field& z = job_.latents;
   const Philox philox = latent_philox(job_.seed, segment, update_number_, g_number_);
-  const float* const drawn = normals(philox, (first_ + block * kBlock) * z.width, kBlock * z.width);
-  const int64_t start = block * kBlock * z.stride;
+  const int64_t width = job_.g.own();
+  const float* const drawn = normals(philox, (first_ + block * kBlock) * width, kBlock * width);
+  const int64_t start = block * kBlock * z.stride + job_.g.own_at;
   float* const to = rows(z, z.rows, segment) + start;
   float* const factors = rows(z, z.row_factors, segment) + start;
   for (int64_t i = 0; i < kBlock; ++i) {
-    for (int64_t j = 0; j < z.width; ++j) to[i * z.stride + j] = drawn[i * z.width + j];
-    round_row(to + i * z.stride, factors + i * z.stride, z.width);
+    for (int64_t j = 0; j < width; ++j) to[i * z.stride + j] = drawn[i * width + j];
+    round_row(to + i * z.stride, factors + i * z.stride, width);
   }
+  if (job_.g.parts.empty()) return;
+  for (int64_t i = 0; i < rows_in(block); ++i)
+    condition_row(job_.g, z, segment, block * kBlock + i);
 }
 
 constexpr int kDraws = 32;  // Philox blocks at a time
@@ -59,24 +63,20 @@ constexpr int64_t kFetchImages = 4;
 
 void Stepper::images() {
   const Field& x = job_.images;
-  const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
-  const int64_t first = job_.first_step * job_.d_steps / per_epoch;
-  const int64_t* const order =
-      job_.order ? job_.order + (update_number_ / per_epoch - first) * job_.count +
-                       first_row(update_number_, job_.batch, per_epoch) + first_
-                 : nullptr;
-  const Grid grid = divide(panels(x.width), batch_);
+  const int64_t* const order = order_;
+  const int64_t own = job_.d.own(), own_at = job_.d.own_at;
+  const Grid grid = divide(panels(own), batch_);
   if (grid.idle) return;
-  const auto [begin, end] = features_of(grid.features, x.width);
+  const auto [begin, end] = features_of(grid.features, own);
   const int64_t width = end - begin;
   for (int64_t row = grid.others.begin; row < grid.others.end; ++row) {
-    const int64_t from = (order ? order[row] : fed_ + row) * x.width + begin;
-    float* const line = rows(x, x.rows, 0) + row * x.stride + begin;
+    const int64_t from = (order ? order[row] : fed_from_ + row) * own + begin;
+    float* const line = rows(x, x.rows, 0) + row * x.stride + own_at + begin;
     if (job_.bytes) {
       const uint8_t* const bytes = job_.bytes + from;
       // Images lie anywhere in memory; a few of them are on their way at a time.
       if (order && row + kFetchImages < grid.others.end) {
-        const uint8_t* const later = job_.bytes + order[row + kFetchImages] * x.width + begin;
+        const uint8_t* const later = job_.bytes + order[row + kFetchImages] * own + begin;
         for (int64_t j = 0; j < width; j += 64) __builtin_prefetch(later + j);
       }
       for (int64_t j = 0; j < width; ++j)
@@ -85,7 +85,8 @@ void Stepper::images() {
       const float* const floats = job_.floats + from;
       for (int64_t j = 0; j < width; ++j) line[j] = floats[j];
     }
-    round_row(line, rows(x, x.row_factors, 0) + row * x.stride + begin, width);
+    round_row(line, rows(x, x.row_factors, 0) + row * x.stride + own_at + begin, width);
+    if (begin == 0 && job_.joined()) condition_row(job_.d, x, kReal, row);
   }
 }
 

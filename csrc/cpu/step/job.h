@@ -116,7 +116,9 @@ enum class Part { steps, gradients, move };
 // What one call does. Pointers are the caller's.
 struct Job : PlannedStep, ImageSource {
   Network g, d;
-  Field latents, images;
+  ConditionSource condition;
+  // D's input, which G's last layer writes; where conditions are joined to it, `made` instead.
+  Field latents, images, made;
   std::vector<Field> g_fields, d_fields;  // between layers; d_fields ends with the scores
   std::vector<PlannedPenalty> penalties;
 
@@ -152,6 +154,7 @@ struct Job : PlannedStep, ImageSource {
   int64_t scratch_stride = 0;
 
   bool of_g() const { return update >= d_steps; }
+  bool joined() const { return !d.parts.empty(); }
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
     return at < count ? g.layers[at] : d.layers[at - count];

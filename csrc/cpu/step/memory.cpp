@@ -67,6 +67,8 @@ void each_parameter(Net& network, Use use) {
     use(l.gamma, l.out);
     use(l.beta, l.out);
   }
+  for (auto& part : network.parts)
+    if (part.embeds) use(part.table, part.classes * part.width);
 }
 
 // Where the gradients of a network wait, if they do: for their norm, or for those of other ranks.
@@ -112,6 +114,18 @@ void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
   job.mixes = arena.take<float>(job.padded);
 }
 
+// Segments as the network's input has them.
+void plan_parts(Arena& arena, const Job& job, Network& network, bool between) {
+  const bool of_d = &network == &job.d;
+  for (PlannedPart& part : network.parts) {
+    if (!part.embeds) continue;
+    part.stride = round_up(part.width, kBlock) | 16;
+    part.grads =
+        take_segments<float>(arena, job, of_d ? kSegments : 2, of_d && between, part.stride);
+    part.sums = arena.take<float>(part.classes * part.width);
+  }
+}
+
 void connect(Layer& layer, Field& below, Field& above, int lift) {
   layer.below = &below;
   layer.above = &above;
@@ -127,7 +141,7 @@ Skeleton skeleton(const Job& job) {
   // The gradients of a part wait for those of other ranks first.
   if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
   made.between = any(job, Place::between);
-  made.lerped = true;
+  made.lerped = !job.joined();
   return made;
 }
 
@@ -144,7 +158,10 @@ size_t plan_memory(Job& job, void* base) {
   for (size_t i = 0; i < g; ++i) {
     const bool last = i + 1 == g;
     connect(job.g.layers[i], i ? job.g_fields[i - 1] : job.latents,
-            last ? job.images : job.g_fields[i], last ? 1 : 0);
+            !last          ? job.g_fields[i]
+            : job.joined() ? job.made
+                           : job.images,
+            last ? 1 : 0);
   }
   for (size_t i = 0; i < d; ++i)
     connect(job.d.layers[i], i ? job.d_fields[i - 1] : job.images, job.d_fields[i], 0);
@@ -157,6 +174,7 @@ size_t plan_memory(Job& job, void* base) {
   job.squares = arena.take<double>(std::max(chunks_of(job.g), chunks_of(job.d)));
   plan_field(arena, job, job.latents, 2, false);
   plan_field(arena, job, job.images, kSegments, true, made.between);
+  if (job.joined()) plan_field(arena, job, job.made, kSegments, true);
   for (Field& field : job.g_fields) plan_field(arena, job, field, 2, true);
   for (Field& field : job.d_fields) plan_field(arena, job, field, kSegments, true, made.between);
   int64_t widest = 0;
@@ -165,6 +183,7 @@ size_t plan_memory(Job& job, void* base) {
       plan_layer(arena, job, layer, made.between && network == &job.d);
       if (layer.middle) widest = std::max(widest, layer.below->stride);
     }
+  for (Network* network : {&job.g, &job.d}) plan_parts(arena, job, *network, made.between);
   if (made.penalised) plan_penalties(arena, job, made.between, made.topmost());
   job.halves = arena.take<float>((made.between ? 3 : 2) * job.padded * widest);
   for (Network* network : {&job.g, &job.d}) plan_grads(arena, job, *network);

@@ -63,6 +63,8 @@ std::string enums_op() {
   FASTGAN_PENALTIES(FASTGAN_ENTRY)
   start("Place");
   FASTGAN_PLACES(FASTGAN_ENTRY)
+  start("PartOf");
+  FASTGAN_PARTS(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");
@@ -125,10 +127,59 @@ Entries entries_of(const Job& job, int64_t updates) {
           (end + per_epoch - 1) / per_epoch};
 }
 
+// What belongs to the stored samples, or to those that are fed, and which of it fake ones have.
+void take_condition(Job& job, const std::optional<Tensor>& condition,
+                    const std::optional<Tensor>& drawn, int64_t stored, const Tensor& like,
+                    Apart& apart) {
+  if (job.g.parts.empty() && job.d.parts.empty()) {
+    STD_TORCH_CHECK(!condition && !drawn,
+                    "condition or drawn is given, and plan has no use for it");
+    return;
+  }
+  STD_TORCH_CHECK(condition.has_value(),
+                  "condition is None, and plan has parts that are made of it");
+  const bool labels = condition->scalar_type() == ScalarType::Long;
+  check_table(*condition, "condition", labels ? ScalarType::Long : ScalarType::Float,
+              labels ? "int64" : "float32", like, "memory");
+  STD_TORCH_CHECK(condition->dim() == (labels ? 1 : 2) && condition->size(0) == stored,
+                  "condition has shape ", shape_of(*condition), "; expected one for each of ",
+                  stored, " samples, [n] of labels or [n, numbers]");
+  ConditionSource& source = job.condition;
+  if (labels) {
+    source.labels = static_cast<const int64_t*>(condition->const_data_ptr());
+  } else {
+    source.numbers = static_cast<const float*>(condition->const_data_ptr());
+    source.width = condition->size(1);
+  }
+  int64_t classes = INT64_MAX;
+  for (const Network* network : {&job.g, &job.d})
+    for (const PlannedPart& part : network->parts) {
+      const bool numbers = part.of == PartOf::numbers;
+      STD_TORCH_CHECK(numbers != labels && (!numbers || part.width == source.width),
+                      "condition is not of the kind or the width that plan says");
+      if (labels) classes = std::min(classes, part.classes);
+    }
+  for (int64_t i = 0; labels && i < stored; ++i)
+    STD_TORCH_CHECK(0 <= source.labels[i] && source.labels[i] < classes, "condition[", i, "] is ",
+                    source.labels[i], "; expected a label of 0 to ", classes - 1);
+  apart.read(*condition, "condition");
+  if (!drawn) return;
+  check_table(*drawn, "drawn", ScalarType::Long, "int64", like, "memory");
+  const int64_t entries = times(times(job.steps, job.d_steps + job.g_steps), job.batch);
+  STD_TORCH_CHECK(drawn->numel() == entries, "drawn has ", drawn->numel(), " elements; expected ",
+                  entries, ", a batch for each update");
+  source.drawn = static_cast<const int64_t*>(drawn->const_data_ptr());
+  for (int64_t i = 0; i < entries; ++i)
+    STD_TORCH_CHECK(0 <= source.drawn[i] && source.drawn[i] < stored, "drawn[", i, "] is ",
+                    source.drawn[i], "; expected the place of a condition, 0 to ", stored - 1);
+  apart.read(*drawn, "drawn");
+}
+
 void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
             const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
             const Tensor& rates, const Tensor& statistics, const std::optional<Tensor>& profile,
-            int64_t first_step, int64_t threads, const std::optional<Tensor>& sums) {
+            int64_t first_step, int64_t threads, const std::optional<Tensor>& condition,
+            const std::optional<Tensor>& drawn, const std::optional<Tensor>& sums) {
   Apart apart;
   const DecodedPlan decoded = decode(plan, settings, &state, plan, &apart);
   Job job = job_of(decoded, threads);
@@ -147,9 +198,10 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   const int64_t updates = times(job.steps, job.d_steps);
   const Entries entries = entries_of(job, updates);
   const int64_t rows = order ? job.count : entries.end - entries.first;
-  static_cast<ImageSource&>(job) = check_images(images, rows, job.d.layers.front().in, order,
-                                                times(entries.permutations, job.count), plan);
+  static_cast<ImageSource&>(job) =
+      check_images(images, rows, job.d.own(), order, times(entries.permutations, job.count), plan);
   if (order) check_order(job.order + entries.first, entries.end - entries.first, job.stored);
+  take_condition(job, condition, drawn, order ? job.stored : rows, plan, apart);
 
   check_given(memory, "memory");
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
@@ -218,6 +270,8 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
   check_steps(step, 1, job.d_steps, job.g_steps);
   STD_TORCH_CHECK(0 <= rank && rank < ranks && ranks <= kMostRanks, "rank is ", rank, " of ", ranks,
                   "; expected 0 <= rank < ranks <= ", kMostRanks);
+  STD_TORCH_CHECK(job.g.parts.empty() && job.d.parts.empty(),
+                  "plan has parts made of conditions, which a step in parts does not know");
   if (ranks > 1)
     for (const Network* network : {&job.g, &job.d})
       for (const Layer& l : network->layers)

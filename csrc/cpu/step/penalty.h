@@ -93,6 +93,15 @@ void Stepper::between(const Field& field, Range features, int64_t i) const {
 
 void Stepper::points() {
   const Field& x = job_.images;
+  if (job_.joined()) {
+    each_own_rows(1, [&](int, Range within) {
+      for (int64_t i = within.begin; i < within.end; ++i) {
+        between(x, {0, x.width}, i);
+        condition_row(job_.d, x, kBetween, i);
+      }
+    });
+    return;
+  }
   const Grid grid = divide(panels(x.width), batch_);
   if (grid.idle) return;
   const Range features = features_of(grid.features, x.width);
@@ -135,6 +144,9 @@ void Stepper::direction(int from, int segments, int at) {
     for (int64_t i = within.begin; i < within.end; ++i) {
       float* const g = rows(x, x.grads, from + s) + i * x.stride;
       if (summed) add_rows(g, rows(x, job_.halves, at + s) + i * x.stride, x.width);
+      // The slope is that by the sample.
+      for (const PlannedPart& part : job_.d.parts)
+        for (int64_t j = part.at; j < part.at + part.width; ++j) g[j] = 0.f;
       const double norm = math::sqrt(static_cast<double>(dot(g, g, x.width)));
       const float factor =
           static_cast<float>(slope_factor(slopes_[from + s - kBetween], norm, whole_));

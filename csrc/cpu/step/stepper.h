@@ -52,6 +52,10 @@ class Stepper {
   void latents(int segment, int64_t block);
   void mask(const Layer& layer, bool in_g, int segment, int64_t block);
   void images();
+  int64_t source_of(const Network& network, int segment, int64_t row) const;
+  void condition_row(const Network& network, const Field& input, int segment, int64_t row) const;
+  void join(int segment);
+  void split(const Layer& layer, const Layer& lower, int segment);
 
   struct Rows;
   struct Weight;
@@ -108,6 +112,8 @@ class Stepper {
   };
   Move move_of(bool of_g) const;
   void update_all(bool of_g, int from, int segments);
+  void table_products(const Network& network, int from, int segments);
+  void table_updates(const Network& network, const Move& move, int from, int segments);
   void update_part(const Layer& layer, const Move& move, Range out, Range in, int from,
                    int segments);
   void weight_grads(const Layer& layer, const Held& held, Range out, Range in, const Term& term,
@@ -180,6 +186,8 @@ class Stepper {
   int64_t whole_ = 0, first_ = 0;   // images of all ranks, and how many of them are before those
   SlopeWeights slopes_[kPlaces];    // of an update of D
   int64_t fed_ = 0;                 // rows of fed images used so far
+  const int64_t* order_ = nullptr;  // of this rank's rows of the update; without one the first row
+  int64_t fed_from_ = 0;
   int64_t phase_ = 0;
   double clock_ = 0;
 };
@@ -217,6 +225,7 @@ void Stepper::end_phase() {
 #include "cpu/step/weight_grads.h"
 #include "cpu/step/update.h"
 #include "cpu/step/clip.h"
+#include "cpu/step/conditions.h"
 #include "cpu/step/walk.h"
 
 }  // namespace

@@ -165,4 +165,5 @@ void Stepper::update_all(bool of_g, int from, int segments) {
     update_part(layer, move, out, in, from, segments);
     if (in.begin == 0) vector_updates(layer, move, out, from, segments);
   }
+  table_updates(of_g ? job_.g : job_.d, move, from, segments);
 }

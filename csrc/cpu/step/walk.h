@@ -42,7 +42,7 @@ void Stepper::carry_out(const Phase& phase) {
       fed_ += batch_;
       break;
     case Phase::forward:
-      if (front > 0 && &layer == &job_.d.layers.front())
+      if (front > 0 && &layer == &job_.d.layers.front() && !job_.joined())
         first_forward(layer);
       else
         forward(layer, from, segments);
@@ -75,6 +75,15 @@ void Stepper::carry_out(const Phase& phase) {
       }
       break;
     }
+    case Phase::join:
+      join(from);
+      break;
+    case Phase::split:
+      split(layer, *lower, from);
+      break;
+    case Phase::tables:
+      table_products(phase.layer == 0 ? job_.g : job_.d, from, segments);
+      break;
     case Phase::squares:
       squares(phase.layer == 0);
       break;
@@ -100,6 +109,12 @@ void Stepper::begin_update() {
   first_ = first_of_rank(whole_, job_.rank, job_.ranks);
   batch_ = first_of_rank(whole_, job_.rank + 1, job_.ranks) - first_;
   blocks_ = (batch_ + kBlock - 1) / kBlock;
+  const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
+  const int64_t epoch = update_number_ / per_epoch - job_.first_step * job_.d_steps / per_epoch;
+  order_ = job_.order ? job_.order + epoch * job_.count +
+                            first_row(update_number_, job_.batch, per_epoch) + first_
+                      : nullptr;
+  fed_from_ = fed_;
   if (measured(false))
     for (int64_t i = 0; i < 2 * kNetworkSums; ++i) gauge(false)[i] = 0;
 }

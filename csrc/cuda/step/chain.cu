@@ -258,8 +258,11 @@ class Chain {
       case Phase::tangent:
         tangent(l, lower, p.other >= 0);
         break;
-      case Phase::sums:  // no sum is cut
+      case Phase::sums:  // no sum is cut, and no input has parts
       case Phase::bend_sums:
+      case Phase::join:
+      case Phase::split:
+      case Phase::tables:
         break;
     }
   }

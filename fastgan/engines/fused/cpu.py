@@ -23,6 +23,7 @@ from fastgan.engines import turns
 from fastgan.engines.base import Engine
 from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.conditions import Conditions
 from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
 from fastgan.engines.fused.ranks import RanksStep
 from fastgan.engines.fused.support import chains, rate
@@ -68,6 +69,7 @@ class FusedEngine(Engine):
         self._memory: Tensor | None = None
         self._memory_key: tuple | None = None
         self._rates: tuple[tuple[float, float], Tensor | None] = ((nan, nan), None)
+        self._conditions: Conditions | None = None
         self._prepare()
 
     @classmethod
@@ -190,7 +192,10 @@ class FusedEngine(Engine):
         self._taken: Snapshot | None = None  # if it fails, the next run reads everything anew
         self._g, self._d = chains(p)
         self._plan = PlanEncoder().encode(p, self._g, self._d)
-        self._ranks = None
+        self._ranks, fed = None, self._conditions
+        self._conditions = None
+        if self._g.inputs.parts or self._d.inputs.parts:
+            self._conditions = Conditions(p, fed)
         if p.world.size > 1:
             self._ranks = RanksStep(p, self._plan, self._g, self._d)
         self._lay_out()
@@ -229,6 +234,9 @@ class FusedEngine(Engine):
         rates = self._learning_rates(n)
         threads = get_num_threads()
         memory = self._memory_for(threads)
+        given = (None, None)
+        if self._conditions is not None:
+            given = self._conditions.of_steps(self.step, n)
         # What autograd has saved of these before is out of date now, and must say so. Before the
         # steps, which leave little of anything else in the caches.
         increment_version(self._plan.written)
@@ -243,6 +251,7 @@ class FusedEngine(Engine):
                 profile,
                 self.step,
                 threads,
+                *given,
                 self._sums,
             )
         self.step += n
@@ -280,6 +289,8 @@ class FusedEngine(Engine):
         per_epoch, used = p.batches_per_epoch, samples_per_epoch(p)
         first = self.step * p.d_steps // per_epoch
         epochs = max(1, KEPT_ORDER // used)
+        if self._conditions is not None:
+            n = min(n, max(1, KEPT_ORDER // self._conditions.entries))
         # A step is always whole: its updates may reach over the end of the last epoch taken.
         steps = min(n, max(1, ((first + epochs) * per_epoch) // p.d_steps - self.step))
         last = ((self.step + steps) * p.d_steps - 1) // per_epoch
@@ -300,10 +311,14 @@ class FusedEngine(Engine):
     def _batches(self) -> list[Tensor]:
         """This rank's rows of the batches of one step, read through the data's own loader."""
         p = self.problem
-        batches = []
+        batches, conditions = [], []
         for update in range(self.step * p.d_steps, (self.step + 1) * p.d_steps):
             rows = p.world.rows if p.world.size > 1 else None
-            batches.append(batch_of(p, update, rows).images.float().contiguous())
+            batch = batch_of(p, update, rows)
+            batches.append(batch.images.float().contiguous())
+            conditions.append(batch.condition)
+        if self._conditions is not None:
+            self._conditions.feed(conditions)
         return batches
 
     def _phases(self) -> list[tuple[str, float]]:

@@ -214,12 +214,7 @@ class FusedCudaEngine(FusedEngine):
 
     @staticmethod
     def _step_counters(chain: plan.Chain, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        return [
-            optimizer.state[p]["step"]
-            for layer in chain.layers
-            for p in layer.parameters
-            if p is not None
-        ]
+        return [optimizer.state[p]["step"] for p in chain.parameters]
 
     def _updates(self, counter: Tensor) -> int:
         """What an optimiser's step counter says; one on the GPU is read only after a change."""

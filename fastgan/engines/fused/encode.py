@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.inputs import KINDS, OWN
 from fastgan.engines.fused.support import (
     LOSS_NUMBERS,
     PENALTY_PLACES,
@@ -68,12 +69,13 @@ class PlanEncoder:
         clips = (p.config.grad_clip_value, p.config.grad_clip)
         self._network(g, p.optimizer_g, averages(p), (*clips, None))
         self._network(d, p.optimizer_d, {}, (*clips, p.config.weight_clip))
-        self._integers.append(len(p.penalties))
+        self._inputs(g, p.optimizer_g, averages(p))
+        self._inputs(d, p.optimizer_d, {})
+        self._integers += [p.g_steps, len(p.penalties)]
         for penalty in p.penalties:
             place = PENALTY_PLACES.index(penalty.at)
             self._integers += [penalty_form(penalty), place, min(penalty.every, _NEVER)]
             self._reals.append(penalty.weight)
-        self._integers.append(p.g_steps)
         return Plan(
             torch.tensor(self._integers, dtype=torch.int64, device="cpu"),
             torch.tensor(self._reals, dtype=torch.float64, device="cpu"),
@@ -101,7 +103,7 @@ class PlanEncoder:
         group = optimizer.param_groups[0]
         self._reals += [*group["betas"], group["eps"], group["weight_decay"]]
         self._reals += [inf if clip is None else clip for clip in clips]
-        parameters = [p for layer in chain.layers for p in layer.parameters if p is not None]
+        parameters = chain.parameters
         for p in parameters:
             _start(optimizer, p)
         steps = [self._place(optimizer.state[p]["step"]) for p in parameters]
@@ -125,22 +127,45 @@ class PlanEncoder:
         momentum = -1.0 if norm is None or norm.momentum is None else norm.momentum
         self._reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]
         for p in layer.parameters:
-            if p is None:
-                self._integers += [-1] * 4
-                continue
-            state = optimizer.state[p]
-            self._integers += [
-                self._tensor(p),
-                self._place(state["exp_avg"]),
-                self._place(state["exp_avg_sq"]),
-                self._tensor(averages.get(p)),
-            ]
+            self._parameter(p, optimizer, averages)
         if norm is None or norm.running_mean is None:
             self._integers += [-1] * 6
             return
         kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
         self._integers += [self._tensor(t) for t in kept]
         self._integers += [self._tensor(averages.get(t)) for t in kept]
+
+    def _parameter(
+        self,
+        p: Tensor | None,
+        optimizer: torch.optim.Optimizer,
+        averages: dict[Tensor, Tensor],
+    ) -> None:
+        if p is None:
+            self._integers += [-1] * 4
+            return
+        state = optimizer.state[p]
+        self._integers += [
+            self._tensor(p),
+            self._place(state["exp_avg"]),
+            self._place(state["exp_avg_sq"]),
+            self._tensor(averages.get(p)),
+        ]
+
+    def _inputs(
+        self, chain: plan.Chain, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
+    ) -> None:
+        columns = chain.inputs.columns
+        widths = [0 if part is OWN else part.width for part in columns]
+        own = columns.index(OWN)
+        widths[own] = chain.layers[0].linear.in_features - sum(widths)
+        self._integers += [sum(widths[:own]), len(columns) - 1]
+        for i, part in enumerate(columns):
+            if part is OWN:
+                continue
+            self._integers += [KINDS.index(part.kind), sum(widths[:i]), part.width, part.classes]
+            table = None if part.embedding is None else part.embedding.weight
+            self._parameter(table, optimizer, averages)
 
 
 def samples_per_epoch(problem: Problem) -> int:

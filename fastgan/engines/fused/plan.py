@@ -4,7 +4,8 @@ A network fits when its forward, traced by torch.fx, is a chain of layers
 
     Linear -> [BatchNorm1d] -> [activation] -> [Dropout]
 
-with any number of changes of shape that keep the batch in front. What the network's classes are
+with any number of changes of shape that keep the batch in front, and conditions joined to its input
+(see inputs.py). What the network's classes are
 called does not matter; what they compute does.
 """
 
@@ -12,10 +13,9 @@ from __future__ import annotations
 
 import math
 import operator
-import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -23,26 +23,17 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from fastgan import torch_private
-from fastgan.engines.base import CannotRun
-from fastgan.engines.probe import copied, drawn, first_line, randomness_kept
-from fastgan.engines.snapshot import Snapshot
+from fastgan.engines.fused.inputs import Condition, Inputs, Reader
+from fastgan.engines.fused.inputs import check as check_inputs
+from fastgan.engines.fused.trace import NoPlan, trace
 from fastgan.nn import LinearLeakyReLU
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
 """The activations by their numbers in csrc/cpu/step.h."""
 
-_tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
-
 _CPU = torch.device("cpu")
 
-_TRIALS = 5
-"""A forward that draws random numbers does so every time; another thread may do it now and then."""
-
 _BATCH = 7  # of the tensors without data that follow the shapes; a size no layer has by accident
-
-
-class NoPlan(CannotRun):
-    """The reason, in a user's words, why a network has no plan."""
 
 
 @dataclass
@@ -78,6 +69,13 @@ class Chain:
     """A network as a chain of layers."""
 
     layers: list[Layer]
+    inputs: Inputs = field(default_factory=Inputs)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Of all layers, then the tables of embeddings."""
+        found = [p for layer in self.layers for p in layer.parameters if p is not None]
+        return found + self.inputs.tables
 
 
 def read(
@@ -85,6 +83,7 @@ def read(
     name: str,
     input_shape: tuple[int, ...],
     device: torch.device = _CPU,
+    condition: Condition | None = None,
 ) -> Chain:
     """The chain of layers that a module's forward is.
 
@@ -93,53 +92,18 @@ def read(
         name: what messages call the module: "generator" or "discriminator".
         input_shape: of one sample.
         device: where the module's parameters must be.
+        condition: what it is given beside its input.
 
     Raises:
         NoPlan: the module is no such chain; the message says where and why.
     """
     _check_module(module, name)
-    chain = _Walk(module, name, input_shape).run(_trace(module, name))
+    chain = _Walk(module, name, input_shape, condition).run(trace(module, name))
+    check_inputs(chain.inputs, condition)
     if not chain.layers:
         raise NoPlan(f"{name} has no Linear layer")
     _check_parameters(module, name, chain, device)
     return chain
-
-
-def _trace(module: nn.Module, name: str) -> fx.Graph:
-    """What a module's forward does, found on a copy, as it may do something to the module, too."""
-    try:
-        (copy,) = copied((module,))
-    except Exception as error:
-        raise NoPlan(f"{name} cannot be copied to be looked at ({first_line(error)})") from error
-    before = Snapshot({name: copy})
-    try:
-        with randomness_kept(_CPU), _tracing, torch.no_grad():
-            for _ in range(_TRIALS):
-                untouched = drawn()
-                graph = _traced(copy)
-                if drawn() == untouched:
-                    break
-            else:
-                raise NoPlan(
-                    f"{name}: its forward draws random numbers in a way with no fused form"
-                )
-    except NoPlan:
-        raise
-    except Exception as error:
-        raise NoPlan(f"{name}: torch.fx cannot trace its forward ({first_line(error)})") from error
-    if difference := before.difference():
-        raise NoPlan(f"{difference} by its forward, which has no fused form")
-    return graph
-
-
-def _traced(module: nn.Module) -> fx.Graph:
-    tracer = _Tracer()
-    if not tracer.is_leaf_module(module, ""):
-        return tracer.trace(module)
-    # A network that is one layer: torch.fx would go into its forward.
-    graph = fx.Graph()
-    graph.output(graph.call_module("", (graph.placeholder("x"),)))
-    return graph
 
 
 def absorb_sigmoid(chain: Chain) -> bool:
@@ -159,31 +123,6 @@ def on(tensor: Tensor, device: torch.device) -> bool:
 def flops(chain: Chain) -> int:
     """Floating-point operations of one pass of one sample through the chain's products."""
     return sum(2 * layer.linear.weight.numel() for layer in chain.layers)
-
-
-class _Tracer(fx.Tracer):
-    """Goes into every module but torch's own and fastgan's fused layer.
-
-    While it traces, torch.fx sends it the calls of every module in the process; those that other
-    threads make are theirs.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.thread = threading.get_ident()
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
-        if threading.get_ident() != self.thread:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
-        if threading.get_ident() != self.thread:
-            return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, LinearLeakyReLU) or super().is_leaf_module(module, qualified_name)
 
 
 _SHAPE_METHODS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous"}
@@ -234,7 +173,13 @@ class _Walk:
     of view get torch's own answers.
     """
 
-    def __init__(self, module: nn.Module, name: str, input_shape: tuple[int, ...]):
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        input_shape: tuple[int, ...],
+        condition: Condition | None,
+    ):
         self.module = module
         self.name = name
         self.shape = (_BATCH, *input_shape)
@@ -243,6 +188,7 @@ class _Walk:
         self.used: Counter[nn.Module] = Counter()
         self.current: fx.Node | None = None
         self.values: dict[fx.Node, object] = {}
+        self.joined = Reader(condition, self.values, _BATCH)
 
     def run(self, graph: fx.Graph) -> Chain:
         for node in graph.nodes:
@@ -257,7 +203,7 @@ class _Walk:
                     raise NoPlan(f"{self.name} does not return the end of one chain of layers")
             else:
                 self.call(node)
-        return Chain(self.layers)
+        return Chain(self.layers, self.joined.inputs)
 
     def of_tensor(self, target: str) -> str:
         path, _, tensor = target.rpartition(".")
@@ -272,6 +218,8 @@ class _Walk:
 
     def start(self, node: fx.Node) -> None:
         if self.current is not None:
+            if self.joined.start(node):
+                return
             if node.args:  # an argument with a default
                 self.values[node] = node.args[0]
                 return
@@ -304,6 +252,9 @@ class _Walk:
         self.used[m] += 1
         if parametrize.is_parametrized(m):
             raise NoPlan(f"{where}: a parametrized {kind} has no fused form")
+        if self.joined.takes(node):
+            self.joined.module(node, m, where)
+            return
         x = self.follow(node, where, kind)
         if type(m) in (nn.Flatten, nn.Unflatten):
             self.advance(node, m.forward(x), where)
@@ -339,7 +290,11 @@ class _Walk:
             self.values[node] = getattr(args[0], target)(*args[1:], **kwargs)
             return
         moved = any(n is self.current for n in node.all_input_nodes)
-        if target in _ARITHMETIC and (not moved or target is getattr and args[1] == "shape"):
+        told = target is getattr and args[1] in ("shape", "dtype", "device")
+        if self.joined.takes(node) and not told:
+            self.join(node, where, what, args, kwargs)
+            return
+        if target in _ARITHMETIC and (not moved or told):
             self.values[node] = target(*args, **kwargs)
             return
         if target in _SHAPE_METHODS and node.op == "call_method":
@@ -359,6 +314,15 @@ class _Walk:
             return
         hint = "; use nn.Dropout" if target is F.dropout else ""
         raise NoPlan(f"{where}: {what} has no fused form{hint}")
+
+    def join(self, node: fx.Node, where: str, what: str, args: tuple, kwargs: dict) -> None:
+        """A call of what comes of the condition."""
+        joined = self.joined.function(node, self.current, where, what, args, kwargs)
+        if joined is None:
+            return
+        if self.layers:
+            raise NoPlan(f"{where}: a condition that is joined behind a layer has no fused form")
+        self.advance(node, joined, where)
 
     def last(self, where: str, what: str, stage: int, after: str) -> Layer:
         """The layer that takes one more part, if the part comes in the order that is fused."""
@@ -425,7 +389,7 @@ def _check_module(module: nn.Module, name: str) -> None:
 
 
 def _check_parameters(module: nn.Module, name: str, chain: Chain, device: torch.device) -> None:
-    used = Counter(id(p) for layer in chain.layers for p in layer.parameters if p is not None)
+    used = Counter(id(p) for p in chain.parameters)
     for path, p in module.named_parameters():
         where = f"{name}.{path}"
         if used[id(p)] > 1:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan import random
+from fastgan.engines.fused.inputs import Condition
 from fastgan.engines.fused.plan import Chain, NoPlan
 from fastgan.engines.probe import copied, first_line, randomness_kept, undisturbed
 from fastgan.nn import LinearLeakyReLU
@@ -23,7 +24,13 @@ _NOISE = 1e-5
 """Of the largest: gradients below that may be rounding, such as that of a bias before a norm."""
 
 
-def prove(chain: Chain, module: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+def prove(
+    chain: Chain,
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    condition: Condition | None = None,
+) -> None:
     """Run a copy of a network and its plan side by side: outputs and gradients must be the same.
 
     Args:
@@ -31,6 +38,7 @@ def prove(chain: Chain, module: nn.Module, name: str, shape: tuple[int, ...]) ->
         module: the network; it is left alone.
         name: what messages call it.
         shape: of one input.
+        condition: what it is given beside it.
 
     Raises:
         NoPlan: they differ, or the network fails.
@@ -43,11 +51,12 @@ def prove(chain: Chain, module: nn.Module, name: str, shape: tuple[int, ...]) ->
                 m.p = 0.0
         of_copy = dict(zip(module.modules(), copy.modules(), strict=True))
         samples = random.normal(0, random.Stream.SAMPLE, 0, (_SAMPLES, *shape), device=device)
+        given = _conditions(condition, chain, device)
         try:
-            own = _results(copy, copy, samples)
+            own = _results(lambda x: copy(x, *given), copy, samples)
         except Exception as error:
             raise NoPlan(f"{name} failed when it was tried ({first_line(error)})") from error
-        planned = _results(lambda x: _computed(chain, of_copy, x), copy, samples)
+        planned = _results(lambda x: _computed(chain, of_copy, x, *given), copy, samples)
     largest = max((g.abs().max() for g in planned[1:] if g is not None), default=0.0)
     for a, b, noise in zip(own, planned, [0.0] + [_NOISE * largest] * len(own), strict=False):
         if not _same(a, b, noise):
@@ -68,7 +77,21 @@ def _results(function, network: nn.Module, samples: Tensor) -> list[Tensor | Non
     return [out.detach(), *torch.autograd.grad(out, weights, towards, allow_unused=True)]
 
 
-def _computed(chain: Chain, of_copy: dict[nn.Module, nn.Module], x: Tensor) -> Tensor:
+def _conditions(condition: Condition | None, chain: Chain, device: torch.device) -> tuple:
+    if condition is None:
+        return ()
+    shape = (_SAMPLES, *condition.shape)
+    numbers = random.normal(0, random.Stream.SAMPLE, 1, shape, device=device)
+    if not condition.is_label:
+        return (numbers,)
+    fewest = [part.classes for part in chain.inputs.parts] + [condition.classes or 2]
+    return ((torch.special.ndtr(numbers) * min(fewest)).long(),)
+
+
+def _computed(
+    chain: Chain, of_copy: dict[nn.Module, nn.Module], x: Tensor, condition: Tensor | None = None
+) -> Tensor:
+    x = chain.inputs.joined(x, condition, of_copy)
     for layer in chain.layers:
         linear, x = of_copy[layer.linear], x.reshape(_SAMPLES, -1)
         if isinstance(linear, LinearLeakyReLU):  # our own

@@ -93,4 +93,4 @@ class RanksStep:
 
 
 def _numbers(chain: Chain) -> int:
-    return sum(p.numel() for layer in chain.layers for p in layer.parameters if p is not None)
+    return sum(p.numel() for p in chain.parameters)

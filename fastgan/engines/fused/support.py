@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fastgan import ops, torch_private
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.inputs import condition_of
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
 from fastgan.losses import LOSSES, PENALTIES, Penalty, loss
@@ -52,10 +54,12 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     _check_loss(p)
     for name in ("optimizer_g", "optimizer_d"):
         _check_kind(getattr(p, name), name)
-    g = plan.read(p.generator, "generator", p.latent.shape, p.device)
-    d = plan.read(p.discriminator, "discriminator", tuple(p.data.shape), p.device)
-    prove(g, p.generator, "generator", p.latent.shape)
-    prove(d, p.discriminator, "discriminator", tuple(p.data.shape))
+    of_d, of_g = (condition_of(p, which) for which in (0, 1))
+    shape = tuple(p.data.shape)
+    g = plan.read(p.generator, "generator", p.latent.shape, p.device, of_g)
+    d = plan.read(p.discriminator, "discriminator", shape, p.device, of_d)
+    prove(g, p.generator, "generator", p.latent.shape, of_g)
+    prove(d, p.discriminator, "discriminator", shape, of_d)
     if p.loss.scores == "logits":
         plan.absorb_sigmoid(d)
     _check_pair(p, g, d)
@@ -155,9 +159,6 @@ def _check_loss(problem: Problem) -> None:
         raise plan.NoPlan(f"more than {MOST_G_STEPS} g_steps have no fused form")
     if not p.latent.is_noise:
         raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
-    for taking, name in zip(p.conditioned, ("discriminator", "generator"), strict=True):
-        if taking:
-            raise plan.NoPlan(f"{name} takes a condition, which has no fused form")
     _check_penalties(p)
     name = p.loss.name
     if name not in LOSSES or name not in LOSS_NUMBERS:
@@ -197,13 +198,15 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
     if last.norm is not None or last.dropout is not None:
         what = "BatchNorm1d" if last.norm is not None else "Dropout"
         raise plan.NoPlan(f"{last.name}: {what} on the logits has no fused form")
-    image = d.layers[0].linear.in_features
+    image = math.prod(p.data.shape)
     if g.layers[-1].linear.out_features != image:
         raise plan.NoPlan(
             f"generator makes {g.layers[-1].linear.out_features} values, "
             f"and the samples have {image}"
         )
-    shared = {id(x) for layer in g.layers for x in layer.parameters if x is not None}
+    shared = {id(x) for x in g.parameters}
+    if any(id(x) in shared for x in d.inputs.tables):
+        raise plan.NoPlan("discriminator shares an Embedding with the generator")
     shared |= {id(x) for x in p.generator.buffers()}
     for layer in d.layers:
         if p.penalties and layer.norm is not None:
@@ -252,25 +255,24 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
     _alike(optimizer, name, *_NUMBERS)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     counts = set()
-    for layer in chain.layers:
-        for p in layer.parameters:
-            if p is None:
-                continue
-            if id(p) not in held:
-                raise plan.NoPlan(f"{layer.name}: {name} does not train all of its parameters")
-            state = optimizer.state.get(p)
-            if not state:
-                counts.add(0.0)
-                continue
-            counts.add(float(state["step"]))
-            moments = (state["exp_avg"], state["exp_avg_sq"])
-            if state["step"].dtype != torch.float32 or any(
-                m.dtype != torch.float32 or not m.is_contiguous() for m in moments
-            ):
-                raise plan.NoPlan(f"{name}: the state of {layer.name} is not contiguous float32")
+    named = [(layer.name, p) for layer in chain.layers for p in layer.parameters if p is not None]
+    named += [(part.where, part.embedding.weight) for part in chain.inputs.parts if part.embedding]
+    for where, p in named:
+        if id(p) not in held:
+            raise plan.NoPlan(f"{where}: {name} does not train all of its parameters")
+        state = optimizer.state.get(p)
+        if not state:
+            counts.add(0.0)
+            continue
+        counts.add(float(state["step"]))
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        if state["step"].dtype != torch.float32 or any(
+            m.dtype != torch.float32 or not m.is_contiguous() for m in moments
+        ):
+            raise plan.NoPlan(f"{name}: the state of {where} is not contiguous float32")
     if len(counts) > 1:
         raise plan.NoPlan(f"{name}: its parameters have taken different numbers of steps")
-    others = held - {id(p) for layer in chain.layers for p in layer.parameters}
+    others = held - {id(p) for p in chain.parameters}
     if any(
         id(p) in others and p.requires_grad for g in optimizer.param_groups for p in g["params"]
     ):
