@@ -129,7 +129,7 @@ class Reader:
         kind, source = type(m).__name__, self._source(node)
         if type(m) is nn.Embedding and source == "label":
             self._keep(node, self._embedded(m, node, where))
-        elif type(m) in (nn.Flatten, nn.Unflatten, nn.Identity):
+        elif source is not None and type(m) in (nn.Flatten, nn.Unflatten, nn.Identity):
             self._move(node, m.forward(self._meta(node)), where)
         else:
             raise NoPlan(f"{where}: {kind} on a condition has no fused form")
@@ -142,6 +142,8 @@ class Reader:
         if target in _CATS:
             return self._cat(node, current, where, *node.args, **node.kwargs)
         source = self._source(node)
+        if source is None:
+            raise NoPlan(f"{where}: {what} on a condition has no fused form")
         if target is F.one_hot and source == "label":
             self._one_hot(node, where, *args, **kwargs)
         elif method and target in _SHAPES:
@@ -155,7 +157,8 @@ class Reader:
         return None
 
     def _source(self, node: fx.Node) -> list[Part] | str | None:
-        return self._found.get(node.args[0]) if node.args else None
+        first = node.args[0] if node.args else None
+        return self._found.get(first) if isinstance(first, fx.Node) else None
 
     def _meta(self, node: fx.Node) -> Tensor:
         return self._values[node.args[0]]
@@ -191,8 +194,14 @@ class Reader:
         if m in self._used:
             raise NoPlan(f"{where}: an Embedding that is used twice has no fused form")
         self._used.add(m)
-        for name in ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse"):
-            if getattr(m, name) not in (None, False):
+        options = {
+            "padding_idx": m.padding_idx is not None,
+            "max_norm": m.max_norm is not None,
+            "scale_grad_by_freq": m.scale_grad_by_freq,
+            "sparse": m.sparse,
+        }
+        for name, given in options.items():
+            if given:
                 raise NoPlan(f"{where}: Embedding with {name} has no fused form")
         labels = self._meta(node)
         part = Part("embedding", m.embedding_dim, where, m.num_embeddings, m)
