@@ -54,7 +54,12 @@ def is_faster(
     if _wide() and kernel == 3:
         if way != "forward" and least < 32:
             return False
-        filled = max(filled, 2.8) if way == "data" else filled
+        if not channels_last and way != "weight" and tiles < _TILES_NCHW:
+            return False
+        if way == "data":
+            filled = max(filled, 2.8)
+        elif way == "weight":
+            filled *= -(-inside // _PANEL) * _PANEL / inside
     if tiles < _TILES or batch * rows * columns < filled * tiles:
         return False
     if way == "data":
@@ -69,6 +74,10 @@ def is_faster(
 _WORTH = 1 << 21
 # Tiles, of 2x2 outputs, that repay the transform of the weight.
 _TILES = 32
+# The same where torch has formats of its own to sum in, with vectors of 64 bytes.
+_TILES_NCHW = 128
+# Channels of the input that come at a time to the sums of a gradient, filled up with zeros.
+_PANEL = 32
 # Outputs of a tile that must be there, in the mean: at the edge of odd sizes some are not.
 _FILLED = {"forward": 2.9, "data": 2.5, "weight": 2.2}
 # (kernel, few of the input or of the output, channels last): {way: fewest of the other channels}

@@ -55,11 +55,10 @@ enum class Pass { image, weight };
 // places of the weight to transform, each of which costs as much as the products of some tiles.
 const ConvKernels& by_tiles(const ConvShape& s, Pass pass, const ConvKernels& small,
                             const ConvKernels& large) {
-  // Vectors that fill a line of the cache write panels faster, as long as a cache holds them.
+  // What no cache holds is written to memory and read from there, once for each thread.
   const bool wide = isa() == Isa::avx512 || isa() == Isa::amx;
-  const auto of_place = [&](int64_t packed) -> int64_t {
-    if (pass == Pass::weight || !wide) return 700;
-    return packed > kPackedInCache ? 1400 : 400;
+  const auto of_place = [&](int64_t packed) {
+    return pass == Pass::image && wide && packed > kPackedInCache ? 1400 : 700;
   };
   const auto cost = [&](const ConvKernels& k, int64_t of_tile) {
     const ConvSizes sizes = k.sizes(s);
