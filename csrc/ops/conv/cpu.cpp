@@ -27,6 +27,8 @@ constexpr int64_t kPackedInCache = 1 << 23;
 constexpr int64_t kSumsAtATime = 1 << 21, kMostParts = 16;
 // Multiplications that make it worth waking a thread.
 constexpr int64_t kWorth = 1 << 18;
+// As many of them take the time in which a number of the packed weights is made and written.
+constexpr int64_t kOfPacked = 8;
 
 int64_t grain_of(int64_t multiplications_per_unit) {
   return kWorth / std::max<int64_t>(multiplications_per_unit, 1) + 1;
@@ -115,7 +117,8 @@ void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& 
   const std::optional<Tensor> shift =
       bias ? std::optional<Tensor>(contiguous(*bias)) : std::nullopt;
   const ConvWeight<const float> w = p.weight(in_ptr<float>(weight), strides_of(weight));
-  const Workspace packed(scatter ? sizes.packed_inputs : sizes.packed_outputs);
+  const int64_t numbers = scatter ? sizes.packed_inputs : sizes.packed_outputs;
+  const Workspace packed(numbers);
   const ConvCall call{p.shape,
                       in_ptr<float>(images),
                       packed.data(),
@@ -123,8 +126,8 @@ void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& 
                       static_cast<float>(slope),
                       out_ptr<float>(to)};
   const int64_t vectors = scatter ? sizes.vectors_of_inputs : sizes.vectors_of_outputs;
-  const int64_t filters = p.shape.in * p.shape.out * 64 / std::max<int64_t>(vectors, 1);
-  parallel_units(vectors, 1, grain_of(filters), [&](int64_t begin, int64_t end) {
+  const int64_t grain_of_pack = grain_of(kOfPacked * numbers / std::max<int64_t>(vectors, 1));
+  parallel_units(vectors, 1, grain_of_pack, [&](int64_t begin, int64_t end) {
     k.pack(p.shape, w, scatter, begin, end, packed.data());
   });
   const auto scratch = [&](int64_t tiles) { return sizes.scratch + tiles * sizes.scratch_of_tile; };
@@ -258,7 +261,8 @@ void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tens
   }
   add_parts(sizes.sums, parts, sums.data());
   const ConvWeight<float> w = p.weight(out_ptr<float>(to), strides_of(to));
-  parallel_units(p.shape.out, 1, grain_of(p.shape.in * 64), [&](int64_t begin, int64_t end) {
+  const int64_t grain = grain_of(kOfPacked * sizes.sums / std::max<int64_t>(p.shape.out, 1));
+  parallel_units(p.shape.out, 1, grain, [&](int64_t begin, int64_t end) {
     g.k.weight(p.shape, sums.data(), begin, end, w);
   });
 }
