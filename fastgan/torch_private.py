@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,11 @@ def saved_tensors_are_hooked() -> bool:
     at work.
     """
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def without_function_modes() -> AbstractContextManager:
+    """No torch function mode sees what is called meanwhile, attributes of tensors included."""
+    return torch._C.DisableTorchFunction()
 
 
 # --- devices --------------------------------------------------------------------------------------

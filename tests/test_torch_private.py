@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.overrides import TorchFunctionMode
 
 from fastgan import torch_private
 
@@ -256,3 +257,18 @@ def test_code_that_was_never_compiled_is_no_code(tmp_path):
     with pytest.raises(Exception):  # noqa: B017 - which one depends on what is there
         torch_private.compiled_before(str(tmp_path / "code"))
     assert isinstance(torch_private.compiler_settings(), bytes)
+
+
+def test_without_function_modes():
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    calls, x = [], torch.ones(3)
+    with Seen():
+        with torch_private.without_function_modes():
+            assert x.shape == torch.relu(x).shape
+        assert not calls
+        torch.relu(x)
+    assert calls == [torch.relu]

@@ -54,17 +54,21 @@ class Norms:
         slope, plain = slope_of(second), first.forward
 
         def forward(x: Tensor) -> Tensor:
-            if not (first.training and _takes(x)):
-                return plain(x)
-            self._require(self._between is None)
-            first.num_batches_tracked.add_(1)
-            self._between = ops.batch_norm_leaky_relu(
-                x, first.weight, first.bias, first.running_mean, first.running_var,
-                first.momentum, first.eps, slope,
-            )  # fmt: skip
-            return self._between
+            with torch_private.without_function_modes():  # else each x.shape is a call of the mode
+                if first.training and _takes(x):
+                    return self._joined(first, slope, x)
+            return plain(x)
 
         return forward
+
+    def _joined(self, first: nn.Module, slope: float, x: Tensor) -> Tensor:
+        self._require(self._between is None)
+        first.num_batches_tracked.add_(1)
+        self._between = ops.batch_norm_leaky_relu(
+            x, first.weight, first.bias, first.running_mean, first.running_var,
+            first.momentum, first.eps, slope,
+        )  # fmt: skip
+        return self._between
 
     def _nothing(self, second: nn.Module):
         plain = second.forward
