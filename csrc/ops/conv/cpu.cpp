@@ -171,9 +171,10 @@ int64_t groups_of(const ConvSizes& sizes) {
 }
 
 // Into how many parts the tiles are cut, each with sums of its own, so that a thread has a part for
-// itself: as many as there is memory for, and with the panels of a product each at least. By sizes
-// alone, as the order of the sums is.
+// itself: as many as there is memory for, and with the tiles of a product each at least. One where
+// a thread's panels would be large. By sizes alone, as the order of the sums is.
 int64_t parts_of(const ConvSizes& sizes) {
+  if (sizes.panels > kSumsAtATime) return 1;
   const int64_t fit = kSumsAtATime / std::max<int64_t>(sizes.sums, 1);
   const int64_t filled = sizes.tiles / sizes.tiles_of_panels;
   return std::clamp<int64_t>(std::min(fit, filled), 1, kMostParts);
