@@ -52,8 +52,11 @@ def test_a_peer_without_a_gpu_is_missing_with_the_reason(name):
     assert "GPU" in host.setup(tiny().to_fields(), 1)["missing"]
 
 
-def test_exercise_without_a_gpu_runs_what_a_cpu_can():
+def test_exercise_without_a_gpu_runs_what_a_cpu_can(capsys):
     assert exercise.main(["operators", "--device", "cpu"]) == 0
+    if ops.has_kernels(torch.device("cpu")):
+        exercise.curved("cpu")
+        assert capsys.readouterr().out.count("penalties and bounds: ") == 2
 
 
 @pytest.mark.parametrize("share", [0.99, 0.5])

@@ -18,8 +18,10 @@ sys.path += [str(HERE.parent), str(HERE.parent / "benchmarks")]
 import torch  # noqa: E402
 from peers import CATALOGUE, Unavailable  # noqa: E402
 from plans import Plan  # noqa: E402
+from torch import nn  # noqa: E402
 
-from fastgan import ops, random  # noqa: E402
+from fastgan import data, engines, ops, random  # noqa: E402
+from fastgan.problem import make_problem  # noqa: E402
 
 SHAPES = ((1, 1, 1), (3, 17, 5), (10, 35, 37), (33, 70, 130))  # batch, in, out
 STEPS = 5  # an epoch and a bit
@@ -29,6 +31,8 @@ PLANS = (
     Plan(**PLAN),
     Plan(**PLAN, depth=3, batchnorm="both"),
     Plan(**PLAN, depth=4, dropout=0.0),
+    Plan(**PLAN, depth=3, penalty="wgan-gp", d_steps=2),
+    Plan(**PLAN, penalty="r1"),
 )
 ENGINES = {
     "eager": ("fastgan-eager", "fastgan-eager-bf16"),
@@ -142,6 +146,34 @@ def engine(name: str, device: str) -> None:
             peer.close()
 
 
+def curved(device: str) -> None:
+    """Of engine `fused` what no plan above has: second derivatives of activations, of the last one
+    too, penalties at all places, some of them not at every update, and clipped gradients."""
+    images = torch.randint(0, 256, (40, 1, 5, 7), dtype=torch.uint8, device=device)
+    for last in ([], [nn.Tanh()]):
+        g = nn.Sequential(nn.Linear(13, 19), nn.BatchNorm1d(19), nn.ELU(), nn.Linear(19, 35))
+        hidden = (nn.Linear(35, 37), nn.Tanh(), nn.Dropout(0.3), nn.Linear(37, 18), nn.ELU())
+        more = (nn.Linear(18, 9), nn.LeakyReLU(0.1), nn.Linear(9, 1))
+        problem = make_problem(
+            nn.Sequential(g, nn.Unflatten(1, images.shape[1:])).to(device),
+            nn.Sequential(nn.Flatten(), *hidden, *more, *last).to(device),
+            data.open(images.cpu()).to(torch.device(device)),
+            latent_dim=13,
+            batch_size=12,
+            d_steps=2,
+            penalties=["wgan-gp:10:2", "r1:1", "r2:1:3"],
+            grad_clip=0.5,
+            grad_clip_value=0.1,
+            weight_clip=0.5,
+            loss="hinge",
+            device=device,
+        )
+        made, said = engines.choose(problem, "fused")
+        finite(made.run(STEPS), made.run(1))
+        print(f"penalties and bounds: {said}")
+        made.close()
+
+
 def finite(*tensors: torch.Tensor) -> None:
     for t in tensors:
         if not torch.isfinite(t).all():
@@ -175,6 +207,8 @@ def main(argv: list[str] | None = None) -> int:
         pair(options.what, options.device, options.steps)
     else:
         engine(options.what, options.device)
+        if options.what == "chain":
+            curved(options.device)
     if options.device == "cuda":
         torch.cuda.synchronize()
     print(f"{options.what}: done; libraries {ops.library_status()}")
