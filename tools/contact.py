@@ -42,6 +42,8 @@ MLPS = (
     Plan(**PLAN),
     Plan(**PLAN, depth=3, batchnorm="both"),
     Plan(**PLAN, depth=4, dropout=0.0),
+    Plan(**PLAN, depth=3, penalty="wgan-gp", d_steps=2),
+    Plan(**PLAN, depth=4, dropout=0.0, penalty="r1"),
 )
 CONVOLUTIONS = Plan("DCGAN", 9, 4, image=(3, 16, 16), batch=6, images=24, network="dcgan")
 
@@ -74,7 +76,7 @@ def agree(engine: str, device: str) -> bool:
     """Compare an engine with `eager` on the same device."""
     fine = True
     for plan in MLPS:
-        title = f"{engine}: {plan.depth} layers, batch {plan.batch}"
+        title = f"{engine}: {plan.depth} layers, batch {plan.batch}, penalty {plan.penalty}"
         try:
             one, other = (_run(name, plan, device) for name in ("fastgan-eager", AGREE[engine]))
         except Unavailable as reason:
@@ -107,12 +109,13 @@ def _run(name: str, plan: Plan, device: str):
 def _weights(peer, plan: Plan) -> list[torch.Tensor]:
     problem = peer.engine.problem
     both = (problem.generator, problem.discriminator)
-    # The gradient of a bias before BatchNorm is rounding, which Adam blows up to whole steps.
+    # The gradient of a bias before BatchNorm, or of a critic's last, is rounding, which Adam blows
+    # up to whole steps.
     return [
         p.detach().double()
         for network in both
         for p in network.parameters()
-        if plan.batchnorm == "none" or p.ndim == 2
+        if p.ndim == 2 or plan.batchnorm == "none" and plan.penalty != "wgan-gp"
     ]
 
 
