@@ -240,13 +240,13 @@ def _beside(name: str, line: dict[str, Any]) -> str:
 
 
 def _starved(trainer: Trainer, line: dict[str, Any], moved: float) -> tuple[str, str] | None:
-    if line.get("g_grad_norm") == 0.0:
-        return (
-            "no gradient reaches G",
-            "see whether D or G has layers that are dead (ReLU) or cut off (detach(), no_grad())",
-        )
+    none = line.get("g_grad_norm") == 0.0
+    cut_off = (
+        "no gradient reaches G",
+        "see whether D or G has layers that are dead (ReLU) or cut off (detach(), no_grad())",
+    )
     if not _logits(trainer):
-        return None
+        return cut_off if none else None
     # The slope of log(1 - D) where D is sure is D itself.
     share = 1 / (1 + math.exp(min(-line["d_fake_mean"], 700.0)))
     if trainer.problem.loss.name == "minimax" and share < 0.01:
@@ -255,6 +255,8 @@ def _starved(trainer: Trainer, line: dict[str, Any], moved: float) -> tuple[str,
             "loss is as small",
             "use loss='non-saturating', whose gradient D's certainty does not take away",
         )
+    if none:
+        return cut_off
     knows = line["d_real_mean"] - line["d_fake_mean"] > 2
     if knows and moved < STILL:
         return (
