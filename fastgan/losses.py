@@ -45,13 +45,11 @@ class Loss:
             about.
         label_smoothing: s of one-sided label smoothing, already applied in d_loss; 0 if there is
             none.
-        middle: the score above which D takes a sample for real and below which for fake, by which
-            its accuracy is told. None: 0 for logits, 0.5 for probabilities, and none for other
-            scores.
+        middle: the score above which D takes a sample for real and below which for fake. None: 0
+            for logits, 0.5 for probabilities, and none for other scores.
 
     Raises:
-        ValueError: scores is none of these; middle is no finite number; or d_loss or g_loss takes
-            another number of arguments.
+        ValueError: scores, middle, or the number of arguments of d_loss or g_loss is another.
     """
 
     name: str
