@@ -142,6 +142,25 @@ def test_fid_and_kid_of_a_run_are_those_of_their_definitions():
     assert found["kid"] == pytest.approx(float(mmd), rel=1e-3)
 
 
+def test_fid_and_kid_of_a_run_are_those_of_torch_fidelity():
+    torchmetrics()
+    why = "the package torch-fidelity is not installed"
+    fid = pytest.importorskip("torch_fidelity.metric_fid", reason=why)
+    kid = pytest.importorskip("torch_fidelity.metric_kid", reason=why)
+    t = own(pair=plain_pair, data=torch.rand(200, 1, 6, 6) * 2 - 1)
+    found = t.evaluate(("fid", "kid"), n=150, features=nn.Flatten())
+    real = torch.cat([x for x, _ in features_room.batches(t.data, 150, 64)]).flatten(1).double()
+    fake = torch.cat([x for x, _ in quality_room.fakes(t, 150, 256)]).flatten(1).double()
+    both = map(fid.fid_features_to_statistics, (real, fake))
+    expected = fid.fid_statistics_to_metric(*both, verbose=False)
+    assert found["fid"] == pytest.approx(expected[fid.KEY_METRIC_FID], rel=1e-3)
+    # Of all samples at once, which of them are drawn makes no difference.
+    expected = kid.kid_features_to_metric(
+        real, fake, kid_subsets=1, kid_subset_size=150, verbose=False
+    )
+    assert found["kid"] == pytest.approx(expected[kid.KEY_METRIC_KID_MEAN], rel=1e-3)
+
+
 def test_without_torchmetrics_a_sentence_says_how(monkeypatch):
     import builtins
     import importlib.util
@@ -195,6 +214,12 @@ def test_what_was_found_is_kept_beside_the_run(tmp_path, caplog):
     assert t.evaluate("swd", n=20, features=nn.Flatten())["n"] == 20
     assert "what was measured is not kept: " in caplog.text
     small(log_every=1).evaluate("swd", n=20, features=nn.Flatten())
+
+
+def test_what_cannot_be_measured_is_said_before_features_are_made(monkeypatch):
+    monkeypatch.setattr(quality_room, "_of_first", lambda *_: pytest.fail("features were made"))
+    with pytest.raises(ValueError, match="takes no classes"):
+        own().evaluate("swd", features=nn.Flatten(), per_class=True)
 
 
 def test_names_and_features_that_are_none():

@@ -211,10 +211,10 @@ def evaluate(
         return _of_rows(trainer, metrics, n, began)
     wanted = asked_for(metrics, METRICS, "expected of")
     n = min(10_000, len(p.data)) if n is None else min(integer(2).take("n", n), len(p.data))
-    made_by = _of_first(trainer, features)
     labelled = p.conditioned[1] and is_label(p.data.blank(1).condition)
     if per_class and not labelled:
         raise ConfigError("per_class: the generator of this run takes no classes")
+    made_by = _of_first(trainer, features)
     names = wanted or _possible(made_by, labelled)
     for name in names:
         if METRICS[name].needs:
