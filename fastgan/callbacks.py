@@ -30,9 +30,13 @@ class Callback:
 
     Attributes:
         name: the key of its state in the checkpoint. Default: the name of its class.
+        on_all_ranks: whether `save` is called on every rank where networks are divided over them,
+            with None as the directory on all but the first. Default: False. One that samples does
+            so on every rank or not at all.
     """
 
     name: str | None = None
+    on_all_ranks = False
 
     def check(self, trainer: Trainer) -> None:
         """The run is made, and nothing is written yet: ConfigError if this cannot go beside it."""
@@ -120,6 +124,7 @@ class Samples(Callback):
     of the steps has as many.
     """
 
+    on_all_ranks = True
     COUNT = 64
     POINTS = 1000
     GROWTH = 1.25
@@ -127,7 +132,7 @@ class Samples(Callback):
     def line(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Keep a picture if it is time, which only the step decides."""
         lines, between = divmod(trainer.step, trainer.config.log_every)
-        if trainer.out is None or between or not lines:
+        if not trainer.saves or between or not lines:
             return
         if lines == 1 or self._octave(lines) > self._octave(lines - 1):
             self._draw(trainer, trainer.out, last=False)
@@ -135,12 +140,12 @@ class Samples(Callback):
     def _octave(self, lines: int) -> int:
         return math.floor(math.log(lines, self.GROWTH))
 
-    def save(self, trainer: Trainer, directory: Path) -> None:
+    def save(self, trainer: Trainer, directory: Path | None) -> None:
         """Draw the same latents as before, if samples can be drawn at all."""
         self._draw(trainer, directory, last=True)
 
-    def _draw(self, trainer: Trainer, directory: Path, *, last: bool) -> None:
-        if (picture := self.picture(trainer)) is None:
+    def _draw(self, trainer: Trainer, directory: Path | None, *, last: bool) -> None:
+        if (picture := self.picture(trainer)) is None or directory is None:
             return
         along = directory / pictures.SERIES
         along.mkdir(exist_ok=True)
@@ -167,7 +172,7 @@ class Checkpoints(Callback):
 
     def start(self, trainer: Trainer) -> None:
         """Save once, before the first step: what cannot be saved is best known now."""
-        if trainer.out is not None and trainer.saved_step is None:
+        if trainer.saves and trainer.saved_step is None:
             trainer.save()
         self._saved_at = time.perf_counter()
 
@@ -178,7 +183,9 @@ class Checkpoints(Callback):
             due = trainer.step % every == 0
         else:
             due = time.perf_counter() - self._saved_at >= self.SECONDS
-        if due and trainer.out is not None and trainer.step != trainer.target:
+        if trainer.problem.divided:  # by the first rank's clock
+            due = bool(trainer.world.first(int(due)))
+        if due and trainer.saves and trainer.step != trainer.target:
             trainer.save_all()
             self._saved_at = time.perf_counter()
 

@@ -2,13 +2,15 @@
 
 import torch
 
+from fastgan import sharded
 from fastgan.problem import Problem
 
 
 def bad_weights(problem: Problem) -> str | None:
     """Which network has a weight that is infinite or NaN; None if neither has."""
     for name in ("generator", "discriminator"):
-        finite = [torch.isfinite(w).all() for w in getattr(problem, name).parameters()]
+        weights = getattr(problem, name).parameters()
+        finite = [sharded.whole(torch.isfinite(w).all()) for w in weights]
         if finite and not torch.stack(finite).all():
             return name
     return None

@@ -137,6 +137,18 @@ class World:
         count = sum(map(len, of_all))
         return [of_all[i % self.size][i // self.size] for i in range(count)]
 
+    @contextmanager
+    def named(self):
+        """An error of the network, from sums that torch does by itself, is one of ours."""
+        try:
+            yield
+        except RankLostError:
+            raise
+        except RuntimeError as error:
+            if not _of_network(error):
+                raise
+            raise _lost(self.rank, self.size, error) from error
+
     def meet(self) -> None:
         """Go on when all ranks have come here."""
         if self.size > 1:
@@ -181,8 +193,18 @@ def _told(rank: int, size: int):
     try:
         yield
     except RuntimeError as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RankLostError(
-            f"rank {rank} of {size} has lost another one ({first}); this run cannot go on, and can "
-            "be resumed from its last checkpoint by any number of ranks"
-        ) from error
+        raise _lost(rank, size, error) from error
+
+
+def _of_network(error: RuntimeError) -> bool:
+    return "gloo/transport" in str(error) or (
+        "torch.distributed" in sys.modules and isinstance(error, torch.distributed.DistError)
+    )
+
+
+def _lost(rank: int, size: int, error: RuntimeError) -> RankLostError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return RankLostError(
+        f"rank {rank} of {size} has lost another one ({first}); this run cannot go on, and can be "
+        "resumed from its last checkpoint by any number of ranks"
+    )

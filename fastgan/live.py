@@ -39,6 +39,11 @@ class Live(Callback):
 
     def start(self, trainer: Trainer) -> None:
         """Make the place for the pictures, of the first rank only."""
+        if trainer.problem.divided and trainer.world.size > 1:
+            raise ConfigError(
+                "Live draws on the first rank, when it is time there, and samples of networks that "
+                "are divided over the ranks are made by all; leave it out"
+            )
         if not trainer.world.leads:
             return
         try:

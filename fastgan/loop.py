@@ -102,7 +102,7 @@ class Loop:
 
     def _run(self, before: int, earlier: float) -> dict[str, Any]:
         t = self.trainer
-        if t.out is not None:
+        if t.saves:
             # Hours of work must not end in a state that cannot be saved.
             checkpoint.try_state(resuming.state_of(t))
         with ExitStack() as stack:
@@ -118,7 +118,7 @@ class Loop:
                 self._steps(earlier)
                 if not self.signals.received:
                     self._write_line(whole=False)
-                if t.out is not None:
+                if t.saves:
                     t.save_all()
                 # What the first rank has written is there when any of them goes on.
                 t.world.meet()
@@ -228,6 +228,12 @@ class Loop:
             )
             return
         t.log.add(t.engine.unreported)
+        if t.problem.divided:
+            logger.warning(
+                "step %d is not saved, as no rank has whole networks, and the others may not have "
+                "come here; step %s is the last that was saved", t.step, t.saved_step,
+            )  # fmt: skip
+            return
         # Of a new run that a callback did not let begin there is nothing to go on with.
         if t.out is None or (t.saved is None and t.step == 0):
             return

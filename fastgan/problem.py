@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastgan import conditions, engines, games, losses, models, ops, optim, schedules
+from fastgan import conditions, engines, games, losses, models, ops, optim, schedules, sharded
 from fastgan import config as config_room
 from fastgan import data as data_room
 from fastgan.augment import Augmentation
@@ -88,6 +88,11 @@ class Problem:
             decay = min(decay, 0.5 ** (1.0 / (warmup * step))) if step else 0.0
         return 1.0 - decay
 
+    @cached_property
+    def divided(self) -> bool:
+        """Whether weights of a network are divided over the ranks."""
+        return any(map(sharded.is_divided, (self.generator, self.discriminator)))
+
     @property
     def loss(self) -> losses.Loss | None:
         """The loss of a plain game; None if the method is another."""
@@ -157,8 +162,12 @@ def make_problem(
         )
     if generator is None:
         generator, discriminator = make_pair(config, data, method)
-    for name, network in (("generator", generator), ("discriminator", discriminator)):
+    both = {"generator": generator, "discriminator": discriminator}
+    for name, network in both.items():
         _check_network(name, network)
+    if unsuited := sharded.unsuited(both, config, len(data), world, device):
+        raise ConfigError(unsuited)
+    for network in both.values():
         network.to(device, memory_format=torch.channels_last if config.channels_last else None)
     if isinstance(config.method, str):
         unsuited = method.unsuited(generator, discriminator, config.batch_size)
@@ -167,7 +176,8 @@ def make_problem(
     conditioned = _conditioned(generator, discriminator, data, config)
     world.spread_(
         t for m in (generator, discriminator) for t in (*m.state_dict(keep_vars=True).values(),)
-        if isinstance(t, torch.Tensor) and not isinstance(t, nn.parameter.UninitializedTensorMixin)
+        if isinstance(t, torch.Tensor) and not sharded.is_part(t)
+        and not isinstance(t, nn.parameter.UninitializedTensorMixin)
     )  # fmt: skip
     if schedules.needs_end(config.lr_schedule):
         config = config.with_(lr_schedule=_ending(config, data))
@@ -365,14 +375,6 @@ def _check_network(name: str, network: Any) -> None:
         of_class = isinstance(network, type) and issubclass(network, nn.Module)
         hint = f": {network.__name__} is a class; pass {network.__name__}(...)" if of_class else ""
         raise ConfigError(f"{name} is a {type(network).__name__}; expected an nn.Module{hint}")
-    sharded = sys.modules.get("torch.distributed.tensor")
-    whole = sharded is None or not any(isinstance(p, sharded.DTensor) for p in network.parameters())
-    if not whole or any(type(m).__name__ == "FullyShardedDataParallel" for m in network.modules()):
-        raise ConfigError(
-            f"{name} is divided over the ranks (fully_shard, FSDP), and a run keeps whole networks "
-            "on each: its sums of gradients, average and checkpoints would be wrong; pass the "
-            "network as it was before it was divided"
-        )
     for path, p in network.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ConfigError(

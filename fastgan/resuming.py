@@ -16,10 +16,10 @@ from torch import nn
 from fastgan import callbacks as callback_room
 from fastgan import config as config_room
 from fastgan import data as data_room
-from fastgan import models, wrapped
+from fastgan import models, sharded, wrapped
 from fastgan.config import Config, ConfigError
 from fastgan.memory import Memory
-from fastgan.run import checkpoint, restore, torch_rng
+from fastgan.run import checkpoint, directory, restore, torch_rng
 from fastgan.run.checkpoint import CheckpointError
 from fastgan.run.machine import machine
 from fastgan.version import __version__
@@ -35,7 +35,7 @@ NETWORKS = ("generator", "discriminator")
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """The fields of a checkpoint."""
+    """The fields of a checkpoint; where networks are divided, all ranks ask for it together."""
     p, own = trainer.problem, trainer.own_callbacks
     return {
         "step": trainer.step,
@@ -49,8 +49,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "generator": wrapped.state_dict(p.generator),
         "discriminator": wrapped.state_dict(p.discriminator),
         "ema": None if p.ema is None else wrapped.state_dict(p.ema),
-        "optimizer_g": p.optimizer_g.state_dict(),
-        "optimizer_d": p.optimizer_d.state_dict(),
+        "optimizer_g": sharded.optimizer_state(p.optimizer_g),
+        "optimizer_d": sharded.optimizer_state(p.optimizer_d),
         "scalers": [scaler.state_dict() for scaler in p.scalers or ()],
         "loss": trainer.memory.state_dict(),
         "callbacks": dict(
@@ -64,6 +64,41 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def saves(trainer: Trainer) -> bool:
+    """Whether a trainer's rank takes part in a save.
+
+    The first writes; where networks are divided, others have parts of what it writes.
+    """
+    helps = trainer.problem.divided and not trainer.world.leads
+    return trainer.out is not None or (helps and trainer.config.out is not None)
+
+
+def save(trainer: Trainer) -> Path:
+    """Write the checkpoint of a trainer, as far as its rank takes part in that; where it is."""
+    with trainer.world.named():
+        state = state_of(trainer)
+    if trainer.out is None:
+        return Path(trainer.config.out) / checkpoint.FILE
+    directory.make(trainer.out)
+    path = trainer.out / checkpoint.FILE
+    checkpoint.save(path, state, keep=trainer.config.keep)
+    if trainer.data.table is not None:
+        trainer.data.table.write(trainer.out)
+    return path
+
+
+def export(trainer: Trainer, place: str | os.PathLike | None) -> None:
+    """Write the weights of both networks; see `Trainer.export`."""
+    networks = trainer.ema or trainer.generator, trainer.discriminator
+    for name, network in zip(NETWORKS, networks, strict=True):
+        weights = wrapped.state_dict(network)
+        if trainer.problem.divided and not trainer.world.leads:
+            continue
+        folder = Path(place).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(folder / f"{name}.pth", weights)
 
 
 def about(trainer: Trainer) -> dict[str, Any]:
@@ -220,7 +255,8 @@ def load_weights(
     for name, network in zip(NETWORKS, networks, strict=True):
         field = "ema" if (name, average) == ("generator", "generator") else name
         with restore.reading(file, field):
-            network.load_state_dict(restore.require_fit(file, name, network, state[field]))
+            fitting = restore.require_fit(file, name, network, state[field])
+            sharded.load_state_dict(network, fitting)
 
 
 @torch.inference_mode(False)

@@ -36,6 +36,8 @@ class TensorBoard(Callback):
             has no directory.
     """
 
+    on_all_ranks = True
+
     def __init__(self, logdir: str | os.PathLike | None = None):
         """See whether it can be written."""
         self._logdir = None if logdir is None else directory.absolute(logdir)
@@ -80,9 +82,12 @@ class TensorBoard(Callback):
         if alarms := line.get("alarms"):
             self._writer.add_text("alarms", ", ".join(map(str, alarms)), trainer.step)
 
-    def save(self, trainer: Trainer, directory: Path) -> None:
+    def save(self, trainer: Trainer, directory: Path | None) -> None:
         """Write samples, if they have a picture."""
-        if self._writer is not None and (picture := Samples().picture(trainer)) is not None:
+        if self._writer is None and directory is not None:
+            return
+        picture = Samples().picture(trainer)
+        if self._writer is not None and picture is not None:
             pixels = np.asarray(picture.convert("RGB"))
             self._writer.add_image("samples", pixels, trainer.step, dataformats="HWC")
             self._writer.flush()

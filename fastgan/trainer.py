@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fastgan import callbacks as callback_room
-from fastgan import conditions, engines, loop, problem, resuming, sampling, wrapped
+from fastgan import conditions, engines, loop, problem, resuming, sampling, sharded, wrapped
 from fastgan import config as config_room
 from fastgan.callbacks import Callback
 from fastgan.config import Config, ConfigError, takes_limits, takes_settings
 from fastgan.config.kinds import integer
 from fastgan.data import Data
-from fastgan.run import checkpoint, directory, pictures, restore, torch_rng
+from fastgan.run import directory, pictures, restore, torch_rng
 from fastgan.run.log import RunLog
 from fastgan.statistics import NAMES
 from fastgan.until import Until
@@ -131,6 +131,7 @@ class Trainer:
     world = property(lambda self: self.problem.world)
     steps_per_epoch = property(lambda self: self.problem.steps_per_epoch)
     step = property(lambda self: self.engine.step)
+    saves = property(resuming.saves)
     history = property(lambda self: self.log.history)
 
     @takes_limits("Trainer")
@@ -191,6 +192,7 @@ class Trainer:
         """Samples of the generator, or of its running average if one is kept.
 
         The latents are the same in every call, so pictures taken along a run show how it develops.
+        Where networks are divided over the ranks, all of them call this.
 
         Args:
             n: how many. Default 64.
@@ -210,10 +212,11 @@ class Trainer:
         """
         p = self.problem
         condition = conditions.to_sample_by(p, integer(1).take("n", n), condition)
-        return sampling.sample(
-            self.ema or self.generator, n, p.latent, p.seed, p.device, p.data.drawable, condition,
-            truncation,
-        )  # fmt: skip
+        network = self.ema or self.generator
+        with sharded.divided(network):
+            return sampling.sample(
+                network, n, p.latent, p.seed, p.device, p.data.drawable, condition, truncation
+            )
 
     def evaluate(
         self,
@@ -257,21 +260,18 @@ class Trainer:
     def save(self) -> Path:
         """Write `out`/checkpoint.pt and return its path.
 
+        Where networks are divided over the ranks, all of them call this, and the first writes.
+
         Raises:
             ValueError: the trainer has no `out`.
             NonFiniteLossError: losses or weights are not finite; the earlier checkpoint stays.
         """
-        if self.out is None:
+        if not self.saves:
             raise ConfigError("there is nowhere to save: make the Trainer with out='runs/name'")
         self.guard.look_at_losses(self)
         self.guard.look_at_weights(self)
-        directory.make(self.out)
-        path = self.out / checkpoint.FILE
-        checkpoint.save(path, resuming.state_of(self), keep=self.config.keep)
-        if self.data.table is not None:
-            self.data.table.write(self.out)
-        self.saved, self.saved_step = path, self.step
-        return path
+        self.saved, self.saved_step = resuming.save(self), self.step
+        return self.saved
 
     def save_all(self) -> None:
         """`save`, `export` to the run's directory, and what callbacks lay beside."""
@@ -279,20 +279,16 @@ class Trainer:
         self.export(self.out)
         with self.random_states.outside():
             for callback in self.callbacks:
-                callback.save(self, self.out)
+                if self.out is not None or callback.on_all_ranks:
+                    callback.save(self, self.out)
 
-    def export(self, directory: str | os.PathLike) -> None:
+    def export(self, directory: str | os.PathLike | None) -> None:
         """Write generator.pth and discriminator.pth: state dicts on the CPU.
 
         generator.pth holds the weights that `sample` uses: the running average, if one is kept.
+        Where networks are divided over the ranks, all of them call this, and the first writes.
         """
-        place = Path(directory).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
-        for name, network in (
-            ("generator", self.ema or self.generator),
-            ("discriminator", self.discriminator),
-        ):
-            checkpoint.save_weights(place / f"{name}.pth", wrapped.state_dict(network))
+        resuming.export(self, directory)
 
     def close(self) -> None:
         """Give back what the engine holds besides the networks."""

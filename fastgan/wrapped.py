@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from fastgan import sharded
+
 _COMPILED = "_orig_mod"
 """What torch.compile calls the module inside; a path may have it anywhere."""
 
@@ -28,8 +30,13 @@ def _bare(name: str) -> str:
 
 
 def state_dict(network: nn.Module) -> dict[str, Any]:
-    """The state dict that the bare network would have."""
-    return {_bare(name): value for name, value in unwrapped(network).state_dict().items()}
+    """The state dict that the bare network would have.
+
+    Of a divided one, which all ranks must ask for together, the first rank has it.
+    """
+    inner = unwrapped(network)
+    own = sharded.state_dict(inner) if sharded.is_divided(inner) else inner.state_dict()
+    return {_bare(name): value for name, value in own.items()}
 
 
 class Modes:

@@ -35,7 +35,9 @@ GUIDES = {
     "networks.md": lambda names: names["resumed"].step == 40,
     "data.md": lambda names: names["trainer"].step == 50 and len(names["data"]) == 200,
     "fast.md": lambda names: names["trainer"].step == 200 and names["summary"]["ms_per_step"] > 0,
-    "processes.md": lambda names: names["trainer"].world.size == 1 and names["trainer"].step == 20,
+    "processes.md": lambda names: (
+        names["trainer"].world.size == 1 and names["trainer"].step == names["divided"].step == 20
+    ),
     "inside.md": lambda names: names["rows"].shape[0] == 3 and names["engine"].step == 3,
 }
 

@@ -1,4 +1,4 @@
-"""Beside other programs: Accelerate's launcher, a LightningModule, networks of FSDP."""
+"""Beside other programs: Accelerate's launcher, a LightningModule."""
 
 import importlib.util
 import os
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import fastgan
-from fastgan.config import ConfigError
 from fastgan.run import checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "with_others"
@@ -81,19 +80,3 @@ def test_a_lightning_module_takes_our_steps(tmp_path):
             whole.state_dict().items(), other.state_dict().values(), strict=True
         ):
             assert torch.equal(a, b), name
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-def test_networks_that_fsdp_has_divided_are_refused():
-    from torch.distributed.fsdp import fully_shard
-
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-        g, d = nn.Linear(4, 6), nn.Linear(6, 1)
-        fully_shard(g, mesh=mesh)
-        with pytest.raises(ConfigError, match="generator is divided over the ranks"):
-            fastgan.Trainer(g, d, torch.rand(8, 6), latent_dim=4, device="cpu")
-    finally:
-        torch.distributed.destroy_process_group()

@@ -22,6 +22,8 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_SECONDS = 10.0
+ENGINES = ("eager", "compile", "fused", "divided")
+"""The last: networks that fully_shard has divided over the ranks, on eager."""
 
 _PROGRAM = """
 import sys
@@ -33,23 +35,39 @@ out, engine, first = sys.argv[1], sys.argv[2], sys.argv[3] == "first"
 
 def pair():
     torch.manual_seed(1)
-    norm = [nn.BatchNorm1d(24)] if engine == "eager" else []  # which the others do not sum
-    return (
-        nn.Sequential(nn.Linear(5, 24), *norm, nn.ReLU(), nn.Linear(24, 36)),
+    plain = engine in ("compile", "fused")  # which do not sum a BatchNorm's
+    networks = (
+        nn.Sequential(
+            nn.Linear(5, 24), *([] if plain else [nn.BatchNorm1d(24)]), nn.ReLU(), nn.Linear(24, 36)
+        ),
         nn.Sequential(nn.Linear(36, 24), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(24, 1)),
     )
+    return [divided(network) for network in networks] if engine == "divided" else networks
+
+def divided(network):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for m in network:
+        if isinstance(m, nn.Linear):
+            fully_shard(m, mesh=mesh)
+    return fully_shard(network, mesh=mesh)
+
+if engine == "divided":
+    torch.distributed.init_process_group("gloo")
 
 samples = torch.rand(43, 36, generator=torch.Generator().manual_seed(0))
 if first:
     run = fastgan.Trainer(
-        *pair(), samples, out=out, batch_size=9, latent_dim=5, device="cpu", engine=engine,
-        checkpoint_every=20, log_every=10, console="none",
+        *pair(), samples, out=out, batch_size=9, latent_dim=5, device="cpu", checkpoint_every=20,
+        engine="eager" if engine == "divided" else engine, log_every=10, console="none",
     )
 else:
     run = fastgan.Trainer.resume(out, *pair(), samples)
 began = run.step
 run.fit(steps=began + run.steps_per_epoch)  # which is when an engine compiles, if it does
-assert run.engine.name == engine, run.explanation
+assert run.engine.name == engine or engine == "divided", run.explanation
 print("from", began, flush=True)
 run.fit(steps=10**8)
 """
@@ -107,7 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=("eager", "compile", "fused"), default="eager")
+    parser.add_argument("--engine", choices=ENGINES, default="eager")
     chosen = parser.parse_args()
     chance, failed = random.Random(chosen.seed), 0
     with TemporaryDirectory() as folder:

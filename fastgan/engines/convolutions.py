@@ -119,7 +119,7 @@ def _may(problem: Problem) -> bool:
     p = problem
     if p.device.type != "cpu" or p.precision != "fp32" or "cpu" not in library.KERNELS:
         return False
-    if p.config.operators == "torch":
+    if p.config.operators == "torch" or p.divided:
         return False
     networks = (p.generator, p.discriminator)
     # The compiler would trace what stands between it and torch's operations.

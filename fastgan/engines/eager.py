@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastgan import statistics, torch_private
+from fastgan import sharded, statistics, torch_private
 from fastgan.engines.base import Engine
 from fastgan.engines.draws import HostDraws
 from fastgan.engines.probe import undisturbed
@@ -41,6 +41,7 @@ class EagerEngine(Engine):
         """Look at how D ends."""
         super().__init__(problem)
         p = problem
+        sharded.prepare(p)
         self._draws = self._host(p)
         self._once = self._step(
             p,
@@ -82,7 +83,10 @@ class EagerEngine(Engine):
         rows: list[Tensor] = []
         self.unreported, self._once.whole = self._table(rows), True
         try:
-            with undisturbed(p.device), scaled_learning_rates(p) as set_lr, self._once.ready():
+            with (
+                p.world.named(), undisturbed(p.device), scaled_learning_rates(p) as set_lr,
+                self._once.ready(),
+            ):  # fmt: skip
                 for _ in range(n):
                     set_lr(self.step)
                     if warms:

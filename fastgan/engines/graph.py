@@ -79,6 +79,8 @@ class GraphEngine(Engine):
             return f"it replays CUDA graphs, and the device is {p.device}"
         if p.world.size > 1:
             return f"it trains in one process, and there are {p.world.size}"
+        if p.divided:
+            return "fully_shard gathers and frees weights within a pass"
         return _unsupported_parts(p)
 
     def describe(self) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastgan import torch_private
+from fastgan import sharded, torch_private
 from fastgan.statistics import SCORE_SUMS, SUMS
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Gauge:
         self._weights = [w.detach() for w in moved]
         self._before = [w.clone() for w in self._weights]
         self._reads = reads and all(w.device.type == "cpu" for w in self._weights)
-        norm = nn.utils.get_total_norm(grads)
+        norm = _norm(grads)
         self._bad = self._count(grads, norm)
         self._gradient = _wide(norm) if scale is None else _wide(norm) / _wide(scale)
 
@@ -128,9 +128,9 @@ class Gauge:
         """After that: [4] as in `statistics.SUMS`; None where nothing had a gradient."""
         if not self._weights:
             return None
-        weight = nn.utils.get_total_norm(self._before)
+        weight = _norm(self._before)
         torch_private.subtract_from_all(self._before, self._weights)
-        update = nn.utils.get_total_norm(self._before)
+        update = _norm(self._before)
         bad = self._bad + self._count(self._weights, weight + update)
         squares = torch.stack([self._gradient, _wide(update), _wide(weight)]).square()
         return torch.cat([squares, bad.to(squares.dtype).view(1)])
@@ -140,13 +140,23 @@ class Gauge:
         nothing = torch.zeros((), dtype=torch.int64, device=norm.device)
         if self._reads and math.isfinite(norm):
             return nothing
-        bad = [torch.count_nonzero(~t.isfinite()).to(norm.device) for t in tensors]
+        bad = [sharded.whole((~t.isfinite()).sum()).to(norm.device) for t in tensors]
         return torch.stack(bad).sum() if bad else nothing
 
 
 def wide_on(device: torch.device) -> torch.dtype:
     """float64, where a device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """Of all together; of divided ones with what the other ranks have of them."""
+    divided = [t for t in tensors if sharded.is_part(t)]
+    if not divided:
+        return nn.utils.get_total_norm(tensors)
+    own = [t for t in tensors if not sharded.is_part(t)]
+    norms = [sharded.whole(nn.utils.get_total_norm(some)) for some in (divided, own) if some]
+    return torch.stack(norms).norm()
 
 
 def _wide(x: Tensor) -> Tensor:

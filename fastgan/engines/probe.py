@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import conditions, torch_private
+from fastgan import conditions, sharded, torch_private
 from fastgan.data.batch import map_condition
 from fastgan.engines import draws
 from fastgan.random import Stream, normal, uniform
@@ -53,6 +53,12 @@ def tried(problem: Problem, *, hooks: bool = False) -> Iterator[tuple[nn.Module,
         stack.enter_context(_uncompiled())
         if not hooks:
             stack.enter_context(torch_private.without_global_hooks())
+        if problem.divided:  # no rank has a whole copy
+            stack.enter_context(sharded.divided(*networks))
+            stack.enter_context(kept(networks))
+            stack.enter_context(sharded.divided(*networks))
+            yield networks
+            return
         if any(_reaches_back(m) for network in networks for m in network.modules()):
             stack.enter_context(kept(networks))
         try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgan import sharded
 from fastgan.data.batch import Batch
 from fastgan.engines import sync_norm
 from fastgan.engines.average import Average
@@ -120,10 +121,9 @@ class Step:
     def describe(self) -> list[str]:
         """What there is to say of the way, in a few words each."""
         parts = [self.problem.precision]
-        if isinstance(self.sigmoid, nn.Module):
-            parts.append("D's final Sigmoid absorbed into the loss")
-        elif self.sigmoid:
-            parts.append("D's final sigmoid call absorbed into the loss")
+        if self.sigmoid:
+            what = "Sigmoid" if isinstance(self.sigmoid, nn.Module) else "sigmoid call"
+            parts.append(f"D's final {what} absorbed into the loss")
         return parts + self._convolutions.describe()
 
     @contextmanager
@@ -217,7 +217,7 @@ class Step:
         self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
     ) -> list[Tensor]:
         """One update of D, of G or of both; the statistics that it has."""
-        means = Means()
+        p, means = self.problem, Means()
         own = self.updates if player == "joint" else [self.updates[PLAYERS.index(player)]]
         with self._alone(player):
             for part in self._parts(size):
@@ -240,6 +240,8 @@ class Step:
                     together(own, size)
                 else:
                     own[0].use(size)
+        if p.divided:  # what was gathered is of before the move
+            sharded.put_away(p.discriminator, p.generator)
         self.logged |= means.logged
         return means.found
 
@@ -307,8 +309,7 @@ class Step:
         if not self._plays_game:
             loss = require_scalar(loss, name_of(method), name)
         if self._cast:
-            # Inside another autocast, which a program may have around everything, the cache would
-            # live on: with weights that have moved since.
+            # Inside an autocast of the program's the cache would live on, with weights of before.
             torch.clear_autocast_cache()
         return loss
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastgan import torch_private
+from fastgan import sharded, torch_private
 
 if TYPE_CHECKING:
     from fastgan.engines.measuring import Gauge
@@ -42,8 +42,10 @@ class Update:
         self.optimizer = optimizer
         self.scaler = scaler
         self.gauge: Gauge | None = None
-        self._moves = scaler is not None  # which may leave a step out
-        """Whether the first step is known to have moved something."""
+        self._divided = any(map(sharded.is_part, self.weights()))
+        self._moves = scaler is not None or self._divided
+        """Whether the first step is known to have moved something, or need not: a scaler may leave
+        a step out."""
 
     def clear(self) -> None:
         """Forget the gradients of the update before."""
@@ -58,6 +60,8 @@ class Update:
             narrow: compute no gradient but those of the optimiser's weights. Reentrant activation
                 checkpointing does not know how; without anything else to leave out it is no faster.
         """
+        # Divided weights are not those that a pass has gone through.
+        narrow = narrow and not self._divided
         weights = [w for w in self.weights() if w.requires_grad] if narrow else None
         if share != 1.0:
             loss = loss * share
@@ -74,7 +78,8 @@ class Update:
         """Sum the gradients over the ranks, without those of some weights."""
         if (world := self.problem.world).size > 1:
             left = set(but)
-            some = [w.grad for w in self.weights() if w.grad is not None and w not in left]
+            own = sharded.own(self.weights())
+            some = [w.grad for w in own if w.grad is not None and w not in left]
             world.total_(some, batch)
 
     def move(self) -> None:

@@ -207,6 +207,11 @@ def evaluate(
     """
     began = time.perf_counter()
     p = trainer.problem
+    if p.divided:  # each rank makes samples of its own, and G's passes are of all together
+        raise ConfigError(
+            "features of samples are not made where networks are divided over the ranks; save the "
+            "run, and evaluate it in one process with networks that are not"
+        )
     if p.data.table is not None:
         return _of_rows(trainer, metrics, n, began)
     wanted = asked_for(metrics, METRICS, "expected of")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan import sharded
 from fastgan.run import schema
 from fastgan.run.checkpoint import CheckpointError, first_line
 from fastgan.run.schema import Wrong, number
@@ -68,10 +69,10 @@ def restore(
             raise CheckpointError(f"{file}: field 'scalers[{i}].{missing[0]}' is missing")
     for name, values in fitted.items():
         with reading(file, name):
-            networks[name].load_state_dict(values)
+            sharded.load_state_dict(networks[name], values)
     for name, optimizer in optimizers.items():
         with reading(file, name):
-            optimizer.load_state_dict(state[name])
+            sharded.load_optimizer_state(optimizer, state[name])
     for i, scaler in enumerate(scalers):
         with reading(file, f"scalers[{i}]"):
             scaler.load_state_dict(saved[i])

@@ -127,6 +127,8 @@ def rate(optimizer: torch.optim.Optimizer, name: str) -> float:
 
 def _check_machine(problem: Problem) -> None:
     p = problem
+    if p.divided:
+        raise plan.NoPlan("networks are divided by fully_shard, and it wants whole weights")
     if p.device.type not in ("cpu", "cuda"):
         raise plan.NoPlan(f"it runs on the CPU and on CUDA, and the device is {p.device}")
     if p.device.type == "cuda" and not torch.cuda.is_available():
