@@ -114,14 +114,16 @@ class Loop:
             stack.enter_context(t.log.open(t.out, resuming.about(t)))
             error: BaseException | None = None
             try:
-                self._tell("start")
-                self._steps(earlier)
-                if not self.signals.received:
-                    self._write_line(whole=False)
-                if t.saves:
-                    t.save_all()
-                # What the first rank has written is there when any of them goes on.
-                t.world.meet()
+                # Divided networks meet in whatever looks at their weights, a save as well.
+                with t.world.named():
+                    self._tell("start")
+                    self._steps(earlier)
+                    if not self.signals.received:
+                        self._write_line(whole=False)
+                    if t.saves:
+                        t.save_all()
+                    # What the first rank has written is there when any of them goes on.
+                    t.world.meet()
             except BaseException as stop:
                 error = stop
                 if not isinstance(stop, NonFiniteLossError):
