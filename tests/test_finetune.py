@@ -99,18 +99,22 @@ def test_from_a_command_line(tmp_path, monkeypatch, capsys):
     assert torch.isfinite(again.sample(2)).all()
 
 
+ALL_TERMS = {"l1": (0.5, terms.l1), "l2": ("adaptive", terms.l2)}
+
+
 class Everything(Conditional):
-    """Holds earlier fakes, and uses what a step has."""
+    """Holds earlier fakes and a number of its own, and uses what a step has."""
 
     def __init__(self):
-        self.history = History(9)
+        self.history, self.k = History(9), 1.0
 
     def d_loss(self, step):
         shown = self.history(step, step.fake)
         step.log("noise", step.normal(1).mean())
         real, fake = step.D(step.real, step.cond), step.D(shown, step.fake_cond)
         penalties = step.penalty("dragan") + step.penalty("r1:1:2")
-        return (real - 1).square().mean() + fake.square().mean() + penalties
+        self.k = 0.9 * self.k + 0.1 * fake.detach().abs().mean().item()
+        return (real - 1).square().mean() + self.k * fake.square().mean() + penalties
 
 
 def test_a_run_with_every_setting_of_training_is_continued_to_the_bit(tmp_path):
@@ -123,7 +127,7 @@ def test_a_run_with_every_setting_of_training_is_continued_to_the_bit(tmp_path):
     def trainer(out):
         options = {
             **QUICK, "accumulate": 2, "augment": "ada:0.2", "d_steps": 2, "d_start": 3,
-            "terms": {"l1": (0.5, terms.l1)}, "grad_clip": 1.0, "grad_clip_value": 0.1,
+            "terms": ALL_TERMS, "grad_clip": 1.0, "grad_clip_value": 0.1,
             "weight_clip": 0.5, "lr_schedule": ("warmup:5+cosine", "linear:40:10"), "lr": 0.01,
             "ema_half_life": 100.0, "ema_warmup": 0.5, "drop_last": True, "steps": 30,
         }  # fmt: skip
@@ -136,11 +140,12 @@ def test_a_run_with_every_setting_of_training_is_continued_to_the_bit(tmp_path):
     whole.fit(steps=14)
     assert not same(weights(whole.discriminator), before)
     trainer("half").fit(steps=6)
-    parts = {"method": Everything(), "terms": {"l1": (0.5, terms.l1)}}
+    parts = {"method": Everything(), "terms": ALL_TERMS}
     half = Trainer.resume(tmp_path / "half", *networks(), labelled(), **parts)
     half.fit(steps=14)
     assert_same_bits(every_bit(half), every_bit(whole))
     assert torch.equal(half.problem.augmentation.state, whole.problem.augmentation.state)
     held = [t.problem.method.history.state_dict()["samples"] for t in (half, whole)]
     assert torch.equal(*held) and half.history == whole.history
-    assert {"augment_p", "noise", "l1"} <= half.history[-1].keys()
+    assert half.problem.method.k == whole.problem.method.k != 1.0
+    assert {"augment_p", "noise", "l1", "l2"} <= half.history[-1].keys()

@@ -221,13 +221,29 @@ def test_a_rank_of_fused_steps_that_dies_ends_the_others_and_the_run_is_continue
     assert checkpoint.load(checkpoint.find(out))["step"] == step + 7
 
 
-def test_two_ranks_of_compiled_updates_take_the_course_of_one(tmp_path, monkeypatch):
-    one, two = tmp_path / "one", tmp_path / "two"
+def run_engines(out, steps=50):
+    run(f"{out}/eager", steps)
+    run_compiled(f"{out}/compile", steps)
+    if ops.has_kernels(torch.device("cpu")):
+        run_fused(f"{out}/fused", steps)
+
+
+def test_two_and_three_ranks_have_the_weights_of_one_after_fifty_steps(tmp_path, monkeypatch):
     counted(monkeypatch, traced_only)
-    ranks = start(2, f"t.run_compiled({str(two)!r}, 10)", tmp_path)
-    run_compiled(one, 10)
-    finished(ranks)
-    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
+    places, started = [], []
+    for size in (1, 2, 3):
+        places.append(tmp_path / f"{size}")
+        places[-1].mkdir()
+        if size > 1:
+            started += start(size, f"t.run_engines({str(places[-1])!r})", tmp_path)
+    run_engines(places[0])
+    finished(started)
+    for engine in sorted(p.name for p in places[0].iterdir()):
+        one, *others = (checkpoint.load(checkpoint.find(p / engine)) for p in places)
+        assert one["engine"] == engine and one["step"] == 50
+        for other in others:
+            for network in ("generator", "discriminator", "ema"):
+                torch.testing.assert_close(other[network], one[network], rtol=0, atol=1e-5)
 
 
 def wait_for_lines(out, ranks):

@@ -76,6 +76,19 @@ def test_four_parts_are_one_batch(name):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+def test_four_times_sixteen_are_sixty_four_in_float32():
+    found = []
+    for n in (1, 4):
+        torch.manual_seed(2)
+        p = make_problem(
+            generator(), discriminator(), data.open(pixels(192)), batch_size=64, accumulate=n,
+            latent_dim=5, device="cpu", optimizer="sgd", lr=0.05, precision="fp32",
+        )  # fmt: skip
+        EagerEngine(p).run(20)
+        found.append([*weights(p.generator), *weights(p.discriminator)])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
 def test_parts_go_through_the_networks_one_by_one_and_others_refuse_them():
     sizes = []
     p = pair(3)
