@@ -79,6 +79,8 @@ class CompileEngine(EagerEngine):
     def unsupported(cls, problem: Problem) -> str | None:
         """The reason why the problem cannot be compiled, as far as it shows without trying."""
         p = problem
+        if p.divided:
+            return "fully_shard gathers and frees weights within a pass"
         if reason := _no_compiler(p.device) or unsupported_parts(p):
             return reason
         if p.precision == "fp16":
@@ -86,8 +88,6 @@ class CompileEngine(EagerEngine):
         for name, usual in (("accumulate", 1), ("d_start", 0), ("g_start", 0)):
             if (value := getattr(p.config, name)) != usual:
                 return f"{name}={value}: it counts on whole updates of both networks in every step"
-        if p.divided:
-            return "fully_shard gathers and frees weights within a pass"
         if p.world.size > 1:
             if any(sync_norm.layers(m) for m in (p.generator, p.discriminator)):
                 return "BatchNorm layers sum over the ranks within a pass"
