@@ -231,9 +231,10 @@ class Loop:
             return
         t.log.add(t.engine.unreported)
         if t.problem.divided:
+            last = "there is none" if t.saved_step is None else f"step {t.saved_step} is the last"
             logger.warning(
                 "step %d is not saved, as no rank has whole networks, and the others may not have "
-                "come here; step %s is the last that was saved", t.step, t.saved_step,
+                "come here; %s that was saved", t.step, last,
             )  # fmt: skip
             return
         # Of a new run that a callback did not let begin there is nothing to go on with.
