@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,12 @@ def as_tensor(value: Any, what: str) -> Tensor:
             raise DataError(f"{what}: holds masked values; fill them first, as by x.filled(0)")
         try:
             # torch refuses negative strides and foreign byte orders, and warns of read-only memory
-            plain = (
-                value.flags.writeable
-                and value.dtype.isnative
-                and min(value.strides, default=0) >= 0
-            )
-            value = torch.from_numpy(
-                value if plain else value.astype(value.dtype.newbyteorder("="))
-            )
+            plain = value.dtype.isnative and min(value.strides, default=0) >= 0
+            if plain and not value.flags.writeable and _is_mapped(value):
+                value = _of_a_file(value)
+            elif not (plain and value.flags.writeable):
+                value = value.astype(value.dtype.newbyteorder("="))
+            value = value if isinstance(value, Tensor) else torch.from_numpy(value)
         except TypeError:
             raise DataError(
                 f"{what}: dtype {value.dtype}; expected uint8, or floats with value_range=(lo, hi)"
@@ -86,6 +85,22 @@ def as_tensor(value: Any, what: str) -> Tensor:
             "0..255, else with .float()"
         )
     return value.detach()
+
+
+def _is_mapped(array: Any) -> bool:
+    """Whether an array's memory is a file, of which a copy may be larger than the memory is."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return False
+
+
+def _of_a_file(array: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        # Nothing here writes to samples.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def arrange(
