@@ -183,10 +183,16 @@ def sample_key(entries: Mapping, what: str, is_sample: Callable[[Any], bool]) ->
             return by_name[name]
     if not usable:
         encoded = any(isinstance(value, bytes) for value in entries.values())
+        listed = any(isinstance(v, list) and _is_numbers(v) for v in entries.values())
         raise DataError(
             f"{what}: a dict of {', '.join(map(repr, entries)) or 'nothing'}, none of them a "
             "tensor, an array or a PIL image; put the sample under 'image'"
             + ("; bytes are decoded by the data set: .decode('pil')" if encoded else "")
+            + (
+                "; lists become tensors by torch.tensor, or a data set's .with_format('torch')"
+                if listed
+                else ""
+            )
         )
     return usable[0]
 

@@ -61,14 +61,18 @@ class _Folder:
     def __init__(self, path: Path):
         self.path = path
         self.names: list[str] = []
-        seen = set()
+        seen: dict[str, str] = {}
         for folder, inner, files in os.walk(path, followlinks=True, onerror=self._stop):
             # links are followed, as data sets are often assembled from them; loops must not hang
             real = os.path.realpath(folder)
             if real in seen:
                 inner.clear()
+                if not Path(folder).is_relative_to(seen[real]):
+                    log.warning(
+                        f"{folder}: is {seen[real]} by a link, which is read already; left out"
+                    )
                 continue
-            seen.add(real)
+            seen[real] = folder
             names = ((Path(folder) / file).relative_to(path).as_posix() for file in files)
             self.names += filter(_is_shown, names)
 

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+    default_convert,
+)
 
 from . import batch, pictures, ranges, tensors
 from .errors import DataError
@@ -233,6 +242,26 @@ class Items(Dataset):
         if self.dtype != torch.uint8:
             sample = ranges.as_floats(sample, self._range, self._where(index))
         return sample, batch.nest({path: taken[path] for path in self._paths})
+
+
+def instead_of(loader: DataLoader) -> str:
+    """What to say of a DataLoader: what to pass, and what of it is not taken."""
+    passed = ["its data set, loader.dataset"]
+    sizes = loader if loader.batch_size is not None else loader.batch_sampler
+    for name in ("batch_size", "drop_last"):
+        if value := getattr(sizes, name, None):
+            passed.append(f"{name}={value}")
+    known = SequentialSampler, RandomSampler
+    own = {
+        "batch_sampler": loader.batch_size is None and loader.batch_sampler is not None,
+        "sampler": type(loader.sampler) not in known and loader.batch_size is not None,
+        "collate_fn": loader.collate_fn not in (default_collate, default_convert),
+    }
+    names = [name for name in own if own[name] and not isinstance(loader.dataset, IterableDataset)]
+    left = f"; its {' and '.join(names)} would not be used: let the data set do it" if names else ""
+    return (
+        f"source: a DataLoader; the batches are drawn here, so pass {', and '.join(passed)}{left}"
+    )
 
 
 def reformed(samples: Tensor, kind: str, form: pictures.Form, what: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from .errors import DataError
 from .pictures import is_picture
 
 log = logging.getLogger("fastgan")
+
+_OBJECT = 500
+"""Bytes of a tensor, an array, a picture or a dict beside what is in it."""
 
 
 def is_iterable(source: Any) -> bool:
@@ -55,15 +59,13 @@ def gathered(source: Any, budget: int) -> list[Any]:
 
 def _bytes(item: Any) -> int:
     if isinstance(item, Tensor):
-        return item.numel() * item.element_size()
+        return _OBJECT + item.numel() * item.element_size()
     if isinstance(item, np.ndarray):
-        return item.nbytes
+        return _OBJECT + item.nbytes
     if is_picture(item):
-        return item.width * item.height * len(item.getbands())
+        return _OBJECT + item.width * item.height * len(item.getbands())
     if isinstance(item, Mapping):
         item = item.values()
-    elif isinstance(item, (str, bytes)):
-        return len(item)
     elif not isinstance(item, (list, tuple)):
-        return 8
-    return sum(map(_bytes, itertools.islice(item, 1 << 20)))
+        return sys.getsizeof(item)
+    return _OBJECT + sum(map(_bytes, itertools.islice(item, 1 << 20)))

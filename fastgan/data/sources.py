@@ -22,7 +22,7 @@ from . import pairs as pairs_room
 from .data import Data, default_budget
 from .errors import DataError, whole
 from .files import SUFFIXES, ImageFiles
-from .items import Items, reformed
+from .items import Items, instead_of, reformed
 from .named import NAMES, absolute
 from .pairs import Made
 
@@ -332,10 +332,7 @@ def _from_tensors(
 
 def _check_sequence(source: Any) -> None:
     if isinstance(source, torch.utils.data.DataLoader):
-        raise DataError(
-            "source: a DataLoader; the batches are drawn here, so pass its data set, "
-            f"loader.dataset, and batch_size={source.batch_size}"
-        )
+        raise DataError(instead_of(source))
     if isinstance(source, type):
         raise DataError(
             f"source: the class {source.__name__} itself; pass one of its objects, such as "

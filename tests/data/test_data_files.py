@@ -32,6 +32,14 @@ def test_folder_follows_links_but_not_in_circles(folder):
     assert len(data.open(folder)) == 10
 
 
+def test_a_folder_that_is_another_by_a_link_is_left_out_and_told(folder, caplog):
+    (folder / "circle").symlink_to(folder)
+    assert len(data.open(folder)) == 9 and "by a link" not in caplog.text
+    (folder / "again").symlink_to(folder / "a")
+    assert len(data.open(folder)) == 9
+    assert "by a link, which is read already; left out" in caplog.text
+
+
 def test_image_size_crops_centrally_and_resamples(tmp_path):
     wide = np.zeros((10, 30), np.uint8)
     wide[:, 10:20] = 200

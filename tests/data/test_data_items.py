@@ -179,3 +179,21 @@ def test_pictures_of_a_dataset_that_use_fewer_bits_are_not_black(caplog):
     opened = data.open(Listed(pictures), augmented=False, value_range=(0, 65535))
     assert np.array_equal(opened.samples[:, 0].numpy(), deep >> 8)
     refused("leave the range", source=Listed(pictures), value_range=(0, 1000))
+
+
+def test_small_items_of_an_endless_stream_count_with_the_objects_that_they_are():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            while True:
+                given.append(1)
+                yield {"x": torch.zeros(2), "label": 3}
+
+    given = []
+    with pytest.raises(data.DataError, match="items take more than 1 MB"):
+        data.open(Endless(), budget_bytes=1 << 20)
+    assert len(given) < 1200
+
+
+def test_items_of_lists_are_told_how_they_become_tensors():
+    refused("with_format('torch')", source=[{"x": [0.5, 1.0], "label": 1}] * 3)
+    refused("put the sample under 'image'", source=[{"x": "a", "label": 1}] * 3)

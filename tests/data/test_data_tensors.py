@@ -8,7 +8,7 @@ import torch
 from data_kit import Listed, noise, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset, WeightedRandomSampler
 
 from fastgan import data
 
@@ -37,6 +37,17 @@ def test_layouts(shape, expected, kind):
 def test_uint8_tensor_is_shared():
     tensor = torch.from_numpy(noise(5, 1, 4, 4))
     assert data.open(tensor).samples.data_ptr() == tensor.data_ptr()
+
+
+def test_an_array_that_is_a_file_is_not_copied(tmp_path, recwarn):
+    for images in (noise(5, 1, 4, 4), noise(5, 4, 4), np.zeros((5, 7), np.float32)):
+        np.save(tmp_path / "images.npy", images)
+        mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+        for view in (mapped, np.asarray(mapped)[1:]):
+            samples = data.open(view).samples
+            assert samples.data_ptr() == view.ctypes.data
+            assert np.array_equal(samples.numpy().reshape(view.shape), view)
+    assert not recwarn.list
 
 
 def test_odd_arrays_are_taken(recwarn):
@@ -158,7 +169,19 @@ def test_named_and_tensor_images_take_size_and_channels():
 
 def test_data_loader_is_refused_with_the_way_out():
     loader = DataLoader(TensorDataset(torch.rand(9, 4)), batch_size=3)
-    refused("DataLoader", "loader.dataset", "batch_size=3", source=loader)
+    assert refused("DataLoader", "loader.dataset", "batch_size=3", source=loader)[-1] == "3"
+
+
+def test_what_a_data_loader_does_besides_is_not_left_out_in_silence():
+    rows = TensorDataset(torch.rand(9, 4))
+    drawn, other = WeightedRandomSampler(torch.rand(9), 9), lambda items: torch.stack(items)
+    batches = BatchSampler(drawn, 3, drop_last=True)
+    for options, words in (
+        ({"batch_size": 3, "sampler": drawn, "drop_last": True}, ["drop_last=True", "sampler"]),
+        ({"batch_size": 3, "shuffle": True, "collate_fn": other}, ["batch_size=3; its collate_fn"]),
+        ({"batch_sampler": batches}, ["batch_size=3, and drop_last=True; its batch_sampler would"]),
+    ):
+        refused("would not be used", *words, source=DataLoader(rows, **options))
 
 
 def test_tables_and_rows_are_refused_with_the_way_out():
