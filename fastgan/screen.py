@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TextIO
+
+logger = logging.getLogger("fastgan")
 
 
 class Screen:
@@ -24,16 +27,25 @@ class Screen:
         self._first, self._said_at = 0, 0.0
 
     def say(self, line: str) -> None:
-        """Print a line, unless nothing is to be said."""
-        if self.mode != "none":
-            print(line, file=self._stream or sys.stdout, flush=True)
+        """Print a line, unless nothing is to be said; a screen that fails ends no run."""
+        stream = self._stream or sys.stdout
+        if self.mode == "none" or stream is None:
+            return
+        try:
+            print(line, file=stream, flush=True)
+        except UnicodeEncodeError:  # a path, say, on a terminal of fewer letters
+            known = getattr(stream, "encoding", None) or "ascii"
+            print(line.encode(known, "backslashreplace").decode(known), file=stream, flush=True)
+        except (OSError, ValueError) as error:  # a pipe that nobody reads, a stream that was closed
+            self.mode = "none"
+            logger.warning("nothing more is printed (%s)", error)
 
     def _begin(self, step: int) -> None:
         """It goes on from a step."""
         self._first, self._said_at = step, time.monotonic()
 
     def _has_bar(self) -> bool:
-        return self.mode == "bar" or (self.mode == "auto" and sys.stderr.isatty())
+        return self.mode == "bar" or (self.mode == "auto" and _is_terminal())
 
     def _is_time(self) -> bool:
         """Whether the last line is some seconds old; then the next one is said now."""
@@ -58,3 +70,9 @@ class Screen:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _is_terminal() -> bool:
+    # A program without a console has no stderr, and a closed one refuses the question.
+    there = sys.stderr
+    return there is not None and not getattr(there, "closed", False) and there.isatty()

@@ -274,6 +274,40 @@ def test_a_bar_and_silence(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def broken():
+    class Pipe(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    return Pipe()
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [broken, closed, lambda: None], ids=["broken", "closed", "none"])
+def test_a_screen_that_fails_ends_no_run(tmp_path, monkeypatch, stream):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", stream())
+    t = small(tmp_path / "a", console="auto")
+    t.fit(steps=2)
+    assert checkpoint.load(tmp_path / "a")["step"] == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_a_terminal_has_no_letters_for_is_written_in_others(tmp_path, encoding):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    out = tmp_path / "\u65e5\u672c"
+    small(out, callbacks=callbacks.Console("lines", stream)).fit(steps=2)
+    text = written.getvalue().decode(encoding)
+    assert "\\u65e5\\u672c" in text and "done: step 2" in text
+    assert checkpoint.load(out)["step"] == 2
+
+
 def test_a_console_of_the_users_own_stands_in_the_place_of_ours(capsys):
     stream = io.StringIO()
     t = small(console="auto", callbacks=callbacks.Console("lines", stream))
