@@ -119,9 +119,16 @@ class RunLog:
             whole: the step ends a log interval; otherwise the line is taken back later.
 
         Raises:
-            ValueError: a value is nothing that JSON could hold; the message names it.
+            ValueError: a value is nothing that JSON could hold, or one of ours is no number any
+                more, with which the log could not be read again; the message names it.
         """
         line = {name: _plain(name, value) for name, value in line.items()}
+        try:
+            self._fields()(line)
+        except schema.Wrong as wrong:
+            raise ValueError(
+                f"the log line's {wrong}; a callback may add values under names of its own"
+            ) from None
         self.history.append(line)
         timing = {"step": line["step"], "seconds": round(seconds, 4)}
         for file, content in zip(self._files, (line, timing), strict=False):
@@ -203,12 +210,9 @@ class RunLog:
             self.last = self._named([math.nan if v is None else v for v in state["last"]])
 
     def _parsed(self, path: Path, number: int, line: bytes) -> dict[str, Any]:
-        numbers = (self.columns, (f"{name}_mean" for name in self.columns))
-        fields = {"step": schema.integer(1), "epoch": schema.integer(1)}
-        fields |= {name: schema.optional(schema.number()) for names in numbers for name in names}
         try:
             found = json.loads(line)
-            schema.Record(fields, others=schema.plain)(found)
+            self._fields()(found)
         except (ValueError, RecursionError) as error:
             reason = error if isinstance(error, schema.Wrong) else "it is no JSON"
             raise CheckpointError(
@@ -216,6 +220,12 @@ class RunLog:
                 "log that begins now"
             ) from None
         return found
+
+    def _fields(self) -> schema.Record:
+        numbers = (self.columns, (f"{name}_mean" for name in self.columns))
+        fields = {"step": schema.integer(1), "epoch": schema.integer(1)}
+        fields |= {name: schema.optional(schema.number()) for names in numbers for name in names}
+        return schema.Record(fields, others=schema.plain)
 
     def _named(self, values: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.columns, values, strict=True))
