@@ -224,6 +224,19 @@ def test_a_schedule_or_a_dataset_may_change_a_weight():
     assert (p.generator.fc[0].weight - q.generator.fc[0].weight).abs().max() < 1e-4
 
 
+def test_gradients_that_a_program_left_are_gone_after_a_run_as_on_eager():
+    for engine in (EagerEngine, FusedEngine):
+        p = problem("reference")
+        networks = (p.generator, p.discriminator)
+        for m in networks:
+            m(
+                torch.zeros(2, *(p.latent.shape if m is p.generator else p.data.shape))
+            ).sum().backward()
+        assert any(w.grad is not None for m in networks for w in m.parameters())
+        engine(p).run(1)
+        assert all(w.grad is None for m in networks for w in m.parameters()), engine.name
+
+
 def test_parameter_groups_must_stay_alike():
     def grouped(parameters):
         parameters, biases = list(parameters), []

@@ -119,6 +119,7 @@ class FusedEngine(Engine):
         try:
             self._wake()
             self._refresh()
+            self._forget_gradients()
             while done < n:
                 if p.world.size > 1:
                     self._sums = _no_sums() if measuring and done + 1 == n else None
@@ -255,6 +256,13 @@ class FusedEngine(Engine):
                 self._sums,
             )
         self.step += n
+
+    def _forget_gradients(self) -> None:
+        """What a program's own backward pass has left would be added to in its next one."""
+        for optimizer in (self.problem.optimizer_g, self.problem.optimizer_d):
+            for group in optimizer.param_groups:
+                for w in group["params"]:
+                    w.grad = None
 
     def _step_of_ranks(self, row: Tensor) -> None:
         p = self.problem
