@@ -14,7 +14,7 @@ from fastgan import models, random, resuming
 from fastgan.config import Config
 from fastgan.config.kinds import ConfigError, integer, number
 from fastgan.data.batch import map_condition
-from fastgan.engines.probe import dtype_of
+from fastgan.engines.probe import buffers_kept, dtype_of
 from fastgan.latents import Latent
 from fastgan.random import Stream
 from fastgan.run import pictures, restore, torch_rng
@@ -94,8 +94,8 @@ def made(
     modes = [(m, m.training) for m in generator.modules()]
     generator.eval()
     try:
-        # A look at the samples must not move the random state of the run, nor depend on it.
-        with torch_rng.seeded(seed, device):
+        # A look at the samples must not move the run, nor depend on where its generators are.
+        with torch_rng.seeded(seed, device), buffers_kept(generator):
             parts = [
                 generator(*(map_condition(lambda t, at=at: t[at : at + 256], x) for x in inputs))
                 for at in range(0, n, 256)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from small_runs import assert_same_bits, every_bit, own, own_pair
 from torch import nn
 
 from fastgan import data, models
@@ -160,3 +161,35 @@ def test_a_command_draws_a_row_for_each_class(tmp_path, monkeypatch, capsys):
         assert "expected all, or numbers from 0 to 2 such as 0,1" in capsys.readouterr().err
     assert main(["sample", str(tmp_path / "plain"), "--classes", "all"]) == 2
     assert "classes is 'all', but the run's generator takes no class" in capsys.readouterr().err
+
+
+def test_a_look_at_the_samples_moves_no_buffer_and_so_no_run(tmp_path):
+    class Follows(nn.Module):
+        """Its statistics go on in eval mode as well."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("replaced", torch.zeros(16))
+            self.register_buffer("changed", torch.zeros(16))
+            self.register_buffer("later", None)
+
+        def forward(self, x):
+            now = x.detach().mean(0)
+            self.replaced = 0.9 * self.replaced + 0.1 * now
+            self.changed.mul_(0.9).add_(now, alpha=0.1)
+            self.later = now
+            return x - self.replaced - self.changed.clone()
+
+    def pair():
+        g, d = own_pair()
+        g.body.insert(1, Follows())
+        return g, d
+
+    looked, left_alone = own(tmp_path, pair=pair, checkpoint_every=2), own(pair=pair)
+    for t in (looked, left_alone):
+        t.fit(steps=3)
+    looked.sample(5)
+    for t in (looked, left_alone):
+        t.fit(steps=5)
+    assert_same_bits(every_bit(looked), every_bit(left_alone))
+    torch.testing.assert_close(looked.sample(5), looked.sample(5), rtol=0, atol=0)

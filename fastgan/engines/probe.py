@@ -183,6 +183,30 @@ def kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
 
 
 @contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Buffers are afterwards what they were, those that a pass has replaced included."""
+    tables = [torch_private.buffers(m) for m in network.modules()]
+    before = [(table, dict(table.items())) for table in tables]
+    values = {
+        t: (t.clone(), t._version)
+        for _, own in before
+        for t in own.values()
+        if t is not None and not t.is_inference()
+    }
+    try:
+        yield
+    finally:
+        for table, own in before:
+            for name, t in own.items():
+                if name not in table or table[name] is not t:
+                    table[name] = t
+        for t, (value, version) in values.items():
+            # One that is expanded cannot be written to, by a pass or by us.
+            if t._version != version or (t.layout == torch.strided and not torch.equal(t, value)):
+                t.copy_(value)
+
+
+@contextmanager
 def attributes_kept(networks: tuple[nn.Module, ...]) -> Iterator[None]:
     """Which parameters, buffers, layers and plain attributes there are is put back afterwards."""
     tables = (torch_private.parameters, torch_private.buffers, torch_private.children)
