@@ -17,7 +17,7 @@ import torch
 from fastgan import engines, resuming
 from fastgan.callbacks import Callback, NonFiniteLossError
 from fastgan.config import LIMITS, Config, ConfigError, field_of
-from fastgan.run import checkpoint, directory
+from fastgan.run import checkpoint
 from fastgan.run.signals import Signals
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Loop:
             checkpoint.try_state(resuming.state_of(t))
         with ExitStack() as stack:
             if t.out is not None:
-                stack.enter_context(directory.at_work(t.out, new=t.new))
+                stack.enter_context(t.alone())
             t.new = False
             stack.enter_context(self.signals)
             stack.enter_context(t.random_states.in_use())
@@ -209,14 +209,18 @@ class Loop:
                     told(self.trainer, *what)
 
     def _end(self, error: BaseException | None) -> None:
+        ended = error
         with self.trainer.random_states.outside():
             for callback in self.callbacks:
                 try:
-                    callback.end(self.trainer, error)
-                except Exception:
-                    if error is None:
-                        raise
-                    logger.exception("callback %r failed as well, at the end", callback)
+                    callback.end(self.trainer, ended)
+                except Exception as failed:
+                    if ended is None:  # the others have files to close all the same
+                        ended = failed
+                    else:
+                        logger.exception("callback %r failed as well, at the end", callback)
+        if ended is not error:
+            raise ended
 
     def _rescue(self) -> None:
         """Save the last whole step before an error goes on its way."""

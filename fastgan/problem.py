@@ -72,6 +72,12 @@ class Problem:
     lr_schedule = property(lambda self: self.config.lr_schedule)
 
     @property
+    def sampled(self) -> nn.Module:
+        """What samples are drawn from: the average of G, or G itself if none is kept."""
+        # By None: a network may have a length, and that may be 0.
+        return self.generator if self.ema is None else self.ema
+
+    @property
     def ema_decay(self) -> float:
         """The decay of G's average, once it is warm."""
         half_life = self.config.ema_half_life

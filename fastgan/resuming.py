@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,17 +82,18 @@ def save(trainer: Trainer) -> Path:
         state = state_of(trainer)
     if trainer.out is None:
         return Path(trainer.config.out) / checkpoint.FILE
-    directory.make(trainer.out)
     path = trainer.out / checkpoint.FILE
-    checkpoint.save(path, state, keep=trainer.config.keep)
-    if trainer.data.table is not None:
-        trainer.data.table.write(trainer.out)
+    with nullcontext(directory.make(trainer.out)) if trainer.at_work else trainer.alone():
+        checkpoint.save(path, state, keep=trainer.config.keep)
+        if trainer.data.table is not None:
+            trainer.data.table.write(trainer.out)
+        trainer.known = directory.mark(trainer.out)
     return path
 
 
 def export(trainer: Trainer, place: str | os.PathLike | None) -> None:
     """Write the weights of both networks; see `Trainer.export`."""
-    networks = trainer.ema or trainer.generator, trainer.discriminator
+    networks = trainer.problem.sampled, trainer.discriminator
     for name, network in zip(NETWORKS, networks, strict=True):
         weights = wrapped.state_dict(network)
         if trainer.problem.divided and not trainer.world.leads:
@@ -332,7 +334,7 @@ def load(trainer: Trainer, file: Path, state: Mapping[str, Any]) -> None:
     # The first rank writes for all.
     trainer.out, trainer.new = file.parent if trainer.world.leads else None, False
     trainer.engine.step = trainer.saved_step = state["step"]
-    trainer.saved = file
+    trainer.saved, trainer.known = file, directory.mark(file.parent)
     trainer.seconds = state["seconds"]
     trainer.goal = {**dict.fromkeys(config_room.LIMITS), **state["goal"]}
     if trainer.world.leads:

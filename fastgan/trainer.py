@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +114,7 @@ class Trainer:
         self.logged = False
         self.saved: Path | None = None
         self.saved_step: int | None = None
+        self.known: tuple[int, int] | None = None
         self.goal = self.limits
         self.stopped: str | None = None
         self.out: Path | None = None
@@ -212,10 +214,9 @@ class Trainer:
         """
         p = self.problem
         condition = conditions.to_sample_by(p, integer(1).take("n", n), condition)
-        network = self.ema or self.generator
-        with sharded.divided(network):
+        with sharded.divided(p.sampled):
             return sampling.sample(
-                network, n, p.latent, p.seed, p.device, p.data.drawable, condition, truncation
+                p.sampled, n, p.latent, p.seed, p.device, p.data.drawable, condition, truncation
             )
 
     def evaluate(
@@ -265,13 +266,19 @@ class Trainer:
         Raises:
             ValueError: the trainer has no `out`.
             NonFiniteLossError: losses or weights are not finite; the earlier checkpoint stays.
+            OSError: another run is at work in `out`, or has saved a later step there.
         """
         if not self.saves:
             raise ConfigError("there is nowhere to save: make the Trainer with out='runs/name'")
         self.guard.look_at_losses(self)
         self.guard.look_at_weights(self)
-        self.saved, self.saved_step = resuming.save(self), self.step
+        self.saved, self.saved_step, self.new = resuming.save(self), self.step, False
         return self.saved
+
+    def alone(self) -> AbstractContextManager[None]:
+        """The right to write to `out` meanwhile; see `fastgan.run.directory.at_work`."""
+        step = (self.target or self.step) if self.at_work else self.step
+        return directory.at_work(self.out, new=self.new, known=self.known, step=step)
 
     def save_all(self) -> None:
         """`save`, `export` to the run's directory, and what callbacks lay beside."""

@@ -296,3 +296,58 @@ def test_two_runs_do_not_write_to_one_directory(tmp_path):
     assert caught and b.step == 0
     with pytest.raises(FileExistsError, match="already holds a run"):
         b.fit(steps=3)
+
+
+def test_a_trainer_that_was_left_behind_does_not_write_over_what_another_saved(tmp_path):
+    first = small(tmp_path / "a")
+    first.fit(steps=3)
+    later = Trainer.resume(tmp_path / "a", data=pixels())
+    later.fit(steps=9)
+    for late, step in ((lambda: first.fit(steps=5), 5), (first.save, 3)):
+        with pytest.raises(
+            FileExistsError, match=rf"holds step 9, .* step {step} would replace it"
+        ):
+            late()
+        assert checkpoint.load(tmp_path / "a")["step"] == 9
+    later.fit(steps=10)
+    # One that goes back on purpose has read what it leaves.
+    back = Trainer.resume(tmp_path / "a" / "checkpoint-10.pt", data=pixels())
+    later.fit(steps=12)
+    with pytest.raises(FileExistsError, match="holds step 12"):
+        back.fit(steps=11)
+
+
+def test_a_save_between_two_fits_asks_for_the_directory_too(tmp_path):
+    a, b = small(tmp_path / "a"), small(tmp_path / "a")
+    a.save()
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        b.save()
+    caught = []
+
+    def other(trainer):
+        with pytest.raises(OSError, match="is in use by another run .process"):
+            b.save()
+        caught.append(trainer.save())
+
+    a.callbacks.append(Seen(other))
+    a.fit(steps=1)
+    a.save()
+    assert caught and b.step == 0 and checkpoint.load(tmp_path / "a")["step"] == 1
+
+
+def test_every_callback_hears_of_the_end_though_one_fails_there(tmp_path):
+    heard = []
+
+    class Failing(Callback):
+        def end(self, trainer, error):
+            raise OSError("no connection")
+
+    class Listening(Callback):
+        def end(self, trainer, error):
+            heard.append(error)
+
+    run = small(tmp_path / "a", callbacks=[Listening(), Failing(), Listening(), Failing()])
+    with pytest.raises(OSError, match="no connection"):
+        run.fit(steps=2)
+    assert heard[0] is None and str(heard[1]) == "no connection"
+    assert checkpoint.load(tmp_path / "a")["step"] == 2

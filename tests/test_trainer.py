@@ -228,6 +228,22 @@ def test_samples_are_fixed_and_leave_the_networks_as_they_are():
     assert not torch.equal(averaged.sample(4), b)
 
 
+def test_an_average_of_a_network_with_a_length_of_0_is_what_is_sampled_and_exported(tmp_path):
+    class Grown(nn.Sequential):
+        def __len__(self):
+            return 0  # of the blocks that were added so far, say
+
+    g, d = plain_pair()
+    t = own(tmp_path, pair=lambda: (Grown(g), d), ema=0.5)
+    t.fit(steps=2)
+    z = random.normal(t.config.seed, random.Stream.SAMPLE, 0, (3, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(t.sample(3), t.ema(z))
+    kept, average = torch.load(tmp_path / "generator.pth"), t.ema.state_dict()
+    assert all(torch.equal(kept[name], average[name]) for name in average)
+    assert not any(map(torch.equal, g.parameters(), t.ema.parameters()))
+
+
 def test_reference_pair_comes_from_the_seed_and_torchs_generator_is_left_alone():
     state = torch.get_rng_state()
     a, b, c = small(), small(), small(seed=1)

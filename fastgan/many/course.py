@@ -96,7 +96,6 @@ class Course:
             if member.trainer.saved_step is None:
                 try:
                     member.trainer.save()
-                    member.trainer.new = False
                 except Exception as error:
                     self._failed(member, error)
         lines = []

@@ -281,7 +281,7 @@ def fakes(
         size = size if given is None else len(next(tensors_of(condition)))
         # Each batch has latents of a seed of its own, apart from those of `Trainer.sample`.
         seed = (p.seed + 1 + at) % 2**64
-        network = trainer.ema or trainer.generator
+        network = trainer.problem.sampled
         yield (
             sampling.sample(network, size, p.latent, seed, p.device, p.data.drawable, condition),
             condition,

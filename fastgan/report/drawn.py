@@ -102,7 +102,7 @@ def of_trainer(trainer: Trainer) -> Maker:
     """That of a run at work."""
     p = trainer.problem
     return Maker(
-        trainer.ema or trainer.generator, p.latent, p.seed, p.device,
+        p.sampled, p.latent, p.seed, p.device,
         lambda n: conditions.to_sample_by(p, n, None), p.data.drawable, p.data.table,
     )  # fmt: skip
 

@@ -77,24 +77,40 @@ def prepare(out: str | os.PathLike, if_exists: str = "fail") -> Path:
 
 
 @contextmanager
-def at_work(out: Path, *, new: bool) -> Iterator[None]:
+def at_work(
+    out: Path, *, new: bool, known: tuple[int, int] | None = None, step: int | None = None
+) -> Iterator[None]:
     """Hold the lock of a run's directory meanwhile; it is made if it is not there.
 
     Args:
         out: what `prepare` returned, or the directory of a resumed run.
         new: the run has written nothing yet: another that was given the directory in the meantime
             is not written over.
+        known: the `mark` of the directory when the run last wrote to it or was read from it.
+        step: the one that will be saved; a later one that another run has saved is not written
+            over. Default: it is not looked for.
 
     Raises:
         InUseError: another run is at work there.
-        FileExistsError: `new`, and a run has been saved there since `prepare`.
+        FileExistsError: `new`, and a run has been saved there since `prepare`; or a later `step`.
     """
     make(out)
     with RunLock(out):
         if new and _has_run(out):
             raise _exists(out)
+        if not new and step is not None and mark(out) not in (None, known):
+            _refuse_later(out, step)
         files.sweep(out)
         yield
+
+
+def mark(out: Path) -> tuple[int, int] | None:
+    """What tells the checkpoint in a directory from another one there; None if there is none."""
+    try:
+        found = (out / checkpoint.FILE).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def make(out: Path) -> None:
@@ -180,6 +196,18 @@ def _clear(path: Path) -> None:
                     file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it holds files of the user's own
                 place.rmdir()
+
+
+def _refuse_later(out: Path, step: int) -> None:
+    try:
+        there = checkpoint.load(out)["step"]
+    except checkpoint.CheckpointError:
+        return  # nothing that could be lost
+    if there > step:
+        raise FileExistsError(
+            f"out: {out} holds step {there}, which another run has saved since this one was there, "
+            f"and step {step} would replace it; continue that one with resume"
+        )
 
 
 def _exists(path: Path) -> FileExistsError:

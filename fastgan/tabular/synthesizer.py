@@ -112,7 +112,7 @@ class Synthesizer:
         self.table = self.trainer.data.table
         self.trainer.fit()
         self.trainer.close()
-        self._generator = self.trainer.ema or self.trainer.generator
+        self._generator = self.trainer.problem.sampled
         self._calls = 0
         return self
 
