@@ -264,6 +264,18 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def reads_its_state(module: nn.Module) -> bool:
+    """Whether a module has a say in how its state dict is loaded: a hook, or code of its own."""
+    own = (
+        method
+        for kind in type(module).__mro__
+        if kind.__module__.split(".")[0] not in ("torch", "fastgan", "builtins")
+        for method in ("load_state_dict", "_load_from_state_dict")
+        if method in vars(kind)
+    )
+    return bool(module._load_state_dict_pre_hooks) or any(own)
+
+
 def parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """A module's own parameters by name, those that are None included."""
     return module._parameters

@@ -272,3 +272,14 @@ def test_without_function_modes():
         assert not calls
         torch.relu(x)
     assert calls == [torch.relu]
+
+
+def test_modules_that_have_a_say_in_how_they_are_loaded_are_known():
+    class Own(nn.Linear):
+        def _load_from_state_dict(self, state, *others):
+            super()._load_from_state_dict(dict(state), *others)
+
+    hooked = nn.Linear(1, 1)
+    assert not any(map(torch_private.reads_its_state, (hooked, nn.BatchNorm1d(2))))
+    hooked.register_load_state_dict_pre_hook(lambda *_: None)
+    assert torch_private.reads_its_state(hooked) and torch_private.reads_its_state(Own(1, 1))

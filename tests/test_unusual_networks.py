@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pairs import SHAPE, by_hand, problem, same, weights
+from small_runs import assert_same_bits, every_bit, own, own_pair, pixels
 from torch import nn
 
-from fastgan import Trainer, engines, ops
+from fastgan import Trainer, data, engines, ops
+from fastgan.run.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
@@ -97,6 +99,48 @@ def test_a_trainer_made_or_resumed_under_inference_mode_trains(tmp_path, engine)
     assert same(weights(resumed.ema), weights(first.ema))
 
 
+# --- parameters that are no weights ---------------------------------------------------------------
+
+
+VALUES = pytest.mark.parametrize("values", [torch.tensor([3, 1]), torch.tensor([True, False])])
+
+
+class Chosen(nn.Module):
+    """A network with a parameter that is a table of indices or switches."""
+
+    def __init__(self, network, values):
+        super().__init__()
+        self.network = network
+        self.order = nn.Parameter(values.clone(), requires_grad=False)
+
+    def forward(self, x):
+        return self.network(x)
+
+
+@VALUES
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_parameters_that_have_no_mean_are_copied_to_the_average(engine, values):
+    g, d = mlps()
+    p = problem(Chosen(g, values), Chosen(d, values), ema=0.5)
+    q = problem(*mlps(), ema=0.5)
+    chosen = engines.choose(p, engine)[0]
+    p.generator.order.data.logical_not_()
+    chosen.run(3)
+    engines.choose(q, "eager")[0].run(3)
+    assert torch.equal(p.ema.order, p.generator.order) and p.ema.order.dtype == values.dtype
+    torch.testing.assert_close(weights(p.ema.network), weights(q.ema), rtol=1e-5, atol=1e-6)
+
+
+@VALUES
+def test_parameters_that_are_no_weights_are_left_out_in_asking_for_probabilities(values):
+    g, d = mlps()
+    with torch.no_grad():
+        d[-1].weight.mul_(1e-3)
+        d[-1].bias.fill_(0.5)
+    p = problem(g, nn.Sequential(d, Chosen(nn.Identity(), values)))
+    assert engines.choose(p, "eager")[0].run(1).isfinite().all()
+
+
 # --- functions that a program has replaced, threads that draw -------------------------------------
 
 
@@ -141,3 +185,48 @@ def test_a_thread_that_draws_meanwhile_takes_no_plan_away(monkeypatch):
     monkeypatch.setattr(trace, "_traced", traced)
     assert engines.choose(problem(*mlps()))[0].name == "fused"
     assert len(calls) > 2
+
+
+# --- networks that load their state in a way of their own -----------------------------------------
+
+
+class Grows(nn.Module):
+    """Keeps the last rows that it saw, and makes room for as many as were saved."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(0, 16))
+        if how == "a hook":
+            self.register_load_state_dict_pre_hook(Grows.make_room)
+
+    def make_room(self, state, prefix, *_):
+        self.rows = torch.empty_like(state[f"{prefix}rows"])
+
+    def forward(self, x):
+        self.rows = torch.cat([self.rows, x.detach()])[-20:]
+        return x - self.rows.mean(0)
+
+
+class GrowsByItself(Grows):
+    def _load_from_state_dict(self, state, prefix, *others):
+        self.make_room(state, prefix)
+        super()._load_from_state_dict(state, prefix, *others)
+
+
+@pytest.mark.parametrize("how", ["a hook", "a method", "nothing"])
+def test_what_a_network_makes_of_its_state_dict_is_its_own(tmp_path, how):
+    def pair():
+        g, d = own_pair()
+        g.body.insert(1, GrowsByItself(how) if how == "a method" else Grows(how))
+        return g, d
+
+    own(tmp_path, pair=pair, ema=0.5).fit(steps=4)
+    if how == "nothing":
+        with pytest.raises(CheckpointError, match=r"body.1.rows is \[0, 16\], saved \[20, 16\]"):
+            Trainer.resume(tmp_path, *pair(), data.open(pixels()))
+        return
+    resumed = Trainer.resume(tmp_path, *pair(), data.open(pixels()))
+    resumed.fit(steps=7)
+    whole = own(pair=pair, ema=0.5)
+    whole.fit(steps=7)
+    assert_same_bits(every_bit(resumed), every_bit(whole))

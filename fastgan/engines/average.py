@@ -13,6 +13,8 @@ from fastgan import torch_private
 class Average:
     """After each step: weights become average + share * (weight - average), buffers are copied.
 
+    So are parameters that are no real or complex numbers, such as a table of indices.
+
     Tensors are found anew each time, by the places they have in their modules: a forward may put
     another tensor there.
     """
@@ -25,8 +27,10 @@ class Average:
             average: a copy of it, which is changed in place.
         """
         kept = dict(average.named_modules())
-        self._weights = _places(generator, kept, torch_private.parameters)
-        self._buffers = _places(generator, kept, torch_private.buffers)
+        parameters = _places(generator, kept, torch_private.parameters)
+        self._weights = [place for place in parameters if _has_a_mean(place)]
+        self._buffers = [place for place in parameters if not _has_a_mean(place)]
+        self._buffers += _places(generator, kept, torch_private.buffers)
 
     @torch.no_grad()
     def update(self, share: float | Tensor) -> None:
@@ -37,7 +41,13 @@ class Average:
             torch_private.copy_to_all(*_found(self._buffers))
 
 
-_Places = list[tuple[dict[str, Tensor], dict[str, Tensor], str]]
+_Place = tuple[dict[str, Tensor], dict[str, Tensor], str]
+_Places = list[_Place]
+
+
+def _has_a_mean(place: _Place) -> bool:
+    _, own, name = place
+    return own[name] is None or own[name].is_floating_point() or own[name].is_complex()
 
 
 def _places(

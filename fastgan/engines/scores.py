@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastgan import torch_private
 from fastgan.engines import probe
 from fastgan.engines.probe import dtype_of
 from fastgan.engines.snapshot import Snapshot
@@ -403,17 +402,16 @@ def always(holds: Callable[[Tensor], bool], network: nn.Module, *inputs: Tensor)
         inputs: batches that it takes, each a tensor or a tuple of arguments.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    with_weights = [m for m in network.modules() if any(p is not None for p in _own(m))]
+    with_weights = [m for m in network.modules() if _weights(m.parameters(recurse=False))]
     for trial in range(_TRIALS):
         if trial:
-            for p in network.parameters():
+            for p in _weights(network.parameters()):
                 noise = torch.randn(p.shape, generator=generator, dtype=torch.float32, device="cpu")
                 p.add_(noise.to(p) * (p.abs().mean() + 0.1) * 3.0**trial)
         elif with_weights:
             # The outputs of a network that ends in a linear layer change their signs by that.
-            for p in _own(with_weights[-1]):
-                if p is not None:
-                    p.neg_()
+            for p in _weights(with_weights[-1].parameters(recurse=False)):
+                p.neg_()
         for x in inputs:
             out = network(*x) if isinstance(x, tuple) else network(x)
             if not isinstance(out, Tensor) or not holds(out):
@@ -421,6 +419,6 @@ def always(holds: Callable[[Tensor], bool], network: nn.Module, *inputs: Tensor)
     return True
 
 
-def _own(m: nn.Module) -> list[nn.Parameter | None]:
-    """A module's parameters without those of modules inside."""
-    return list(torch_private.parameters(m).values())
+def _weights(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that are numbers, and no indices or switches."""
+    return [p for p in parameters if p.is_floating_point() or p.is_complex()]

@@ -1,5 +1,6 @@
 """A checkpoint is loaded into what it fits, in names, shapes and types; all is checked first."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import sharded
+from fastgan import sharded, torch_private
 from fastgan.run import schema
 from fastgan.run.checkpoint import CheckpointError, first_line
 from fastgan.run.schema import Wrong, number
@@ -101,9 +102,21 @@ def require_fit(
     """
     own = network.state_dict()
     saved = _named_as(own, saved)
-    if differs := mismatch(own, saved):
+    if (differs := mismatch(own, saved)) and not _reads(network, saved):
         raise CheckpointError(f"{name} does not fit {file}: {differs}")
     return saved
+
+
+def _reads(network: nn.Module, saved: Mapping[str, Any]) -> bool:
+    """Whether a network takes what does not look like its own, by code of its modules."""
+    if not any(map(torch_private.reads_its_state, network.modules())):
+        return False
+    try:
+        tried = copy.deepcopy(network)
+        tried.load_state_dict(saved)
+        return mismatch(tried.state_dict(), saved) is None
+    except Exception:  # neither torch nor the user's code takes it
+        return False
 
 
 def mismatch(own: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
