@@ -99,6 +99,41 @@ def test_a_trainer_made_or_resumed_under_inference_mode_trains(tmp_path, engine)
     assert same(weights(resumed.ema), weights(first.ema))
 
 
+# --- doubles --------------------------------------------------------------------------------------
+
+NO_SLOPE = {"0.bias", "1.running_mean"}
+"""A bias before a norm has no gradient but rounding, of which Adam makes steps as large as any."""
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "largest"),
+    [
+        ("eager", torch.float64, 1e-10),
+        ("eager", torch.float32, 2e-5),
+        ("auto", torch.float32, 2e-5),
+    ],
+)
+def test_what_engines_are_off_from_a_loop_in_doubles_is_rounding(engine, kind, largest):
+    def normed(kind):
+        torch.manual_seed(4)
+        g = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 36))
+        d = nn.Sequential(nn.Linear(36, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.2))
+        # Without tanh the norm in D would take G's last bias away as well.
+        g.extend([nn.Tanh(), nn.Unflatten(1, SHAPE)])
+        d = nn.Sequential(nn.Flatten(), d, nn.Linear(16, 1))
+        return g.to(kind), d.to(kind)
+
+    p, q = problem(*normed(kind)), problem(*normed(torch.float64))
+    found = engines.choose(p, engine)[0].run(20)
+    torch.testing.assert_close(found, by_hand(q, 20), rtol=1e-5, atol=1e-6)
+    for mine, other in ((p.generator, q.generator), (p.discriminator, q.discriminator)):
+        for (name, a), b in zip(
+            mine.state_dict().items(), other.state_dict().values(), strict=True
+        ):
+            if not name.endswith(tuple(NO_SLOPE)):
+                assert (a.double() - b).norm() <= largest * b.double().norm(), name
+
+
 # --- parameters that are no weights ---------------------------------------------------------------
 
 
