@@ -79,7 +79,7 @@ class Fused:
             "threads": rng.choice((1, 1, 2, 3)),
             "draw": rng.randrange(1 << 30),
         }
-        self.case = self.on_cuda = plans.Case(**options)
+        self.case = plans.Case(**options)
         clips = rng.choice((1e-3, math.inf, math.inf)), rng.choice((0.1, math.inf, math.inf))
         if not options["precision"] and not any(one.norm for one in critic):
             self.case = plans.Case(**options, clips=clips, penalties=penalties)
@@ -123,11 +123,10 @@ class Fused:
         return [*shared, images, order, gradients, *where, c.threads, self.sums(rng)]
 
     def plan_on_cuda(self) -> list[Tensor]:
-        c = self.on_cuda
-        return [c.plan, c.settings]
+        return [self.case.plan, self.case.settings]
 
     def run_cuda(self, rng: random.Random) -> list:
-        c, persistent = self.on_cuda, rng.random() < 0.5
+        c, persistent = self.case, rng.random() < 0.5
         size = torch.ops.fastgan.fused_cuda_memory(c.plan, c.settings, 2 if persistent else 1)
         clock = torch.tensor([0, 0, 0, 0, 0])
         rates, statistics = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 4)
