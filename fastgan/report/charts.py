@@ -73,7 +73,9 @@ def chart(
     if not curves:
         return Markup("")
     x = Axis(span, 0.0, WIDTH, ticks=5)
-    y = Axis([v for c in curves for _, v in c.points], HEIGHT, 0.0, ticks=5, room=0.06)
+    values = [v for c in curves for _, v in c.points]
+    # Most of what is nothing all along cannot be less, such as a count.
+    y = Axis(values if any(values) else [0.0, 1.0], HEIGHT, 0.0, ticks=5, room=0.06)
     curves = [Curve(c.name, thinned(c.points, POINTS), c.slot) for c in curves]
     legend = [
         tag(

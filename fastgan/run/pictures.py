@@ -338,8 +338,7 @@ class Axis:
         """
         low, high = min(numbers, default=0.0), max(numbers, default=1.0)
         if low == high:
-            # Most of what is nothing all along cannot be less.
-            low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+            low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
         room *= high - low
         self.low, self.high, self.first, self.last = low - room, high + room, first, last
         least = (self.high - self.low) / ticks
