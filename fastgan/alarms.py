@@ -26,8 +26,10 @@ ALARMS = (COLLAPSE, SATURATED, DIVERGING, STARVED)
 
 LOW_DIVERSITY = 0.1
 """Of the data's: that of samples which are nearly one."""
-STILL = 1e-3
-"""How little samples move from line to line, as a part of the data's diversity, if G stands."""
+STILL, STILL_WEIGHTS = 1e-3, 1e-6
+"""How little samples move from line to line, as a part of the data's diversity, if G stands; and
+how little its weights, as a part of their size: where there is BatchNorm, samples of a G that
+stands move with its running statistics."""
 WON = 0.05
 """D's loss on logits, beyond the least possible, where it is all but never wrong. Of densities with
 nothing in common D* has 0, and log 4 = 1.386 of two alike."""
@@ -88,7 +90,9 @@ class Alarms(Callback):
         self.raised: list[Alarm] = []
         self._held: dict[str, int] = dict.fromkeys(ALARMS, 0)
         self._sizes: list[float] = []
+        self._diversities: list[float] = []
         self._before: Tensor | None = None
+        self._weights: Tensor | None = None
         self._of_data: float | None = None
         self._scaled = False
 
@@ -103,15 +107,19 @@ class Alarms(Callback):
 
     def line(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Look, tell, and note in the line what holds."""
-        diversity, moved = self._look(trainer)
+        diversity, stands = self._look(trainer)
         line["diversity"] = float(f"{diversity:.6g}")
+        self._diversities = [*self._diversities, diversity][-self.patience :]
         found = dict.fromkeys(ALARMS)
-        found[DIVERGING] = self._diverging(line)
+        found[SATURATED] = _saturated(trainer, line)
+        found[DIVERGING] = self._diverging(line, sure=found[SATURATED] is not None)
         # In a run that runs away the others mean nothing.
-        if not found[DIVERGING]:
-            found[COLLAPSE] = self._collapse(trainer, diversity)
-            found[SATURATED] = _saturated(trainer, line)
-            found[STARVED] = _starved(trainer, line, moved)
+        if found[DIVERGING]:
+            found[SATURATED] = None
+        else:
+            # What G has not learned yet is no collapse of it.
+            found[COLLAPSE] = None if stands else self._collapse(trainer)
+            found[STARVED] = _starved(trainer, line, stands)
         for name, told in found.items():
             evidence = told and (told[0] + _beside(name, line), told[1])
             self._held[name] = self._held[name] + 1 if evidence else 0
@@ -129,8 +137,8 @@ class Alarms(Callback):
         if alarm.name in self.stop:
             trainer.stop(f"the alarm {alarm.name!r}")
 
-    def _look(self, trainer: Trainer) -> tuple[float, float]:
-        """The diversity of samples, and how far they moved since the last line, over the data's."""
+    def _look(self, trainer: Trainer) -> tuple[float, str | None]:
+        """The diversity of samples over the data's, and what shows that G stands."""
         p = trainer.problem
         # G itself and not its average, which shows late what G does.
         samples = sampling.sample(
@@ -138,13 +146,22 @@ class Alarms(Callback):
             conditions.to_sample_by(p, self.count, None),
         ).flatten(1)  # fmt: skip
         unit = self._of_data or 1.0
-        moved = math.inf
+        weights = torch.cat([w.detach().flatten()[:64].cpu() for w in p.generator.parameters()])
+        stands = None
         if self._before is not None and self._before.shape == samples.shape:
             moved = float((samples - self._before).norm(dim=1).mean()) / unit
-        self._before = samples
-        return spread(samples) / unit, moved
+            if moved < STILL:
+                stands = f"samples of the same latents moved by {moved:.2g} of the data's diversity"
+        if not stands and self._weights is not None and self._weights.shape == weights.shape:
+            changed = float((weights - self._weights).norm() / weights.norm().clamp(min=1e-30))
+            if changed < STILL_WEIGHTS:
+                stands = f"G's weights changed by {changed:.2g} of their size"
+        self._before, self._weights = samples, weights
+        return spread(samples) / unit, stands
 
-    def _collapse(self, trainer: Trainer, diversity: float) -> tuple[str, str] | None:
+    def _collapse(self, trainer: Trainer) -> tuple[str, str] | None:
+        # From line to line it moves by a third and more.
+        diversity = sum(self._diversities) / len(self._diversities)
         if trainer.step < self.warmup or not diversity < LOW_DIVERSITY:
             return None
         return (
@@ -154,7 +171,7 @@ class Alarms(Callback):
             "penalties='r1:1'",
         )
 
-    def _diverging(self, line: dict[str, Any]) -> tuple[str, str] | None:
+    def _diverging(self, line: dict[str, Any], *, sure: bool) -> tuple[str, str] | None:
         values = [line[f"{name}_mean"] for name in ("d_loss", "g_loss", "d_real", "d_fake")]
         size = max(map(abs, values)) if all(map(math.isfinite, values)) else math.inf
         self._sizes = [*self._sizes[-self.patience :], size]
@@ -166,7 +183,8 @@ class Alarms(Callback):
             return "gradients or weights are not finite", way_out
         rising = [b > a for a, b in zip(self._sizes, self._sizes[1:], strict=False)]
         grows = len(rising) == self.patience and all(rising) and size > 2 * self._sizes[0]
-        if not (size > HUGE or (size > LARGE and grows)):
+        # The scores of a D that is sure, and G's loss with them, grow as long as it learns.
+        if not (size > HUGE or (size > LARGE and grows and not sure)):
             return None
         earlier = len(self._sizes) - 1
         after = f", after {self._sizes[0]:.3g} {earlier} lines ago" if earlier else ""
@@ -181,7 +199,9 @@ class Alarms(Callback):
             "raised": [list(alarm) for alarm in self.raised],
             "held": dict(self._held),
             "sizes": list(self._sizes),
+            "diversities": list(self._diversities),
             "before": self._before,
+            "weights": self._weights,
             "of_data": self._of_data,
         }
 
@@ -190,7 +210,8 @@ class Alarms(Callback):
         self.raised = [Alarm(*alarm) for alarm in state["raised"]]
         self._held = {name: int(state["held"].get(name, 0)) for name in ALARMS}
         self._sizes, self._of_data = list(state["sizes"]), state["of_data"]
-        self._before = state["before"]
+        self._diversities = list(state.get("diversities", ()))
+        self._before, self._weights = state["before"], state.get("weights")
 
 
 def spread(samples: Tensor) -> float:
@@ -239,7 +260,7 @@ def _beside(name: str, line: dict[str, Any]) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _starved(trainer: Trainer, line: dict[str, Any], moved: float) -> tuple[str, str] | None:
+def _starved(trainer: Trainer, line: dict[str, Any], stands: str | None) -> tuple[str, str] | None:
     none = line.get("g_grad_norm") == 0.0
     cut_off = (
         "no gradient reaches G",
@@ -258,11 +279,10 @@ def _starved(trainer: Trainer, line: dict[str, Any], moved: float) -> tuple[str,
     if none:
         return cut_off
     knows = line["d_real_mean"] - line["d_fake_mean"] > 2
-    if knows and moved < STILL:
+    if knows and stands:
         return (
-            f"samples of the same latents moved by {moved:.2g} of the data's diversity since the "
-            f"last line, while D tells them apart ({line['d_real_mean']:.3g} against "
-            f"{line['d_fake_mean']:.3g})",
+            f"{stands} since the last line, while D tells real from fake "
+            f"({line['d_real_mean']:.3g} against {line['d_fake_mean']:.3g})",
             "raise G's learning rate (lr=(G's, D's)), or see whether gradients reach its weights",
         )
     return None

@@ -5,11 +5,13 @@ import logging
 
 import pytest
 import torch
+from operator_cases import needs_library
 from small_runs import own
 from torch import nn
 
 from fastgan import Alarms, Trainer, alarms, cli, data
 from fastgan.alarms import COLLAPSE, DIVERGING, SATURATED, STARVED
+from fastgan.models import DCGANDiscriminator, DCGANGenerator
 
 SEEDS = (0, 1, 2)
 QUICK = {
@@ -111,6 +113,28 @@ def test_losses_that_keep_growing_are_a_run_that_runs_away():
     assert found(1001.0) == found(float("nan")) == [DIVERGING]
 
 
+def test_scores_that_grow_because_d_is_sure_are_no_run_that_runs_away(monkeypatch):
+    monkeypatch.setattr(Alarms, "_look", lambda *_: (0.5, None))
+    watch, t = Alarms(), own()
+    watch.start(t)
+    for size in (10.0, 20.0, 30.0, 40.0):
+        line = {"d_loss_mean": 0.01, "g_loss_mean": 5.0, "d_fake_mean": -5.0}
+        watch.line(t, {**line, "d_real_mean": size})
+    assert [a.name for a in watch.raised] == [SATURATED]
+
+
+def test_a_diversity_that_moves_about_its_bound_is_taken_in_the_mean(monkeypatch):
+    seen = iter([0.12, 0.11, 0.05, 0.11, 0.06, 0.11, 0.06])
+    monkeypatch.setattr(Alarms, "_look", lambda *_: (next(seen), None))
+    watch, t = Alarms(warmup=0), own()
+    watch.start(t)
+    for _ in range(7):
+        line = dict.fromkeys(["d_loss_mean", "g_loss_mean", "d_real_mean", "d_fake_mean"], 0.5)
+        watch.line(t, line)
+    assert [a.name for a in watch.raised] == [COLLAPSE]
+    assert line["diversity"] == 0.06 and "are 0.073 times as far" in watch.raised[0].evidence
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_healthy_run_raises_none(seed):
     watch, t = run(seed, 500, lr=2e-3)
@@ -131,6 +155,47 @@ def test_measures_are_evidence():
     assert told in watch.raised[-1].evidence
     watch.line(t, {**line, "d_loss_mean": 1.0, "nonfinite": 0.0, "g_grad_norm": 0.0})
     assert watch.raised[-1].name == STARVED and "no gradient reaches G (" in str(watch.raised[-1])
+
+
+def convolutions(seed, steps, width=4, **options):
+    """A run of a small DCGAN on the digits."""
+    torch.manual_seed(seed)
+    nets = DCGANGenerator(4, 16, 1, width), DCGANDiscriminator(16, 1, width, False)
+    watch = Alarms(warmup=60)
+    t = Trainer(*nets, "digits", callbacks=watch, seed=seed, image_size=16, **{**QUICK, **options})
+    t.fit(steps=steps)
+    return watch, t
+
+
+def test_a_generator_with_batchnorm_that_stands_is_starved_and_not_collapsed():
+    # Its samples move with the running statistics, and are nearly one, as it has learned nothing.
+    watch, t = convolutions(0, 160, lr=(0.0, 2e-3))
+    assert t.history[-1]["diversity"] < alarms.LOW_DIVERSITY
+    raised = {a.name: a for a in watch.raised}
+    assert STARVED in raised and COLLAPSE not in raised
+    assert "G's weights changed by 0 of their size" in raised[STARVED].evidence
+
+
+def test_a_convolutional_run_that_runs_away():
+    watch, _ = convolutions(0, 60, lr=2.0)
+    assert {a.name for a in watch.raised} == {DIVERGING}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_healthy_convolutional_run_raises_none(seed):
+    watch, t = convolutions(seed, 200)
+    assert not watch.raised and t.history[-1]["diversity"] > alarms.LOW_DIVERSITY
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(None, {"lr": 2e-3}), (DIVERGING, {"lr": 3.0}), (STARVED, {"lr": (0.0, 1e-2)})],
+)
+def test_what_the_fused_engine_tells_is_looked_at_as_well(name, options):
+    watch, t = run(0, 300, engine="fused", **options)
+    assert t.engine.name == "fused"
+    assert {a.name for a in watch.raised} == ({name} if name else set())
 
 
 def test_label_smoothing_does_not_hide_a_saturated_discriminator():
