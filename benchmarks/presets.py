@@ -2,6 +2,7 @@
 
     python benchmarks/presets.py                   # all below, narrowed: 5 minutes of one core
     python benchmarks/presets.py sn-resnet-32      # one of them
+    python benchmarks/presets.py --keep DIR        # what is done is kept there, and not done again
 
 Images are the bundled digits. A classifier is trained on 4,000 of them and says: how many of the
 digits that G was asked for it recognises, and the Frechet distance of its features from those of
@@ -15,7 +16,9 @@ says, so that it can be done beside other work; the first line of a pair is what
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 import frechet
@@ -150,14 +153,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Train, measure, record."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("presets", nargs="*", metavar="NAME", help=", ".join(SHORT))
+    parser.add_argument("--keep", help="folder of what is done (default: a new one)")
     parser.add_argument("--no-record", action="store_true", help="leave records/ alone")
     options = parser.parse_args(arguments)
     if wrong := set(options.presets) - SHORT.keys():
         parser.error(f"there is no {wrong.pop()}; expected {', '.join(SHORT)}")
+    keep = Path(options.keep or tempfile.mkdtemp(prefix="presets-"))
+    keep.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine.facts(1, native=False), "presets": {}}
     for name in options.presets or SHORT:
         changed = SHORT[name]
-        run = (of_rows if name == "ctgan" else of_images)(name, {**changed, "threads": 1})
+        file = keep / f"{name}.json"
+        if not file.exists():
+            run = (of_rows if name == "ctgan" else of_images)(name, {**changed, "threads": 1})
+            file.write_text(json.dumps(run))
+        run = json.loads(file.read_text())
         record["presets"][name] = {"changed": changed, **run}
         print(name, run, file=sys.stderr, flush=True)
     print(show(record))
