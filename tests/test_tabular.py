@@ -251,6 +251,62 @@ def test_a_run_ends_by_rows_that_are_held_out(monkeypatch):
         Until(lambda state: True, held_out=held_out)
 
 
+def test_a_run_ends_by_a_share_of_the_rows_that_is_held_out(tmp_path, monkeypatch):
+    compared = []
+    own = metrics.evaluate_table
+    monkeypatch.setattr(
+        metrics, "evaluate_table", lambda *a, **k: compared.append(a[0]) or own(*a, **k)
+    )
+    whole = table(100)
+    # Of "z" there is one row: learned or not, it is no row to compare with.
+    whole.loc[17, "kind"] = "z"
+    settings = {"log_every": 1, "out": tmp_path / "run", "held_out": 0.3, **SMALL}
+    short = Synthesizer(30, until="shapes>0", **settings).fit(whole)
+    assert short.trainer.step == 10 and short.trainer.stopped.startswith("until 'shapes>0'")
+    (held,) = compared
+    learned = whole.drop(held.index)
+    assert 28 <= len(held) <= 30 and "z" not in set(held["kind"])
+    assert len(short.trainer.data) == 70 and len(learned) + len(held) == 100
+    # The same rows are held out when the run goes on, and its rule counts on.
+    more = Synthesizer(32, until="plateau:shapes:99", **settings).fit(whole, resume=True)
+    assert more.trainer.step >= 32 and len(compared) > 1 and compared[-1].equals(held)
+    other = Synthesizer(30, until="shapes>0", **{**settings, "seed": 1, "out": None}).fit(whole)
+    assert not compared[-1].equals(held) and other.trainer.step == 10
+
+
+def test_rows_that_are_held_out_are_given_as_they_are():
+    whole = table(100)
+    s = Synthesizer(20, held_out=whole[:30], until="shapes>0", log_every=1, **SMALL)
+    assert s.fit(whole[30:]).trainer.step == 10
+    # Without a rule of its own a run ends where the columns become no more alike.
+    assert Synthesizer(held_out=0.2)._until == "plateau:shapes:5"
+    assert Synthesizer()._until is None
+
+
+def test_a_cell_that_is_bad_is_named_by_its_row_among_all_that_were_given():
+    bad = table(100).astype({"x": object})
+    bad.loc[71, "x"] = "unknown"
+    for share in (0.1, 0.5, 0.9):
+        s = Synthesizer(1, held_out=share, **SMALL)
+        if not s._apart(100)[71]:
+            with pytest.raises(DataError, match=r"row 71, column 'x': 'unknown' is no number"):
+                s.fit(bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"held_out": 1.5}, "held_out is 1.5; expected rows, a path or a share"),
+        ({"held_out": 0.001}, "held_out is 0.001, of 100 rows"),
+        ({"until": "shapes"}, "until is 'shapes'; expected"),
+        ({"until": lambda state: True, "held_out": 0.2}, "leave held_out out"),
+    ],
+)
+def test_a_bad_rule_or_share_is_an_error(settings, told):
+    with pytest.raises(ConfigError, match=told):
+        Synthesizer(1, **settings, **SMALL).fit(table(100))
+
+
 def test_what_cannot_be_is_said():
     with pytest.raises(ConfigError, match="batch_size is 41; expected a multiple of pac, 4"):
         Synthesizer(**{**SMALL, "batch_size": 41})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,24 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import data as data_room
-from fastgan import models, problem, resuming, sampling
+from fastgan import models, problem, random, resuming, sampling
 from fastgan.callbacks import Callback
 from fastgan.config import ConfigError
 from fastgan.config.kinds import integer
 from fastgan.config.presets import PRESETS
 from fastgan.data import DataError
+from fastgan.data.columns import Constant, Discrete
 from fastgan.data.rows import frequent
 from fastgan.data.table import Table, conditions, read
 from fastgan.latents import Latent, latent
 from fastgan.models import CTGANDiscriminator, CTGANGenerator
+from fastgan.plain import real
 from fastgan.run import checkpoint, files, log, torch_rng
 from fastgan.trainer import Trainer
+from fastgan.until import Until
 
 if TYPE_CHECKING:
     import pandas
 
 _FORMAT = "fastgan-table"
 _AT_ONCE = 1 << 16
+_PLATEAU = "plateau:shapes:5"
+_APART = (1 << 64) - 1
+"""No epoch: whose order says which rows are held out."""
+_ROW = re.compile(r"\brow (\d+)")
 
 
 class Synthesizer:
@@ -48,6 +56,12 @@ class Synthesizer:
         out: directory of the run, for log and checkpoints; a run that was stopped there is
             continued by `fit(resume=True)`. Default None: nothing is written.
         callbacks: a `fastgan.Callback`, or several.
+        held_out: rows that are not learned, for `until` to compare with: a DataFrame, a path, or
+            the share of the rows given to `fit`, in (0, 1), that are kept apart, by the seed.
+            Default None: none.
+        until: a rule as `fastgan.Until` reads it, by which a run ends before its epochs do, such as
+            "plateau:shapes:5". It is measured at every tenth log line (see log_every).
+            Default None: "plateau:shapes:5" where rows are held out, else none.
         **settings: of `fastgan.Trainer`, such as lr, betas, device, engine, d_steps, seconds.
 
     Attributes:
@@ -66,6 +80,8 @@ class Synthesizer:
         seed: int = 0,
         out: str | os.PathLike | None = None,
         callbacks: Callback | Sequence[Callback] = (),
+        held_out: pandas.DataFrame | str | os.PathLike | float | None = None,
+        until: str | None = None,
         **settings: Any,
     ):
         """Nothing is done before `fit`."""
@@ -83,7 +99,17 @@ class Synthesizer:
             "console": "none",
             **settings,
         }
-        self._out, self._callbacks = out, callbacks
+        self._out = out
+        self._callbacks = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
+        self._share = real(held_out)
+        if self._share is not None and not 0 < self._share < 1:
+            raise ConfigError(
+                f"held_out is {held_out!r}; expected rows, a path or a share in (0, 1)"
+            )
+        self._held_out = held_out
+        self._until = until if until is not None or held_out is None else _PLATEAU
+        if self._until is not None:
+            Until(self._until, held_out=held_out)  # which refuses what is no rule
         self.table: Table | None = None
         self.trainer: Trainer | None = None
         self._generator: nn.Module | None = None
@@ -108,7 +134,20 @@ class Synthesizer:
             DataError: the table cannot be read or learned; the message names column and row.
             Whatever `Trainer.fit` raises.
         """
-        self.trainer = self._resumed(data) if resume else self._begun(data, discrete_columns)
+        learned, held_out = self._parted(data)
+        try:
+            self.trainer = (
+                self._resumed(learned, held_out)
+                if resume
+                else self._begun(learned, discrete_columns, held_out)
+            )
+        except DataError as error:
+            if self._share is None:
+                raise
+            # Rows are counted in what was given.
+            places = (~self._apart(len(read(data)))).nonzero()[:, 0].tolist()
+            told = _ROW.sub(lambda m: f"row {places[int(m[1])]}", str(error))
+            raise DataError(told) from None
         self.table = self.trainer.data.table
         self.trainer.fit()
         self.trainer.close()
@@ -116,15 +155,56 @@ class Synthesizer:
         self._calls = 0
         return self
 
-    def _begun(self, data: Any, discrete: Sequence[Any] | None) -> Trainer:
+    def _parted(self, data: Any) -> tuple[Any, Any]:
+        """The rows to learn, and those that are held out."""
+        if self._share is None:
+            return data, self._held_out
+        rows = read(data)
+        apart = self._apart(len(rows)).numpy()
+        return rows[~apart], rows[apart]
+
+    def _apart(self, n: int) -> Tensor:
+        """Which of n rows are held out."""
+        count = round(self._share * n)
+        if not 0 < count < n:
+            raise ConfigError(f"held_out is {self._share:g}, of {n} rows; expected some of them")
+        apart = torch.zeros(n, dtype=torch.bool, device="cpu")
+        apart[random.permutation(self._settings["seed"], _APART, n)[:count]] = True
+        return apart
+
+    def _rule(self, table: Table, learned: Any, held_out: Any) -> tuple[Callback, ...]:
+        """The callbacks of a run, with its rule among them."""
+        if self._until is None:
+            return self._callbacks
+        if self._share is not None:
+            # What no row that is learned has is nothing to compare.
+            for column in table.columns:
+                own, other = learned[column.name], held_out[column.name]
+                numbers = not isinstance(column, (Constant, Discrete))
+                seen = other.notna() if numbers else other.isin(own)
+                held_out = held_out[seen | (other.isna() & own.isna().any())]
+            if not len(held_out):
+                raise ConfigError("held_out: each of its rows has a category that no other row has")
+        return (*self._callbacks, Until(self._until, held_out=held_out))
+
+    def _begun(
+        self, data: Any, discrete: Sequence[Any] | None = None, held_out: Any = None
+    ) -> Trainer:
         rows = data_room.open(data, discrete=discrete, by_category=True)
         layout = rows.table.layout
         with torch_rng.seeded(self._settings["seed"], torch.device("cpu")):
             g = CTGANGenerator(layout.heads, self._noise, self._width, layout.conditions)
             d = CTGANDiscriminator(layout.width, self._width, layout.conditions, self._pac)
-        return Trainer(g, d, rows, out=self._out, callbacks=self._callbacks, **self._settings)
+        return Trainer(
+            g,
+            d,
+            rows,
+            out=self._out,
+            callbacks=self._rule(rows.table, data, held_out),
+            **self._settings,
+        )
 
-    def _resumed(self, data: Any) -> Trainer:
+    def _resumed(self, data: Any, held_out: Any = None) -> Trainer:
         if self._out is None:
             raise ConfigError("resume=True continues the run in out, and out is None; name it")
         place = Path(self._out).expanduser()
@@ -133,7 +213,8 @@ class Synthesizer:
         # What a resume may change; all else is as the run began.
         kept = ("epochs", "steps", "seconds", "device", "engine", "threads", "console")
         changes = {k: v for k, v in self._settings.items() if k in kept}
-        return Trainer.resume(place, data=data, callbacks=self._callbacks, **changes)
+        callbacks = self._rule(Table.found(place), data, held_out)
+        return Trainer.resume(place, data=data, callbacks=callbacks, **changes)
 
     def sample(
         self,
