@@ -112,7 +112,7 @@ class Alarms(Callback):
         self._diversities = [*self._diversities, diversity][-self.patience :]
         found = dict.fromkeys(ALARMS)
         found[SATURATED] = _saturated(trainer, line)
-        found[DIVERGING] = self._diverging(line, sure=found[SATURATED] is not None)
+        found[DIVERGING] = self._diverging(trainer, line, sure=found[SATURATED] is not None)
         # In a run that runs away the others mean nothing.
         if found[DIVERGING]:
             found[SATURATED] = None
@@ -171,7 +171,9 @@ class Alarms(Callback):
             "penalties='r1:1'",
         )
 
-    def _diverging(self, line: dict[str, Any], *, sure: bool) -> tuple[str, str] | None:
+    def _diverging(
+        self, trainer: Trainer, line: dict[str, Any], *, sure: bool
+    ) -> tuple[str, str] | None:
         values = [line[f"{name}_mean"] for name in ("d_loss", "g_loss", "d_real", "d_fake")]
         size = max(map(abs, values)) if all(map(math.isfinite, values)) else math.inf
         self._sizes = [*self._sizes[-self.patience :], size]
@@ -184,7 +186,8 @@ class Alarms(Callback):
         rising = [b > a for a, b in zip(self._sizes, self._sizes[1:], strict=False)]
         grows = len(rising) == self.patience and all(rising) and size > 2 * self._sizes[0]
         # The scores of a D that is sure, and G's loss with them, grow as long as it learns.
-        if not (size > HUGE or (size > LARGE and grows and not sure)):
+        lost = _logits(trainer) and values[0] > LARGE
+        if not (size > HUGE or lost or (size > LARGE and grows and not sure)):
             return None
         earlier = len(self._sizes) - 1
         after = f", after {self._sizes[0]:.3g} {earlier} lines ago" if earlier else ""
