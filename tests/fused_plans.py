@@ -79,6 +79,31 @@ def single_layers():
     )
 
 
+def smooth():
+    g = mlp(
+        nn.Linear(9, 40),
+        nn.GELU(),
+        nn.Linear(40, 33),
+        nn.SiLU(),
+        nn.Dropout(0.1),
+        nn.Linear(33, 36),
+        nn.GELU(approximate="tanh"),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        nn.Linear(36, 50),
+        nn.SiLU(),
+        nn.Linear(50, 20),
+        nn.GELU(),
+        nn.Dropout(0.2),
+        nn.Linear(20, 17),
+        nn.GELU(approximate="tanh"),
+        nn.Linear(17, 1),
+        nn.SiLU(),
+    )
+    return g, d
+
+
 def plain_norm():
     g = mlp(
         nn.Linear(16, 64),
@@ -146,6 +171,7 @@ PLANS = {
         {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
     ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
+    "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),
 }
 
 

@@ -29,6 +29,7 @@ GP = losses.PENALTIES["wgan-gp"]
 ACTIVATIONS = {
     "straight": lambda: (nn.LeakyReLU(0.2), nn.ReLU(), nn.Identity()),
     "curved": lambda: (nn.Tanh(), nn.ELU(0.8), nn.Sigmoid(), nn.LeakyReLU(0.1)),
+    "falling and rising": lambda: (nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.LeakyReLU(0.1)),
 }
 SETS = (
     "wgan-gp", "r1", "r2:3", ["r1:2", "r2:5"], ["wgan-gp:4", "r1:1"], ["r2:2", "wgan-gp"],
@@ -52,8 +53,8 @@ def drawn_plan(kind, number):
                 parts.append(nn.Dropout(rng.choice((0.2, 0.5))))
             last = out
         parts.append(nn.Linear(last, 1, bias=rng.random() < 0.5))
-        if kind == "curved" and rng.random() < 0.3:
-            parts.append(nn.Tanh())
+        if kind != "straight" and rng.random() < 0.3:
+            parts.append(nn.Tanh() if kind == "curved" else nn.SiLU())
         return nn.Sequential(*parts)
 
     torch.manual_seed(number)

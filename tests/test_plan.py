@@ -52,6 +52,9 @@ def test_reference_pair():
         (nn.ELU(0.5), ("elu", 0.5)),
         (nn.Tanh(), ("tanh", 0.0)),
         (nn.Sigmoid(), ("sigmoid", 0.0)),
+        (nn.GELU(), ("gelu", 0.0)),
+        (nn.GELU(approximate="tanh"), ("gelu_tanh", 0.0)),
+        (nn.SiLU(), ("silu", 0.0)),
         (nn.Identity(), ("none", 0.0)),
     ],
 )
@@ -71,6 +74,9 @@ def test_activation_modules(module, expected):
         (lambda x: torch.relu(x), ("leaky_relu", 0.0)),
         (lambda x: F.elu(x, 0.7), ("elu", 0.7)),
         (lambda x: x.tanh(), ("tanh", 0.0)),
+        (lambda x: F.gelu(x), ("gelu", 0.0)),
+        (lambda x: F.gelu(x, approximate="tanh"), ("gelu_tanh", 0.0)),
+        (lambda x: F.silu(x, inplace=True), ("silu", 0.0)),
         (lambda x: torch.sigmoid(x), ("sigmoid", 0.0)),
     ],
 )

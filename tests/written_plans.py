@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan import random
 
-ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
+ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "gelu_tanh", "silu")
 
 
 @dataclass
@@ -146,6 +146,9 @@ class Case:
                 "tanh": torch.tanh,
                 "sigmoid": torch.sigmoid,
                 "elu": lambda t, slope=layer.slope: F.elu(t, slope),
+                "gelu": F.gelu,
+                "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+                "silu": F.silu,
             }[layer.activation](x)
         return x
 

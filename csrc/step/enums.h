@@ -6,8 +6,9 @@
 
 namespace fastgan {
 
-#define FASTGAN_ACTIVATIONS(entry) \
-  entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu)
+#define FASTGAN_ACTIVATIONS(entry)                                                                 \
+  entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu) entry(gelu) entry(gelu_tanh) \
+      entry(silu)
 #define FASTGAN_LOSSES(entry) \
   entry(non_saturating) entry(minimax) entry(hinge) entry(least_squares) entry(wasserstein)
 // Of the norm of D's slope at a sample: half its square, and the square of its distance from one.

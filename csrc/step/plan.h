@@ -26,6 +26,13 @@ struct Parameter {
   float* grad = nullptr;  // set by a device's memory: where gradients wait for their norm
 };
 
+// Whether an activation's output does not tell its derivative, which is then kept; and whether it
+// does not tell the second one either.
+constexpr bool keeps_bend(Activation a) {
+  return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
+}
+constexpr bool keeps_slope(Activation a) { return a == Activation::elu || keeps_bend(a); }
+
 struct PlannedLayer {
   int64_t in = 0, out = 0;
   Activation activation = Activation::none;

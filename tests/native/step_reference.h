@@ -10,9 +10,11 @@
 // --- The reference ---
 
 struct Trace {
-  Matrix in, normed, out;
+  Matrix in, normed, before, out;  // `before` the activation
   std::vector<double> inv_std;
 };
+
+const double kHalfGelu = std::sqrt(2 / std::acos(-1.0));  // half the slope of 2 u at 0
 
 double activate(Activation a, double x) {
   switch (a) {
@@ -24,11 +26,18 @@ double activate(Activation a, double x) {
       return 1 / (1 + std::exp(-x));
     case Activation::elu:
       return x > 0 ? x : kSlope * std::expm1(x);
+    case Activation::gelu:
+      return x * std::erfc(-x * std::sqrt(0.5)) / 2;
+    case Activation::gelu_tanh:
+      return x * (1 + std::tanh(kHalfGelu * (x + 0.044715 * x * x * x))) / 2;
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
     default:
       return x;
   }
 }
-double slope_at(Activation a, double y) {
+// At x, where the activation is y.
+double slope_at(Activation a, double x, double y) {
   switch (a) {
     case Activation::leaky_relu:
       return y > 0 ? 1 : kSlope;
@@ -38,6 +47,16 @@ double slope_at(Activation a, double y) {
       return y * (1 - y);
     case Activation::elu:
       return y > 0 ? 1 : y + kSlope;
+    case Activation::gelu:
+      return std::erfc(-x * std::sqrt(0.5)) / 2 + x * kHalfGelu / 2 * std::exp(-x * x / 2);
+    case Activation::gelu_tanh: {
+      const double th = std::tanh(kHalfGelu * (x + 0.044715 * x * x * x));
+      return (1 + th) / 2 + x * (1 - th * th) / 2 * kHalfGelu * (1 + 3 * 0.044715 * x * x);
+    }
+    case Activation::silu: {
+      const double s = 1 / (1 + std::exp(-x));
+      return s + x * s * (1 - s);
+    }
     default:
       return 1;
   }
@@ -82,6 +101,7 @@ struct Reference {
           }
         }
       }
+      t.before = y;
       for (double& v : y) v = activate(layers[l].activation, v);
       t.out = y;
       std::vector<uint8_t> keep;
@@ -117,7 +137,7 @@ struct Reference {
           static_cast<uint32_t>(std::nearbyint((1 - layers[l].drop) * 65536));
       for (int64_t e = 0; e < n * out; ++e) {
         if (!keeps[l].empty()) g[e] = keeps[l][e] ? g[e] * 65536.0 / threshold : 0;
-        g[e] *= slope_at(layers[l].activation, t.out[e]);
+        g[e] *= slope_at(layers[l].activation, t.before[e], t.out[e]);
       }
       if (layers[l].norm) {
         for (int64_t o = 0; o < out; ++o) {

@@ -41,11 +41,16 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
         // The field has room for whole vectors; what lies beyond the width stays zero.
         for (int64_t j = 0; j < width; j += kFloats)
           store_vector(x + j, tanh_vector(load_vector(x + j)));
-      } else if constexpr (kind == Activation::elu) {
-        float* __restrict const slopes =
-            rows(field, layer.slopes, segment) + i * field.stride + begin;
+      } else if constexpr (keeps_slope(kind)) {
+        const int64_t at = i * field.stride + begin;
+        float* __restrict const slopes = rows(field, layer.slopes, segment) + at;
+        if constexpr (keeps_bend(kind))
+          if (layer.second && due(segment)) {
+            float* __restrict const second = rows(field, layer.second, segment) + at;
+            for (int64_t j = 0; j < width; ++j) second[j] = with_slope<kind>(x[j], slope).bend;
+          }
         for (int64_t j = 0; j < width; ++j) {
-          const WithSlope<float> y = elu(x[j], slope);
+          const WithSlope<float> y = with_slope<kind>(x[j], slope);
           x[j] = y.value;
           slopes[j] = y.slope;
         }

@@ -92,11 +92,10 @@ struct Layer : PlannedLayer {
   // Set by plan_memory.
   int64_t middle = 0;  // the output at which the second half of sums begins; 0: they are not cut
   Field *below = nullptr, *above = nullptr;
-  int lift = 0;             // segment s below becomes segment s + lift above
-  float* normed = nullptr;  // normalised values, as rows of `above`, by segments below
-  float* slopes =
-      nullptr;  // ELU's derivatives, likewise: close to -alpha a value does not tell its
-  float* inv_std = nullptr;                           // [segment][out]
+  int lift = 0;              // segment s below becomes segment s + lift above
+  float* normed = nullptr;   // normalised values, as rows of `above`, by segments below
+  float* slopes = nullptr;   // derivatives of activations that keep them, likewise
+  float* inv_std = nullptr;  // [segment][out]
   float *grad_gamma = nullptr, *grad_beta = nullptr;  // [out]
   uint8_t* keep = nullptr;                            // dropout mask [segment][padded batch][out]
   // With penalties: whether no activation from here up is curved, and whether this is the last
@@ -105,6 +104,7 @@ struct Layer : PlannedLayer {
   // Of a curved one: gradients before its derivative, then what its second derivative makes of
   // them. Rows of `above`, segments as those of its tangents.
   float* curves = nullptr;
+  float* second = nullptr;  // second derivatives of those that keep them, likewise
 };
 
 using Network = PlannedNetwork<Layer>;

@@ -49,7 +49,7 @@ void plan_layer(Arena& arena, const Job& job, Layer& layer, bool before) {
     layer.grad_gamma = arena.take<float>(round_up(layer.out, kBlock));
     layer.grad_beta = arena.take<float>(round_up(layer.out, kBlock));
   }
-  if (layer.activation == Activation::elu)
+  if (keeps_slope(layer.activation))
     layer.slopes = take_segments<float>(arena, job, kSegments, before, layer.above->stride);
   if (layer.drop) {
     layer.keep = take_segments<uint8_t>(arena, job, kSegments, before, layer.out);
@@ -107,6 +107,7 @@ void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
     if (layer.straight) continue;
     above.bends = take(above.stride);
     if (curved(layer.activation)) layer.curves = take(above.stride);
+    if (keeps_bend(layer.activation)) layer.second = take(above.stride);
   }
   job.coefficients = arena.take<float>((kFake + 1) * job.padded);
   job.mixes = arena.take<float>(job.padded);

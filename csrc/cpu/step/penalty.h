@@ -175,17 +175,22 @@ void Stepper::tangent_rows(const Layer& layer, Range features, Range within, int
       float* __restrict const t = rows(field, field.tangents, segment) + at;
       const float* const x = rows(field, field.rows, segment) + at;
       const float* const slopes =
-          kind == Activation::elu ? rows(field, layer.slopes, segment) + at : nullptr;
+          keeps_slope(kind) ? rows(field, layer.slopes, segment) + at : nullptr;
       const uint8_t* const keep =
           layer.drop ? layer.keep + (segment * job_.padded + i) * layer.out + begin : nullptr;
       const auto first = [&](int64_t j) {
-        if constexpr (kind == Activation::elu) return slopes[j];
+        if constexpr (keeps_slope(kind)) return slopes[j];
         return derivative<kind>(1.f, x[j] * inverse, slope);
       };
       if constexpr (kind != Activation::none && kind != Activation::leaky_relu) {
         float* __restrict const curves = rows(field, layer.curves, segment) + at;
-        for (int64_t j = 0; j < width; ++j)
-          curves[j] *= second_derivative<kind>(x[j] * inverse, first(j)) * t[j];
+        if constexpr (keeps_bend(kind)) {
+          const float* const second = rows(field, layer.second, segment) + at;
+          for (int64_t j = 0; j < width; ++j) curves[j] *= second[j] * t[j];
+        } else {
+          for (int64_t j = 0; j < width; ++j)
+            curves[j] *= second_derivative<kind>(x[j] * inverse, first(j)) * t[j];
+        }
         if (layer.topmost) {
           const float* const delta = rows(field, field.grads, segment) + at;
           float* const bends = rows(field, field.bends, segment) + at;
@@ -217,7 +222,11 @@ void Stepper::head_tangent(const Layer* lower, int from, int segments) {
       const float delta = rows(field, field.grads, segment)[i * field.stride];
       float bend = segment == kBetween ? 0.f : coefficients(segment)[i] * delta;
       with_activation(layer.activation, [&](auto activation) {
-        bend += second_derivative<decltype(activation)::value>(score, delta) * v;
+        constexpr Activation kind = decltype(activation)::value;
+        if constexpr (keeps_bend(kind))
+          bend += rows(field, layer.second, segment)[i * field.stride] * v;
+        else
+          bend += second_derivative<kind>(score, delta) * v;
       });
       rows(field, field.bends, segment)[i * field.stride] = bend;
       if (lower == nullptr) continue;

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.activations import ACTIVATIONS
 from fastgan.engines.fused.support import (
     LOSS_NUMBERS,
     PENALTY_PLACES,
@@ -116,7 +117,7 @@ class PlanEncoder:
         drop, norm = layer.dropout, layer.norm
         self._integers += [
             layer.linear.out_features,
-            plan.ACTIVATIONS.index(layer.activation),
+            ACTIVATIONS.index(layer.activation),
             int(norm is not None),
             int(drop is not None),
             0 if drop is None else round((1.0 - drop.p) * 65536),

@@ -24,12 +24,10 @@ from torch.nn.utils import parametrize
 
 from fastgan import torch_private
 from fastgan.engines.base import CannotRun
+from fastgan.engines.fused import activations
 from fastgan.engines.probe import copied, drawn, first_line, randomness_kept
 from fastgan.engines.snapshot import Snapshot
 from fastgan.nn import LinearLeakyReLU
-
-ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
-"""The activations by their numbers in csrc/cpu/step.h."""
 
 _tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
 
@@ -205,26 +203,6 @@ _SHAPE_FUNCTIONS = {
     torch.unsqueeze,
     torch.unflatten,
 }
-_FUNCTIONS: dict[Callable, tuple[str, Callable[..., float]]] = {
-    F.leaky_relu: ("leaky_relu", lambda negative_slope=0.01, inplace=False: negative_slope),
-    F.elu: ("elu", lambda alpha=1.0, inplace=False: alpha),
-    F.relu: ("leaky_relu", lambda inplace=False: 0.0),
-    torch.relu: ("leaky_relu", lambda: 0.0),
-    torch.tanh: ("tanh", lambda: 0.0),
-    F.tanh: ("tanh", lambda: 0.0),
-    torch.sigmoid: ("sigmoid", lambda: 0.0),
-    F.sigmoid: ("sigmoid", lambda: 0.0),
-}
-
-
-def functions() -> dict[str, object]:
-    """What torch's layers call: a program may put functions of its own there."""
-    own = ("linear", "batch_norm", "leaky_relu", "relu", "elu")
-    found = {f"torch.nn.functional.{name}": getattr(F, name) for name in own}
-    return found | {"torch.tanh": torch.tanh, "torch.sigmoid": torch.sigmoid}
-
-
-_METHODS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
 class _Walk:
@@ -318,13 +296,8 @@ class _Walk:
             self.norm(m, x, where)
         elif type(m) is nn.Dropout:
             self.dropout(m, where)
-        elif type(m) is nn.LeakyReLU:
-            self.activation("leaky_relu", m.negative_slope, where, kind)
-        elif type(m) is nn.ELU:
-            self.activation("elu", m.alpha, where, kind)
-        elif type(m) in (nn.ReLU, nn.Tanh, nn.Sigmoid):
-            name = {nn.ReLU: "leaky_relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}[type(m)]
-            self.activation(name, 0.0, where, kind)
+        elif (said := activations.MODULES.get(type(m))) is not None:
+            self.activation(*said(m), where, kind)
         else:
             raise NoPlan(f"{where}: {kind} has no fused form")
         self.advance(node, x, where)
@@ -350,11 +323,10 @@ class _Walk:
             x = self.follow(node, where, what)
             self.advance(node, target(x, *args[1:], **kwargs), where)
             return
-        function = _METHODS.get(target) if node.op == "call_method" else target
-        if function in _FUNCTIONS:
+        function = activations.METHODS.get(target) if node.op == "call_method" else target
+        if (said := activations.FUNCTIONS.get(function)) is not None:
             x = self.follow(node, where, what)
-            name, slope = _FUNCTIONS[function]
-            self.activation(name, float(slope(*args[1:], **kwargs)), where, what)
+            self.activation(*said(*args[1:], **kwargs), where, what)
             self.advance(node, x, where)
             return
         hint = "; use nn.Dropout" if target is F.dropout else ""
@@ -393,7 +365,9 @@ class _Walk:
             raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
         self.last(where, "BatchNorm1d", 1, "a Linear, before its activation").norm = m
 
-    def activation(self, kind: str, slope: float, where: str, what: str) -> None:
+    def activation(self, kind: str | None, slope: float, where: str, what: str) -> None:
+        if kind is None:
+            raise NoPlan(f"{where}: {what} of this kind has no fused form")
         layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
         if not (math.isfinite(slope) and slope >= 0):
             raise NoPlan(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan import random
+from fastgan.engines.fused.activations import OPERATORS
 from fastgan.engines.fused.plan import Chain, NoPlan
 from fastgan.engines.probe import copied, first_line, randomness_kept, undisturbed
 from fastgan.nn import LinearLeakyReLU
@@ -78,18 +79,8 @@ def _computed(chain: Chain, of_copy: dict[nn.Module, nn.Module], x: Tensor) -> T
         if layer.norm is not None:
             norm = of_copy[layer.norm]
             x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
-        x = _ACTIVATIONS[layer.activation](x, layer.slope)
+        x = OPERATORS[layer.activation](x, layer.slope)
     return x
-
-
-_ACTIVATIONS = {
-    "none": lambda x, slope: x,
-    "leaky_relu": torch.ops.aten.leaky_relu,
-    "tanh": lambda x, slope: torch.tanh(x),
-    "sigmoid": lambda x, slope: torch.sigmoid(x),
-    "elu": torch.ops.aten.elu,
-}
-"""By operators that nobody replaces."""
 
 
 def _same(a: Tensor | None, b: Tensor | None, noise: float | Tensor) -> bool:
