@@ -9,7 +9,7 @@ from torch import nn
 from fastgan import losses, ops
 from fastgan.distributed import World
 from fastgan.engines import CannotRun, choose
-from fastgan.engines.fused import FusedEngine
+from fastgan.engines.fused import FusedEngine, support
 from fastgan.problem import Problem
 
 pytestmark = [
@@ -113,6 +113,13 @@ def test_reasons_in_the_parts(change, reason):
     assert reason in FusedEngine.unsupported(p)
     with pytest.raises(CannotRun):
         FusedEngine(p)
+
+
+def test_a_penalty_through_gelu_is_refused_on_a_gpu():
+    p = problem("smooth", penalties="r1")
+    g, d = support.chains(p)
+    with pytest.raises(CannotRun, match=r"discriminator\.1: penalty 'r1' of a slope through GELU"):
+        support._check_pair(changed(p, device=torch.device("cuda")), g, d)
 
 
 def test_a_scheduler_of_torchs_may_count_the_steps():

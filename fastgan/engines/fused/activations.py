@@ -25,6 +25,9 @@ OPERATORS: dict[str, Callable[[Tensor, float], Tensor]] = {
 ACTIVATIONS = tuple(OPERATORS)
 """Their names by their numbers in csrc/step/enums.h."""
 
+BENDS_KEPT = ("gelu", "gelu_tanh", "silu")
+"""Those whose second derivative is kept along, as their output does not tell it."""
+
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 FUNCTIONS: dict[Callable, Callable[..., tuple[str | None, float]]] = {

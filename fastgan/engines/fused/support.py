@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgan import ops, torch_private
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.activations import BENDS_KEPT
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
 from fastgan.losses import LOSSES, PENALTIES, Penalty, loss
@@ -210,6 +211,11 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
             raise plan.NoPlan(
                 f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through BatchNorm1d has "
                 "no fused form"
+            )
+        if p.penalties and layer.activation in BENDS_KEPT and p.device.type != "cpu":
+            raise plan.NoPlan(
+                f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through GELU or SiLU "
+                "has a fused form on the CPU only"
             )
         if any(id(x) in shared for x in (*layer.parameters, *_buffers(layer))):
             raise plan.NoPlan(f"{layer.name}: shares a parameter or a buffer with the generator")
