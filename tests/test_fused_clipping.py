@@ -132,6 +132,7 @@ def test_several_updates_of_g_are_an_error_to_the_kernels_of_a_gpu():
 @pytest.mark.parametrize(
     "options",
     [
+        {"networks": ([plans.Layer(12, row_norm=True)], [plans.Layer(1)])},
         {"networks": ([plans.Layer(12)], [plans.Layer(4, "gelu"), plans.Layer(1)])}
         | {"penalties": ((0, 1, 1, 1.0),)},
     ],

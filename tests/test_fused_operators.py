@@ -14,6 +14,7 @@ from native import emulator, fused_cuda
 from fastgan import ops, random
 from fastgan.engines.context import pass_number
 from fastgan.engines.draws import PENALTY_STREAM
+from fastgan.engines.fused import activations, plan
 from fastgan.random import Stream
 from fastgan.statistics import STATISTICS, SUMS
 
@@ -43,7 +44,10 @@ def test_streams_activations_and_precisions_are_those_of_python():
     assert found["Stream"] == streams | {"PENALTY": PENALTY_STREAM}
     assert list(found["Activation"]) == list(plans.ACTIVATIONS)
     assert found["Precision"] == {"fp32": 0, "bf16": 1, "tf32": 2}
-    counted = ("Activation", "Loss", "Statistic", "Pass", "Penalty", "Place")
+    assert list(found["Norm"]) == ["no_norm", "batch_norm", "layer_norm"]
+    assert [None, torch.nn.BatchNorm1d, torch.nn.LayerNorm] == [*plan.NORMS]
+    assert activations.ACTIVATIONS == plans.ACTIVATIONS
+    counted = ("Activation", "Norm", "Loss", "Statistic", "Pass", "Penalty", "Place")
     for numbers in map(found.get, counted):
         assert list(numbers.values()) == list(range(len(numbers)))
 

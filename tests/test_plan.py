@@ -116,6 +116,16 @@ def test_every_part_in_order():
     assert c.layers[0].parameters[1] is None
 
 
+def test_a_layer_norm_takes_the_place_of_a_batch_norm():
+    norms = nn.LayerNorm(9, eps=0.1), nn.LayerNorm(6, bias=False)
+    net = nn.Sequential(nn.Linear(12, 9), norms[0], nn.GELU(), nn.Linear(9, 6), norms[1])
+    layers = chain(net.eval()).layers
+    assert [layer.norm for layer in layers] == [*norms]
+    assert [layer.batch_norm for layer in layers] == [None, None]
+    assert layers[0].parameters[2:] == (norms[0].weight, norms[0].bias)
+    assert layers[1].parameters[2:] == (norms[1].weight, None)
+
+
 def test_fused_modules_read_as_their_originals():
     assert summary(chain(fastgan.nn.fuse(Generator()), (100,))) == summary(
         chain(Generator(), (100,))
@@ -227,6 +237,19 @@ def sequence(*modules):
             sequence(nn.ReLU(), nn.BatchNorm1d(12)),
             "generator.2: BatchNorm1d is fused only after a Linear",
         ),
+        (
+            sequence(nn.ReLU(), nn.LayerNorm(12)),
+            "generator.2: LayerNorm is fused only after a Linear, before its activation",
+        ),
+        (
+            sequence(nn.Unflatten(1, (3, 4)), nn.LayerNorm(4)),
+            "generator.2: LayerNorm is fused on [batch, features] only",
+        ),
+        (sequence(nn.LayerNorm(11)), "generator.1: LayerNorm over (11,), but gets 12 features"),
+        (sequence(nn.BatchNorm1d(12), nn.LayerNorm(12)), "generator.2: LayerNorm is fused only"),
+        (nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 2)), "LayerNorm before the first Linear"),
+        (Call(lambda y, x: F.layer_norm(y, (12,))), "layer_norm has no fused form"),
+        (sequence(nn.GELU("cubic")), "generator.1: GELU of this kind has no fused form"),
         (sequence(nn.ReLU(), nn.Tanh()), "generator.2: Tanh is fused only after"),
         (sequence(nn.Dropout(), nn.ReLU()), "generator.2: ReLU is fused only after"),
         (sequence(nn.Dropout(), nn.Dropout()), "generator.2: Dropout is fused only after"),

@@ -2,7 +2,7 @@
 // fastgan/engines/fused writes it down and decode.cpp reads it. No torch here.
 //
 // A network is a chain of layers
-//     Linear -> [BatchNorm] -> activation -> [dropout]
+//     Linear -> [BatchNorm or LayerNorm] -> activation -> [dropout]
 // between fields: the latents, what lies between two layers, the images, the logits. A field holds
 // up to three batches, its segments; passes.h numbers them.
 #pragma once
@@ -39,7 +39,8 @@ struct PlannedLayer {
   float slope = 0;  // LeakyReLU's negative slope, >= 0; ELU's alpha, >= 0
   Parameter weight, bias;
 
-  bool norm = false;
+  bool norm = false;      // BatchNorm
+  bool row_norm = false;  // LayerNorm, which has of the following eps, gamma and perhaps beta
   double norm_eps = 0;
   double norm_momentum = 0;  // negative: cumulative average
   Parameter gamma, beta;

@@ -5,6 +5,7 @@
 
 #include "common/dropout.h"
 #include "cpu/kernels.h"
+#include "step_activations.h"
 #include "step_plans.h"
 
 // --- The reference ---
@@ -13,54 +14,6 @@ struct Trace {
   Matrix in, normed, before, out;  // `before` the activation
   std::vector<double> inv_std;
 };
-
-const double kHalfGelu = std::sqrt(2 / std::acos(-1.0));  // half the slope of 2 u at 0
-
-double activate(Activation a, double x) {
-  switch (a) {
-    case Activation::leaky_relu:
-      return x > 0 ? x : kSlope * x;
-    case Activation::tanh:
-      return std::tanh(x);
-    case Activation::sigmoid:
-      return 1 / (1 + std::exp(-x));
-    case Activation::elu:
-      return x > 0 ? x : kSlope * std::expm1(x);
-    case Activation::gelu:
-      return x * std::erfc(-x * std::sqrt(0.5)) / 2;
-    case Activation::gelu_tanh:
-      return x * (1 + std::tanh(kHalfGelu * (x + 0.044715 * x * x * x))) / 2;
-    case Activation::silu:
-      return x / (1 + std::exp(-x));
-    default:
-      return x;
-  }
-}
-// At x, where the activation is y.
-double slope_at(Activation a, double x, double y) {
-  switch (a) {
-    case Activation::leaky_relu:
-      return y > 0 ? 1 : kSlope;
-    case Activation::tanh:
-      return 1 - y * y;
-    case Activation::sigmoid:
-      return y * (1 - y);
-    case Activation::elu:
-      return y > 0 ? 1 : y + kSlope;
-    case Activation::gelu:
-      return std::erfc(-x * std::sqrt(0.5)) / 2 + x * kHalfGelu / 2 * std::exp(-x * x / 2);
-    case Activation::gelu_tanh: {
-      const double th = std::tanh(kHalfGelu * (x + 0.044715 * x * x * x));
-      return (1 + th) / 2 + x * (1 - th * th) / 2 * kHalfGelu * (1 + 3 * 0.044715 * x * x);
-    }
-    case Activation::silu: {
-      const double s = 1 / (1 + std::exp(-x));
-      return s + x * s * (1 - s);
-    }
-    default:
-      return 1;
-  }
-}
 
 struct Reference {
   const Pair& plan;
@@ -97,6 +50,21 @@ struct Reference {
           s.exact_var[o] += kMomentum * (var * n / (n - 1) - s.exact_var[o]);
           for (int64_t b = 0; b < n; ++b) {
             t.normed[b * out + o] = (y[b * out + o] - mean) * t.inv_std[o];
+            y[b * out + o] = t.normed[b * out + o] * s.gamma.exact[o] + s.beta.exact[o];
+          }
+        }
+      }
+      if (layers[l].row_norm) {
+        t.normed.resize(n * out);
+        t.inv_std.resize(n);
+        for (int64_t b = 0; b < n; ++b) {
+          double mean = 0, var = 0;
+          for (int64_t o = 0; o < out; ++o) mean += y[b * out + o] / out;
+          for (int64_t o = 0; o < out; ++o)
+            var += (y[b * out + o] - mean) * (y[b * out + o] - mean) / out;
+          t.inv_std[b] = 1 / std::sqrt(var + kNormEps);
+          for (int64_t o = 0; o < out; ++o) {
+            t.normed[b * out + o] = (y[b * out + o] - mean) * t.inv_std[b];
             y[b * out + o] = t.normed[b * out + o] * s.gamma.exact[o] + s.beta.exact[o];
           }
         }
@@ -153,6 +121,24 @@ struct Reference {
           for (int64_t b = 0; b < n; ++b)
             g[b * out + o] = s.gamma.exact[o] * t.inv_std[o] *
                              (g[b * out + o] - sum / n - t.normed[b * out + o] * product / n);
+        }
+      }
+      if (layers[l].row_norm) {
+        for (int64_t b = 0; b < n; ++b) {
+          double sum = 0, product = 0;
+          for (int64_t o = 0; o < out; ++o) {
+            double& at = g[b * out + o];
+            if (grads) {
+              (*grads)[l][2][o] += at * t.normed[b * out + o];
+              (*grads)[l][3][o] += at;
+            }
+            at *= s.gamma.exact[o];
+            sum += at;
+            product += at * t.normed[b * out + o];
+          }
+          for (int64_t o = 0; o < out; ++o)
+            g[b * out + o] =
+                t.inv_std[b] * (g[b * out + o] - sum / out - t.normed[b * out + o] * product / out);
         }
       }
       Matrix down(n * in, 0);
@@ -337,9 +323,11 @@ std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& lay
     s.width = l.out;
     s.weight.fill(l.out * in, std::sqrt(3.0 / static_cast<double>(in)), 0, state);
     if ((!l.norm || l.out % 2) && (last_bias || l.out > 1)) s.bias.fill(l.out, 0.1, 0, state);
-    if (l.norm) {
+    if (l.norm || l.row_norm) {
       s.gamma.fill(l.out, 0.3, 1, state);
       s.beta.fill(l.out, 0.1, 0, state);
+    }
+    if (l.norm) {
       s.running_mean.assign(l.out, 0);
       s.running_var.assign(l.out, 1);
       s.exact_mean.assign(l.out, 0);

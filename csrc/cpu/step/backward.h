@@ -37,7 +37,7 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
       }
       if (curves && bent)
         for (int64_t j = 0; j < width; ++j) g[j] += curves[j];
-      if (!lower.norm)
+      if (!lower.norm && !lower.row_norm)
         round_row(g, rows(field, field.grad_factors, segment + lower.lift) + at, width);
     }
   });

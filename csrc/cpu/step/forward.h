@@ -10,7 +10,7 @@ void Stepper::forward(const Layer& layer, int from, int segments) {
   rows_product<true>(
       {below.row_factors, below.stride, from}, {0, layer.in}, {layer.weight.value, layer.in}, out,
       blocks, {above.rows, above.stride, from + layer.lift}, [&](Range features, Range done) {
-        if (layer.norm) return;
+        if (layer.norm || layer.row_norm) return;
         for (int64_t i = done.begin; i < done.end; ++i) {
           const int64_t row = i % blocks_ * kBlock;
           activate_rows(layer, features, {row, row + rows_in(i % blocks_)},
@@ -25,7 +25,7 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
                             const float* shift) {
   const Field& field = *layer.above;
   const int64_t begin = features.begin, width = length(features);
-  const float* const scale = layer.norm ? layer.gamma.value : nullptr;
+  const float* const scale = layer.norm || layer.row_norm ? layer.gamma.value : nullptr;
   const float slope = layer.slope;
   const float kept = layer.drop ? keep_scale(layer.drop_threshold) : 1.f;
   with_activation(layer.activation, [&](auto activation) {

@@ -97,7 +97,11 @@ struct Layer : PlannedLayer {
   float* slopes = nullptr;   // derivatives of activations that keep them, likewise
   float* inv_std = nullptr;  // [segment][out]
   float *grad_gamma = nullptr, *grad_beta = nullptr;  // [out]
-  uint8_t* keep = nullptr;                            // dropout mask [segment][padded batch][out]
+  // Of a LayerNorm: [segment][padded batch], the gradients of what it makes; with penalties the
+  // bends of that, and what row_norm.h names. Rows as those of `normed`.
+  float *row_std = nullptr, *norm_grads = nullptr;
+  float *norm_bends = nullptr, *warps = nullptr, *turned = nullptr;
+  uint8_t* keep = nullptr;  // dropout mask [segment][padded batch][out]
   // With penalties: whether no activation from here up is curved, and whether this is the last
   // that is.
   bool straight = false, topmost = false;

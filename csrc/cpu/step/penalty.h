@@ -56,6 +56,12 @@ void Stepper::penalise(const Phase& phase) {
       case Phase::bend_sums:
         sum_backward(layer, *lower, from, segments, &Field::bends, done);
         break;
+      case Phase::norm_tangent:
+        row_norm_tangent(layer, from, segments);
+        break;
+      case Phase::norm_bend:
+        row_norm_backward(layer, from, segments, &Field::bends);
+        break;
       default:
         break;
     }
@@ -109,7 +115,7 @@ void Stepper::first_forward(const Layer& layer) {
                      {layer.weight.value, layer.in}, out, {0, 2 * blocks_},
                      {above.rows, above.stride, kReal}, [](Range, Range) {});
   for (int64_t i = 0; i < batch_; ++i) between(above, out, i);
-  for (int segment = kBetween; segment <= kFake; ++segment)
+  for (int segment = kBetween; !layer.row_norm && segment <= kFake; ++segment)
     activate_rows(layer, out, {0, batch_}, segment, layer.bias.value);
 }
 
@@ -153,6 +159,7 @@ void Stepper::tangent(const Layer& layer, int from, int segments) {
                      {layer.weight.value, layer.in}, features_of(grid.features, layer.out),
                      grid.others, {above.tangents, above.stride, from},
                      [&](Range features, Range done) {
+                       if (layer.row_norm) return;
                        for (int64_t i = done.begin; i < done.end; ++i) {
                          const int64_t row = i % blocks_ * kBlock;
                          tangent_rows(layer, features, {row, row + rows_in(i % blocks_)},
@@ -191,11 +198,18 @@ void Stepper::tangent_rows(const Layer& layer, Range features, Range within, int
           for (int64_t j = 0; j < width; ++j)
             curves[j] *= second_derivative<kind>(x[j] * inverse, first(j)) * t[j];
         }
-        if (layer.topmost) {
-          const float* const delta = rows(field, field.grads, segment) + at;
-          float* const bends = rows(field, field.bends, segment) + at;
-          const float by = segment == kBetween ? 0.f : coefficients(segment)[i];
+      }
+      if (layer.topmost) {
+        // Of what the activation takes.
+        const float* const delta =
+            rows(field, layer.row_norm ? layer.norm_grads : field.grads, segment) + at;
+        float* const bends = rows(field, field.bends, segment) + at;
+        const float by = segment == kBetween ? 0.f : coefficients(segment)[i];
+        if constexpr (kind != Activation::none && kind != Activation::leaky_relu) {
+          const float* const curves = rows(field, layer.curves, segment) + at;
           for (int64_t j = 0; j < width; ++j) bends[j] = by * delta[j] + curves[j];
+        } else {
+          for (int64_t j = 0; j < width; ++j) bends[j] = by * delta[j];
         }
       }
       if (keep) {

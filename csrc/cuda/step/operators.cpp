@@ -17,6 +17,10 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
   const DecodedPlan decoded = decode(plan, settings, state, like, apart);
   STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
                   "; the fused step on CUDA does one update of G");
+  for (const auto* network : {&decoded.g, &decoded.d})
+    for (const PlannedLayer& l : network->layers)
+      STD_TORCH_CHECK(!l.row_norm,
+                      "plan has a LayerNorm, which the fused step on CUDA does not know");
   for (const PlannedLayer& l : decoded.d.layers)
     STD_TORCH_CHECK(decoded.penalties.empty() || !keeps_bend(l.activation),
                     "plan has penalties and a GELU or SiLU in D, which the fused step on CUDA does "

@@ -118,12 +118,13 @@ class PlanEncoder:
         self._integers += [
             layer.linear.out_features,
             ACTIVATIONS.index(layer.activation),
-            int(norm is not None),
+            0 if norm is None else plan.NORMS.index(type(norm)),
             int(drop is not None),
             0 if drop is None else round((1.0 - drop.p) * 65536),
             layer.dropout_index,
         ]
-        momentum = -1.0 if norm is None or norm.momentum is None else norm.momentum
+        batch_norm = layer.batch_norm
+        momentum = -1.0 if batch_norm is None or norm.momentum is None else norm.momentum
         self._reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]
         for p in layer.parameters:
             if p is None:
@@ -136,7 +137,7 @@ class PlanEncoder:
                 self._place(state["exp_avg_sq"]),
                 self._tensor(averages.get(p)),
             ]
-        if norm is None or norm.running_mean is None:
+        if batch_norm is None or norm.running_mean is None:
             self._integers += [-1] * 6
             return
         kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)

@@ -2,7 +2,7 @@
 
 A network fits when its forward, traced by torch.fx, is a chain of layers
 
-    Linear -> [BatchNorm1d] -> [activation] -> [Dropout]
+    Linear -> [BatchNorm1d or LayerNorm] -> [activation] -> [Dropout]
 
 with any number of changes of shape that keep the batch in front. What the network's classes are
 called does not matter; what they compute does.
@@ -29,6 +29,9 @@ from fastgan.engines.probe import copied, drawn, first_line, randomness_kept
 from fastgan.engines.snapshot import Snapshot
 from fastgan.nn import LinearLeakyReLU
 
+NORMS = (None, nn.BatchNorm1d, nn.LayerNorm)
+"""The norms by their numbers in csrc/step/enums.h."""
+
 _tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
 
 _CPU = torch.device("cpu")
@@ -52,7 +55,7 @@ class Layer:
     activation: str = "none"
     slope: float = 0.0
     """LeakyReLU's negative slope, or ELU's alpha."""
-    norm: nn.BatchNorm1d | None = None
+    norm: nn.BatchNorm1d | nn.LayerNorm | None = None
     dropout: nn.Dropout | None = None
     dropout_index: int = 0
     """Which of the network's nn.Dropout modules it is, in the order of modules()."""
@@ -60,8 +63,13 @@ class Layer:
     """How far along linear, norm, activation, dropout the layer has come."""
 
     @property
+    def batch_norm(self) -> nn.BatchNorm1d | None:
+        """The norm, if its statistics are of the batch."""
+        return self.norm if isinstance(self.norm, nn.BatchNorm1d) else None
+
+    @property
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """Weight, bias, and BatchNorm's weight and bias; None for what is missing."""
+        """Weight, bias, and the norm's weight and bias; None for what is missing."""
         norm = self.norm
         return (
             self.linear.weight,
@@ -292,7 +300,7 @@ class _Walk:
         if type(m) in (nn.Linear, LinearLeakyReLU):
             self.linear(m, x, where)
             x = x.new_empty(_BATCH, m.out_features)
-        elif type(m) is nn.BatchNorm1d:
+        elif type(m) in NORMS:
             self.norm(m, x, where)
         elif type(m) is nn.Dropout:
             self.dropout(m, where)
@@ -356,19 +364,24 @@ class _Walk:
         if isinstance(m, LinearLeakyReLU):
             self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")
 
-    def norm(self, m: nn.BatchNorm1d, x: Tensor, where: str) -> None:
+    def norm(self, m: nn.BatchNorm1d | nn.LayerNorm, x: Tensor, where: str) -> None:
+        kind = type(m).__name__
         if self.used[m] > 1:
-            raise NoPlan(f"{where}: a BatchNorm1d that is used twice has no fused form")
+            raise NoPlan(f"{where}: a {kind} that is used twice has no fused form")
         if x.dim() != 2:
-            raise NoPlan(f"{where}: BatchNorm1d is fused on [batch, features] only")
-        if not m.training:
+            raise NoPlan(f"{where}: {kind} is fused on [batch, features] only")
+        if isinstance(m, nn.LayerNorm) and m.normalized_shape != tuple(x.shape[1:]):
+            raise NoPlan(
+                f"{where}: LayerNorm over {m.normalized_shape}, but gets {x.shape[1]} features"
+            )
+        if isinstance(m, nn.BatchNorm1d) and not m.training:
             raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
-        self.last(where, "BatchNorm1d", 1, "a Linear, before its activation").norm = m
+        self.last(where, kind, 1, "a Linear, before its activation").norm = m
 
     def activation(self, kind: str | None, slope: float, where: str, what: str) -> None:
         if kind is None:
             raise NoPlan(f"{where}: {what} of this kind has no fused form")
-        layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
+        layer = self.last(where, what, 2, "a Linear or its norm, before its Dropout")
         if not (math.isfinite(slope) and slope >= 0):
             raise NoPlan(
                 f"{where}: {what} is fused with a slope of at least 0; this one has {slope}"

@@ -76,8 +76,10 @@ def _computed(chain: Chain, of_copy: dict[nn.Module, nn.Module], x: Tensor) -> T
             x = linear(x)
             continue
         x = F.linear(x, linear.weight, linear.bias)
-        if layer.norm is not None:
-            norm = of_copy[layer.norm]
+        norm = of_copy.get(layer.norm)
+        if isinstance(norm, nn.LayerNorm):
+            x = torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        elif norm is not None:
             x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
         x = OPERATORS[layer.activation](x, layer.slope)
     return x
