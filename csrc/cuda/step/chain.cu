@@ -260,6 +260,8 @@ class Chain {
         break;
       case Phase::sums:  // no sum is cut
       case Phase::bend_sums:
+      case Phase::norm_tangent:  // and no plan has a LayerNorm
+      case Phase::norm_bend:
         break;
     }
   }
