@@ -79,6 +79,60 @@ def single_layers():
     )
 
 
+def smooth():
+    g = mlp(
+        nn.Linear(9, 40),
+        nn.GELU(),
+        nn.Linear(40, 33),
+        nn.SiLU(),
+        nn.Dropout(0.1),
+        nn.Linear(33, 36),
+        nn.GELU(approximate="tanh"),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        nn.Linear(36, 50),
+        nn.SiLU(),
+        nn.Linear(50, 20),
+        nn.GELU(),
+        nn.Dropout(0.2),
+        nn.Linear(20, 17),
+        nn.GELU(approximate="tanh"),
+        nn.Linear(17, 1),
+        nn.SiLU(),
+    )
+    return g, d
+
+
+def rows_normed():
+    g = mlp(
+        nn.Linear(9, 40),
+        nn.LayerNorm(40),
+        nn.LeakyReLU(0.2),
+        nn.Linear(40, 33, bias=False),
+        nn.LayerNorm(33, elementwise_affine=False),
+        nn.SiLU(),
+        nn.Dropout(0.1),
+        nn.Linear(33, 36),
+        nn.LayerNorm(36, bias=False),
+        nn.Tanh(),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        nn.Linear(36, 70),
+        nn.LayerNorm(70),
+        nn.LeakyReLU(0.2),
+        nn.Dropout(0.2),
+        nn.Linear(70, 20),
+        nn.LayerNorm(20, eps=0.1),
+        nn.Linear(20, 17),
+        nn.LayerNorm(17),
+        nn.ELU(),
+        nn.Linear(17, 1),
+    )
+    return g, d
+
+
 def plain_norm():
     g = mlp(
         nn.Linear(16, 64),
@@ -146,6 +200,8 @@ PLANS = {
         {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
     ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
+    "rows normed": (rows_normed, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
+    "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),
 }
 
 

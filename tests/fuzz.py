@@ -45,11 +45,13 @@ class Fused:
         import written_plans as plans
 
         def layer(out, last=False):
+            norm = "none" if last else rng.choice(("none", "none", "none", "batch", "layer"))
             return plans.Layer(
                 out,
                 rng.choice(plans.ACTIVATIONS),
                 rng.choice((0.0, 0.2, 1.0)),
-                norm=not last and rng.random() < 0.4,
+                norm=norm == "batch",
+                row_norm=norm == "layer",
                 drop=rng.choice((0.0, 0.0, 0.3, 1.0)) if not last else 0.0,
                 bias=rng.random() < 0.8,
             )

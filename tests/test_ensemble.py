@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from many_runs import POINTS, Draws, alone, assert_same, fused, noisy, plain
+from torch import nn
 
 import fastgan
 from fastgan import Callback, Ensemble, grid
@@ -39,6 +40,22 @@ def test_calls_that_follow_each_other_are_one_and_threads_are_as_before():
     whole.fit(steps=45)
     assert torch.get_num_threads() == before
     assert_same(whole[1], alone(seed=1))
+
+
+def normed(config):
+    body = (nn.Linear(2, 24), nn.LayerNorm(24), nn.GELU(), nn.Linear(24, 9), nn.SiLU())
+    return plain(config)[0], nn.Sequential(*body, nn.Linear(9, 1))
+
+
+@fused
+def test_members_of_layers_that_keep_more_than_their_output():
+    options = {"loss": "wasserstein", "penalties": "wgan-gp"}
+    whole = Ensemble(normed, members=2, at_once=2, **POINTS, **options)
+    assert all(t.engine.name == "fused" for t in whole)
+    whole.fit(steps=45)
+    for seed, member in enumerate(whole):
+        torch.manual_seed(seed)
+        assert_same(member, alone(pair=normed(member.config), seed=seed, **options))
 
 
 @fused

@@ -54,11 +54,11 @@ HONOURED = {
     "replaced forward": lambda p: setattr(
         p.discriminator.model[1], "forward", lambda x: nn.functional.leaky_relu(x, 0.7)
     ),
-    "another activation": lambda p: p.discriminator.model.__setitem__(1, nn.GELU()),
+    "another activation": lambda p: p.discriminator.model.__setitem__(1, nn.Mish()),
     "frozen weight": freeze,
     "unlike groups": unlike_groups,
     "spectral norm": lambda p: nn.utils.parametrizations.spectral_norm(p.discriminator.model[0]),
-    "another layer": lambda p: p.discriminator.model.insert(1, nn.LayerNorm(256)),
+    "another layer": lambda p: p.discriminator.model.insert(1, nn.RMSNorm(256)),
 }
 
 

@@ -126,3 +126,19 @@ def test_several_updates_of_g_are_an_error_to_the_kernels_of_a_gpu():
     case = plans.Case(g_steps=2)
     with pytest.raises(RuntimeError, match="does one update of G"):
         torch.ops.fastgan.fused_cuda_length(case.plan, case.settings)
+
+
+@pytest.mark.skipif(emulator.why_not() is not None, reason=f"no emulator: {emulator.why_not()}")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"networks": ([plans.Layer(12, row_norm=True)], [plans.Layer(1)])},
+        {"networks": ([plans.Layer(12)], [plans.Layer(4, "gelu"), plans.Layer(1)])}
+        | {"penalties": ((0, 1, 1, 1.0),)},
+    ],
+)
+def test_layers_that_the_kernels_of_a_gpu_do_not_know_are_an_error(options):
+    fused_cuda.load()
+    case = plans.Case(**options)
+    with pytest.raises(RuntimeError, match="which the fused step on CUDA does not know"):
+        torch.ops.fastgan.fused_cuda_length(case.plan, case.settings)

@@ -18,14 +18,16 @@ from fastgan.engines.fused.cuda import FusedCudaEngine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_gpu = pytest.mark.gpu(library=True)
-PLAIN = [name for name in PLANS if name not in ("deep", "norms")]
-"""The plans without BatchNorm1d, which the persistent kernel takes."""
+TAKEN = [name for name in PLANS if name != "rows normed"]
+"""The plans without LayerNorm."""
+PLAIN = [name for name in TAKEN if name not in ("deep", "norms")]
+"""Those without BatchNorm1d, which the persistent kernel takes."""
 
 
 CASES = [
     pytest.param(kind, name, id=f"{kind.__name__}-{name}")
     for kind in (EmulatedChain, Emulated)
-    for name in (PLANS if kind is EmulatedChain else PLAIN)
+    for name in (TAKEN if kind is EmulatedChain else PLAIN)
     if not name.startswith("reference")
 ]
 
@@ -40,6 +42,12 @@ def test_steps_are_those_of_the_cpu(kernels, kind, name):
     assert engine.step == 12
     assert off_by(got, expected) < 1e-4
     close(p, q, 1e-3)
+
+
+@needs_emulator
+def test_a_layer_norm_is_refused_by_name(kernels):
+    with pytest.raises(RuntimeError, match="LayerNorm, which the fused step on CUDA does not know"):
+        EmulatedChain(problem("rows normed"))
 
 
 @needs_emulator

@@ -14,6 +14,7 @@ from native import emulator, fused_cuda
 from fastgan import ops, random
 from fastgan.engines.context import pass_number
 from fastgan.engines.draws import PENALTY_STREAM
+from fastgan.engines.fused import activations, plan
 from fastgan.engines.fused.inputs import KINDS
 from fastgan.random import Stream
 from fastgan.statistics import STATISTICS, SUMS
@@ -45,7 +46,12 @@ def test_streams_activations_and_precisions_are_those_of_python():
     assert list(found["Activation"]) == list(plans.ACTIVATIONS)
     assert found["Precision"] == {"fp32": 0, "bf16": 1, "tf32": 2}
     assert list(found["PartOf"]) == list(KINDS)
-    counted = ("Activation", "Loss", "Statistic", "Pass", "Penalty", "Place", "PartOf")
+    assert list(found["Norm"]) == ["no_norm", "batch_norm", "layer_norm"]
+    assert [None, torch.nn.BatchNorm1d, torch.nn.LayerNorm] == [*plan.NORMS]
+    assert activations.ACTIVATIONS == plans.ACTIVATIONS
+    counted = (
+        "Activation", "Norm", "Loss", "Statistic", "Pass", "Penalty", "Place", "PartOf",
+    )  # fmt: skip
     for numbers in map(found.get, counted):
         assert list(numbers.values()) == list(range(len(numbers)))
 
@@ -327,9 +333,18 @@ BAD = [
     (replaced(9, lambda n: (1 << 63) - 1), "first_step"),
     (replaced(10, lambda n: 0), "threads is 0; expected 1 to"),
     (replaced(10, lambda n: 1 << 40), "threads is"),
-    (lambda a: a.append(torch.zeros(13).double()), r"sums has shape \[13\]; expected \[14\]"),
-    (lambda a: a.append(torch.zeros(14)), "sums must be a contiguous tensor of float64"),
-    (lambda a: a.append(a[3][:112].view(torch.float64)), "(memory|sums) share memory"),
+    (
+        lambda a: a.extend([None, None, torch.zeros(13).double()]),
+        r"sums has shape \[13\]; expected \[14\]",
+    ),
+    (
+        lambda a: a.extend([None, None, torch.zeros(14)]),
+        "sums must be a contiguous tensor of float64",
+    ),
+    (
+        lambda a: a.extend([None, None, a[3][:112].view(torch.float64)]),
+        "(memory|sums) share memory",
+    ),
 ]
 
 

@@ -29,6 +29,8 @@ GP = losses.PENALTIES["wgan-gp"]
 ACTIVATIONS = {
     "straight": lambda: (nn.LeakyReLU(0.2), nn.ReLU(), nn.Identity()),
     "curved": lambda: (nn.Tanh(), nn.ELU(0.8), nn.Sigmoid(), nn.LeakyReLU(0.1)),
+    "rows normed": lambda: (nn.LeakyReLU(0.2), nn.Identity(), nn.Tanh(), nn.SiLU()),
+    "falling and rising": lambda: (nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.LeakyReLU(0.1)),
 }
 SETS = (
     "wgan-gp", "r1", "r2:3", ["r1:2", "r2:5"], ["wgan-gp:4", "r1:1"], ["r2:2", "wgan-gp"],
@@ -47,13 +49,16 @@ def drawn_plan(kind, number):
         for _ in range(rng.choice((0, 1, 1, 2, 2, 3))):
             out = rng.choice((5, 17, 32, 40, 70))
             parts += [nn.Linear(last, out, bias=rng.random() < 0.8)]
+            if kind == "rows normed" and rng.random() < 0.7:
+                affine, shift = rng.choice(((True, True), (True, False), (False, False)))
+                parts.append(nn.LayerNorm(out, 1e-3, elementwise_affine=affine, bias=shift))
             parts += [rng.choice(ACTIVATIONS[kind]())]
             if rng.random() < 0.4:
                 parts.append(nn.Dropout(rng.choice((0.2, 0.5))))
             last = out
         parts.append(nn.Linear(last, 1, bias=rng.random() < 0.5))
-        if kind == "curved" and rng.random() < 0.3:
-            parts.append(nn.Tanh())
+        if kind != "straight" and rng.random() < 0.3:
+            parts.append(nn.Tanh() if kind == "curved" else nn.SiLU())
         return nn.Sequential(*parts)
 
     torch.manual_seed(number)

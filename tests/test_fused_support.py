@@ -9,7 +9,7 @@ from torch import nn
 from fastgan import losses, ops
 from fastgan.distributed import World
 from fastgan.engines import CannotRun, choose
-from fastgan.engines.fused import FusedEngine
+from fastgan.engines.fused import FusedEngine, support
 from fastgan.problem import Problem
 
 pytestmark = [
@@ -101,6 +101,7 @@ def test_reasons_in_the_settings(changes, reason):
         (lambda p: p.optimizer_d.param_groups[0].update(amsgrad=True), "amsgrad=True"),
         (lambda p: changed(p, ema=nn.Linear(2, 2)), "ema: is not a"),
         (lambda p: p.discriminator.append(nn.Dropout(0.5)), "Dropout on the logits"),
+        (lambda p: p.discriminator.append(nn.LayerNorm(1)), "LayerNorm on the logits"),
         (lambda p: setattr(p.optimizer_d, "step", lambda: None), "its step was replaced"),
         (lambda p: changed(p, world=World(0, 2)), "BatchNorm1d over 2 ranks"),
     ],
@@ -113,6 +114,22 @@ def test_reasons_in_the_parts(change, reason):
     assert reason in FusedEngine.unsupported(p)
     with pytest.raises(CannotRun):
         FusedEngine(p)
+
+
+def test_a_layer_norm_is_refused_on_a_gpu():
+    p = problem("rows normed")
+    g, d = support.chains(p)
+    with pytest.raises(
+        CannotRun, match=r"generator\.1: LayerNorm has a fused form on the CPU only"
+    ):
+        support._check_pair(changed(p, device=torch.device("cuda")), g, d)
+
+
+def test_a_penalty_through_gelu_is_refused_on_a_gpu():
+    p = problem("smooth", penalties="r1")
+    g, d = support.chains(p)
+    with pytest.raises(CannotRun, match=r"discriminator\.1: penalty 'r1' of a slope through GELU"):
+        support._check_pair(changed(p, device=torch.device("cuda")), g, d)
 
 
 def test_a_scheduler_of_torchs_may_count_the_steps():

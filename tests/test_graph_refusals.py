@@ -71,7 +71,7 @@ def test_auto_falls_back_loudly_and_a_forced_engine_raises(monkeypatch, caplog):
             ValueError, match=r"engine='graph' cannot run this .*local_scalar_dense"
         ):
             engines.choose(problem(d=bad), "graph")
-        engine, said = engines.choose(problem(d=discriminator(middle=(nn.GELU(),))))
+        engine, said = engines.choose(problem(d=discriminator(middle=(nn.Mish(),))))
         assert isinstance(engine, GraphEngine) and "graphs of 1 and 8 steps, fp32" in said
 
 

@@ -105,8 +105,8 @@ def test_what_is_damaged_or_cannot_be_written_is_made_anew_without_a_word(
 )
 def test_auto_takes_what_was_measured_to_pay(measured, options, reason, saved):
     # Three steps an epoch, of networks that the fused engine does not take.
-    d = discriminator(middle=(nn.LayerNorm(16),))
-    p = problem(generator(nn.GELU()), d, source=images(24), **options)
+    d = discriminator(middle=(nn.RMSNorm(16),))
+    p = problem(generator(nn.Mish()), d, source=images(24), **options)
     if measured:
         kept.remember(p, kept.Measured(*measured))
     engine, said = engines.choose(p)
@@ -120,8 +120,8 @@ def test_auto_takes_what_was_measured_to_pay(measured, options, reason, saved):
 
 @pytest.mark.parametrize("begun", ["eager", "compile"])
 def test_a_continued_run_keeps_its_engine_whatever_was_measured(begun, saved, tmp_path):
-    d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.LayerNorm(8), nn.Linear(8, 1))
-    g = nn.Sequential(nn.Linear(5, 36), nn.GELU(), nn.Unflatten(1, (1, 6, 6)))
+    d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.RMSNorm(8), nn.Linear(8, 1))
+    g = nn.Sequential(nn.Linear(5, 36), nn.Mish(), nn.Unflatten(1, (1, 6, 6)))
     options = {"batch_size": 8, "latent_dim": 5, "device": "cpu", "console": "none", "steps": 5001}
     measured = kept.Measured(3.0, 2.0, 5.0), kept.Measured(2.0, 3.0, 5.0)
     before, since = measured[::-1] if begun == "eager" else measured

@@ -237,6 +237,38 @@ def test_elu_keeps_its_small_values_and_its_derivative(kernels):
         assert found[0] == least and np.isnan(found[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "share", "far"),
+    [
+        ("gelu", lambda x: torch.special.erfc(-x * 0.5**0.5) / 2, 5e-6),
+        (
+            "gelu_tanh",
+            lambda x: torch.sigmoid(x * (8 / torch.pi) ** 0.5 * (1 + 0.044715 * x * x)),
+            2e-5,
+        ),
+        ("silu", torch.sigmoid, 1e-6),
+    ],
+)
+def test_gelu_and_silu_keep_their_tails_and_both_derivatives(kernels, name, share, far):
+    """`share`: what the input is multiplied with; `far`: a bound of the relative error."""
+    x = torch.cat([torch.linspace(-12, 12, 100001), -torch.logspace(-30, 0, 1001)])
+    wide = x.double().requires_grad_()
+    value = wide * share(wide)
+    slope = torch.autograd.grad(value.sum(), wide, create_graph=True)[0]
+    bend = torch.autograd.grad(slope.sum(), wide)[0]
+    found = torch.from_numpy(kernels.scalar(name, x.numpy())).double()
+    there = value.abs() > 1e-35
+    assert ((found - value) / value)[there].abs().max() < far
+    assert ((found - value) / value)[there & (x.abs() < 3)].abs().max() < 1.5e-6
+    for part, exact in (("slope", slope), ("bend", bend)):
+        found = torch.from_numpy(kernels.scalar(f"{name}_{part}", x.numpy())).double()
+        assert (found - exact).abs().max() < 5e-7
+    large = np.array([-3e38, -100, 100, 3e38, np.nan], np.float32)
+    np.testing.assert_array_equal(kernels.scalar(name, large), [0, 0, 100, large[3], np.nan])
+    np.testing.assert_array_equal(kernels.scalar(f"{name}_slope", large), [0, 0, 1, 1, np.nan])
+    np.testing.assert_array_equal(kernels.scalar(f"{name}_bend", large), [0, 0, 0, 0, np.nan])
+
+
 def test_cosine_and_sine(kernels):
     turns = np.unique(
         np.concatenate([np.arange(0, 2**24, 997), np.arange(0, 2**24, 2**21), [2**24 - 1]])

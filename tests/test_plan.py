@@ -52,6 +52,9 @@ def test_reference_pair():
         (nn.ELU(0.5), ("elu", 0.5)),
         (nn.Tanh(), ("tanh", 0.0)),
         (nn.Sigmoid(), ("sigmoid", 0.0)),
+        (nn.GELU(), ("gelu", 0.0)),
+        (nn.GELU(approximate="tanh"), ("gelu_tanh", 0.0)),
+        (nn.SiLU(), ("silu", 0.0)),
         (nn.Identity(), ("none", 0.0)),
     ],
 )
@@ -71,6 +74,9 @@ def test_activation_modules(module, expected):
         (lambda x: torch.relu(x), ("leaky_relu", 0.0)),
         (lambda x: F.elu(x, 0.7), ("elu", 0.7)),
         (lambda x: x.tanh(), ("tanh", 0.0)),
+        (lambda x: F.gelu(x), ("gelu", 0.0)),
+        (lambda x: F.gelu(x, approximate="tanh"), ("gelu_tanh", 0.0)),
+        (lambda x: F.silu(x, inplace=True), ("silu", 0.0)),
         (lambda x: torch.sigmoid(x), ("sigmoid", 0.0)),
     ],
 )
@@ -108,6 +114,16 @@ def test_every_part_in_order():
     # modules() counts the one that drops nothing, too
     assert [layer.dropout_index for layer in c.layers] == [0, 0, 2]
     assert c.layers[0].parameters[1] is None
+
+
+def test_a_layer_norm_takes_the_place_of_a_batch_norm():
+    norms = nn.LayerNorm(9, eps=0.1), nn.LayerNorm(6, bias=False)
+    net = nn.Sequential(nn.Linear(12, 9), norms[0], nn.GELU(), nn.Linear(9, 6), norms[1])
+    layers = chain(net.eval()).layers
+    assert [layer.norm for layer in layers] == [*norms]
+    assert [layer.batch_norm for layer in layers] == [None, None]
+    assert layers[0].parameters[2:] == (norms[0].weight, norms[0].bias)
+    assert layers[1].parameters[2:] == (norms[1].weight, None)
 
 
 def test_fused_modules_read_as_their_originals():
@@ -221,6 +237,19 @@ def sequence(*modules):
             sequence(nn.ReLU(), nn.BatchNorm1d(12)),
             "generator.2: BatchNorm1d is fused only after a Linear",
         ),
+        (
+            sequence(nn.ReLU(), nn.LayerNorm(12)),
+            "generator.2: LayerNorm is fused only after a Linear, before its activation",
+        ),
+        (
+            sequence(nn.Unflatten(1, (3, 4)), nn.LayerNorm(4)),
+            "generator.2: LayerNorm is fused on [batch, features] only",
+        ),
+        (sequence(nn.LayerNorm(11)), "generator.1: LayerNorm over (11,), but gets 12 features"),
+        (sequence(nn.BatchNorm1d(12), nn.LayerNorm(12)), "generator.2: LayerNorm is fused only"),
+        (nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 2)), "LayerNorm before the first Linear"),
+        (Call(lambda y, x: F.layer_norm(y, (12,))), "layer_norm has no fused form"),
+        (sequence(nn.GELU("cubic")), "generator.1: GELU of this kind has no fused form"),
         (sequence(nn.ReLU(), nn.Tanh()), "generator.2: Tanh is fused only after"),
         (sequence(nn.Dropout(), nn.ReLU()), "generator.2: ReLU is fused only after"),
         (sequence(nn.Dropout(), nn.Dropout()), "generator.2: Dropout is fused only after"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgan import random
+from fastgan.engines import draws
 from fastgan.ops import library, reference
 from fastgan.random import Stream
 
@@ -267,3 +268,12 @@ def test_reference_road_gives_the_same(monkeypatch):
     for a, b in zip(drawn, again, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+def test_no_two_kinds_of_draws_share_a_stream():
+    first = (draws.PENALTY_STREAM, draws.AROUND_STREAM)
+    players = range(draws.CONDITION_STREAM, draws.CONDITION_STREAM + 3)
+    numbers = [*random.Stream, *first, *players, draws.METHOD_STREAM, draws.AUGMENT_STREAM]
+    assert len(set(numbers)) == len(numbers)
+    dropouts = random.Stream.DROPOUT
+    assert all(n <= dropouts or n >= draws.METHOD_STREAM for n in numbers)

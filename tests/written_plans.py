@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgan import random
 
-ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
+ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "gelu_tanh", "silu")
 
 
 @dataclass
@@ -24,6 +24,8 @@ class Layer:
     activation: str = "leaky_relu"
     slope: float = 0.2
     norm: bool = False
+    row_norm: bool = False
+    """A LayerNorm."""
     drop: float = 0.0
     bias: bool = True
 
@@ -96,19 +98,20 @@ class Case:
 
     def _network(self, layers: list[Layer], width: int, averaged: bool) -> None:
         self.reals += [0.5, 0.99, 1e-8, 0.01, *self.clips, math.inf]
-        counts = [1 + layer.bias + 2 * layer.norm for layer in layers]
+        counts = [1 + layer.bias + 2 * (layer.norm or layer.row_norm) for layer in layers]
         steps = [self._place(torch.zeros(())) for _ in range(sum(counts))]
         self.integers += [0, len(steps), *steps, len(layers)]
         index = 0
         self.values.append([])
         for layer in layers:
             threshold = round((1 - layer.drop) * 65536) if layer.drop else 0
-            self.integers += [layer.out, ACTIVATIONS.index(layer.activation), int(layer.norm)]
+            self.integers += [layer.out, ACTIVATIONS.index(layer.activation)]
+            self.integers.append(2 if layer.row_norm else int(layer.norm))
             self.integers += [int(layer.drop > 0), threshold, index]
             index += layer.drop > 0
             self.reals += [layer.slope, 1e-5, 0.1]
             sizes = [(layer.out, width), (layer.out,) if layer.bias else None]
-            sizes += [(layer.out,) if layer.norm else None] * 2
+            sizes += [(layer.out,) if layer.norm or layer.row_norm else None] * 2
             self.values[-1].append([None] * 4)
             for i, size in enumerate(sizes):
                 if size is None:
@@ -146,6 +149,9 @@ class Case:
                 "tanh": torch.tanh,
                 "sigmoid": torch.sigmoid,
                 "elu": lambda t, slope=layer.slope: F.elu(t, slope),
+                "gelu": F.gelu,
+                "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+                "silu": F.silu,
             }[layer.activation](x)
         return x
 

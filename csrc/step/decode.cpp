@@ -45,9 +45,10 @@ class PlanDecoder {
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
                     "plan or settings is longer than the networks they describe; ", kMade);
     const PlannedLayer& logits = plan.d.layers.back();
-    STD_TORCH_CHECK(
-        plan.g.layers.back().out == plan.d.own() && logits.out == 1 && !logits.norm && !logits.drop,
-        "plan must end G in an image, and D in one score without BatchNorm or dropout; ", kMade);
+    STD_TORCH_CHECK(plan.g.layers.back().out == plan.d.own() && logits.out == 1 && !logits.norm &&
+                        !logits.row_norm && !logits.drop,
+                    "plan must end G in an image, and D in one score without a norm or dropout; ",
+                    kMade);
     const int64_t short_batch = plan.count % plan.batch ? plan.count % plan.batch : plan.batch;
     STD_TORCH_CHECK(!norms_ || (plan.batch > 1 && short_batch > 1 && plan.count > 1),
                     "plan has a BatchNorm and a batch of 1 image, which has no variance");
@@ -222,18 +223,20 @@ class PlanDecoder {
 
   void read(PlannedLayer& l) {
     l.activation = static_cast<Activation>(integer("activation", 0, kActivations - 1));
-    l.norm = flag("norm");
+    const Norm norm = static_cast<Norm>(integer("norm", 0, kNorms - 1));
+    l.norm = norm == Norm::batch_norm;
+    l.row_norm = norm == Norm::layer_norm;
     l.drop = flag("dropout");
     l.drop_threshold = static_cast<uint32_t>(integer("dropout's threshold", 0, 65536));
     l.drop_index = static_cast<uint32_t>(integer("dropout's number", 0, kMostDropouts));
     l.slope = static_cast<float>(real("slope", 0, FLT_MAX));
-    l.norm_eps = real("BatchNorm's eps", 0, FLT_MAX);
+    l.norm_eps = real("a norm's eps", 0, FLT_MAX);
     l.norm_momentum = real("BatchNorm's momentum", -FLT_MAX, FLT_MAX);
     l.weight = parameter("weight", l.in * l.out);
     STD_TORCH_CHECK(!state_ || l.weight.value, "plan holds a layer without a weight; ", kMade);
     l.bias = parameter("bias", l.out);
-    l.gamma = parameter("BatchNorm weight", l.out);
-    l.beta = parameter("BatchNorm bias", l.out);
+    l.gamma = parameter("norm's weight", l.out);
+    l.beta = parameter("norm's bias", l.out);
     l.running_mean = take<float>("running_mean", l.out);
     l.running_var = take<float>("running_var", l.out);
     l.batches = take<int64_t>("num_batches_tracked", 1, ScalarType::Long);
@@ -245,8 +248,9 @@ class PlanDecoder {
     STD_TORCH_CHECK(tracked == (l.running_var != nullptr) && tracked == (l.batches != nullptr) &&
                         averaged == (l.average_var != nullptr) &&
                         averaged == (l.average_batches != nullptr) && (tracked || !averaged) &&
-                        affine == (l.beta.value != nullptr) && (l.norm || (!affine && !tracked)),
-                    "plan names one part of a BatchNorm without another; ", kMade);
+                        (affine || !l.beta.value) && (affine == !!l.beta.value || l.row_norm) &&
+                        (l.norm || !tracked) && (l.norm || l.row_norm || !affine),
+                    "plan names one part of a norm without another; ", kMade);
   }
 
   const int64_t* integers_;

@@ -6,8 +6,11 @@
 
 namespace fastgan {
 
-#define FASTGAN_ACTIVATIONS(entry) \
-  entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu)
+#define FASTGAN_ACTIVATIONS(entry)                                                                 \
+  entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu) entry(gelu) entry(gelu_tanh) \
+      entry(silu)
+// What follows a Linear: statistics of a feature over the batch, or of a sample over its features.
+#define FASTGAN_NORMS(entry) entry(no_norm) entry(batch_norm) entry(layer_norm)
 #define FASTGAN_LOSSES(entry) \
   entry(non_saturating) entry(minimax) entry(hinge) entry(least_squares) entry(wasserstein)
 // Of the norm of D's slope at a sample: half its square, and the square of its distance from one.
@@ -38,6 +41,7 @@ namespace fastgan {
 
 #define FASTGAN_ENTRY(name) name,
 enum class Activation : int64_t { FASTGAN_ACTIVATIONS(FASTGAN_ENTRY) };
+enum class Norm : int64_t { FASTGAN_NORMS(FASTGAN_ENTRY) };
 enum class Loss : int64_t { FASTGAN_LOSSES(FASTGAN_ENTRY) };
 enum class Penalty : int64_t { FASTGAN_PENALTIES(FASTGAN_ENTRY) };
 enum class Place : int64_t { FASTGAN_PLACES(FASTGAN_ENTRY) };
@@ -50,6 +54,7 @@ enum class Pass : uint32_t { FASTGAN_PASSES(FASTGAN_ENTRY) };
 
 #define FASTGAN_COUNT(name) +1
 constexpr int64_t kActivations = FASTGAN_ACTIVATIONS(FASTGAN_COUNT);
+constexpr int64_t kNorms = FASTGAN_NORMS(FASTGAN_COUNT);
 constexpr int64_t kLosses = FASTGAN_LOSSES(FASTGAN_COUNT);
 constexpr int64_t kPenalties = FASTGAN_PENALTIES(FASTGAN_COUNT);
 constexpr int64_t kPlaces = FASTGAN_PLACES(FASTGAN_COUNT);

@@ -18,13 +18,21 @@ void add_penalty(const Skeleton& skeleton, std::vector<Phase>& phases) {
   const auto add = [&](Phase::Work work, int n, int other) {
     phases.push_back({work, n, other, 0, 0});
   };
+  const auto row_norm = [&](int n) { return skeleton.layers[static_cast<size_t>(n)].row_norm; };
   if (last > g) add(Phase::slope, g, -1);
   add(Phase::direction, g, -1);
-  for (int n = g; n < last; ++n) add(Phase::tangent, n, -1);
-  if (topmost == last) add(Phase::tangent, last, last > g ? last - 1 : -1);
+  for (int n = g; n < last; ++n) {
+    add(Phase::tangent, n, -1);
+    if (row_norm(n)) add(Phase::norm_tangent, n, -1);
+  }
+  if (topmost == last) {
+    add(Phase::tangent, last, last > g ? last - 1 : -1);
+    if (last > g && row_norm(last - 1)) add(Phase::norm_bend, last - 1, -1);
+  }
   for (int n = topmost < last ? topmost : last - 1; n > g; --n) {
     add(Phase::bend, n, n - 1);
     if (skeleton.layers[static_cast<size_t>(n)].halved) add(Phase::bend_sums, n, n - 1);
+    if (row_norm(n - 1)) add(Phase::norm_bend, n - 1, -1);
   }
 }
 
@@ -38,15 +46,19 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   const int from = of_g ? kFakeForG : kReal, segments = of_g ? 1 : 2;
   // As a layer counts the segments below it: those of G's layers are one less.
   const auto below = [&](int n) { return from - (n < g ? 1 : 0); };
+  // Whether a layer's norm has phases of its own: BatchNorm where the product before it has not
+  // whole features, LayerNorm always.
+  const auto apart = [&](int n) {
+    return layer(n).row_norm || (layer(n).norm && !skeleton.joined);
+  };
   std::vector<Phase> phases;
   const auto forward = [&](int n, int start, int count, bool shared) {
     phases.push_back({Phase::forward, n, -1, start, count, shared});
-    if (layer(n).norm && !skeleton.joined)
-      phases.push_back({Phase::norm, n, -1, start, count, shared});
+    if (apart(n)) phases.push_back({Phase::norm, n, -1, start, count, shared});
   };
   // What follows once the gradient of layer n's activations is there.
   const auto norm_backward = [&](int n) {
-    if (layer(n).norm)
+    if (layer(n).norm || layer(n).row_norm)
       phases.push_back({Phase::norm_backward, n, -1, below(n), segments, false, of_g == (n < g)});
   };
   if (more) {
@@ -71,6 +83,7 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   const auto split = [&](int n) {
     if (!skeleton.parts || n != g) return false;
     phases.push_back({Phase::split, g, g - 1, from, segments});
+    if (layer(g - 1).row_norm) norm_backward(g - 1);
     return true;
   };
   const bool cut = skeleton.parts && last == g;
@@ -85,7 +98,7 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
     }
     phases.push_back({Phase::backward, n, n - 1, below(n), segments});
     if (layer(n).halved) phases.push_back({Phase::sums, n, n - 1, below(n), segments});
-    if (!skeleton.joined) norm_backward(n - 1);
+    if (apart(n - 1)) norm_backward(n - 1);
   }
   const size_t there = phases.size();
   if (!of_g && skeleton.penalised) add_penalty(skeleton, phases);
@@ -161,6 +174,10 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {update + network + " bend " + number, work(phase.layer)};
     case Phase::bend_sums:
       return {update + network + " bend " + number + ", sums", 0};
+    case Phase::norm_tangent:
+      return {update + network + " norm tangent " + number, 0};
+    case Phase::norm_bend:
+      return {update + network + " norm bend " + number, 0};
     case Phase::update:
       break;
   }

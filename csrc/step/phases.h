@@ -3,7 +3,7 @@
 // Each phase is work whose parts need nothing of each other:
 //     inputs    what an update takes from outside: images, latents, on the CPU masks
 //     forward   y = dropout(activation(x weight^T + bias)), for all segments that may share it
-//     norm      BatchNorm's statistics and what follows them, where they have a phase of their own
+//     norm      the norm's statistics and what follows them, where they have a phase of their own
 //     head      D's last layer, of width 1: scores, losses, their gradients, and the gradient of
 //               the field below through the activation and dropout that made it
 //     backward  the same gradient for any other layer
@@ -23,6 +23,7 @@
 //     direction the derivative of the penalty by that slope
 //     tangent   the derivative of D in this direction, forward through a layer
 //     bend, bend_sums  what curved activations make of it, backward through a layer
+//     norm_tangent, norm_bend  both through a LayerNorm
 #pragma once
 
 #include <stdint.h>
@@ -55,7 +56,9 @@ struct Phase {
     direction,
     tangent,
     bend,
-    bend_sums
+    bend_sums,
+    norm_tangent,
+    norm_bend
   } work;
   int layer;  // of an update: the first. Layers are counted through both networks, G's first
   int other;  // head, backward, sums: the layer that made the field below, or -1; update: past the
@@ -75,7 +78,8 @@ struct Skeleton {
     int64_t in, out;
     bool norm;
     bool halved;  // its backward sums are taken in two halves
-    bool curved;  // its activation has a second derivative
+    bool curved;  // its activation or its norm has a second derivative
+    bool row_norm;
   };
   std::vector<Layer> layers;
   int g_layers = 0;
@@ -88,7 +92,7 @@ struct Skeleton {
   int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
   int last() const { return static_cast<int>(layers.size()) - 1; }
-  // D's last layer with a curved activation, or the one before D.
+  // D's last layer that is curved, or the one before D.
   int topmost() const;
 };
 
@@ -117,7 +121,8 @@ Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>
   for (const PlannedPart& part : d.parts) skeleton.d_embedded += part.embeds ? part.width : 0;
   for (const PlannedNetwork<Layer>* network : {&g, &d})
     for (const Layer& l : network->layers)
-      skeleton.layers.push_back({l.in, l.out, l.norm, halved(l), curved(l.activation)});
+      skeleton.layers.push_back(
+          {l.in, l.out, l.norm, halved(l), curved(l.activation) || l.row_norm, l.row_norm});
   return skeleton;
 }
 

@@ -2,7 +2,7 @@
 // fastgan/engines/fused writes it down and decode.cpp reads it. No torch here.
 //
 // A network is a chain of layers
-//     Linear -> [BatchNorm] -> activation -> [dropout]
+//     Linear -> [BatchNorm or LayerNorm] -> activation -> [dropout]
 // between fields: the latents, what lies between two layers, the images, the logits. A field holds
 // up to three batches, its segments; passes.h numbers them.
 #pragma once
@@ -26,13 +26,21 @@ struct Parameter {
   float* grad = nullptr;  // set by a device's memory: where gradients wait for their norm
 };
 
+// Whether an activation's output does not tell its derivative, which is then kept; and whether it
+// does not tell the second one either.
+constexpr bool keeps_bend(Activation a) {
+  return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
+}
+constexpr bool keeps_slope(Activation a) { return a == Activation::elu || keeps_bend(a); }
+
 struct PlannedLayer {
   int64_t in = 0, out = 0;
   Activation activation = Activation::none;
   float slope = 0;  // LeakyReLU's negative slope, >= 0; ELU's alpha, >= 0
   Parameter weight, bias;
 
-  bool norm = false;
+  bool norm = false;      // BatchNorm
+  bool row_norm = false;  // LayerNorm, which has of the following eps, gamma and perhaps beta
   double norm_eps = 0;
   double norm_momentum = 0;  // negative: cumulative average
   Parameter gamma, beta;

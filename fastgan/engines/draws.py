@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 PENALTY_STREAM = 6
 """The stream of a penalty's draws, beside those of `random.Stream`."""
-AROUND_STREAM = 11
+AROUND_STREAM = 13
 """The stream of points around real samples."""
-CONDITION_STREAM = 8
+CONDITION_STREAM = 16
 """The first of the streams of conditions drawn for fake samples, one for each player."""
 METHOD_STREAM = 1 << 28
 """The first of the streams of what a method draws itself."""

@@ -13,6 +13,7 @@
 
 #include "common/activation.h"
 #include "common/dropout.h"
+#include "common/gelu.h"
 #include "common/losses.h"
 #include "cpu/kernels.h"
 
@@ -214,6 +215,15 @@ Array<float> scalar(const std::string& name, Array<float> x) {
   if (name == "sigmoid") return map(x, [](float v) { return sigmoid(v); });
   if (name == "elu") return map(x, [](float v) { return elu(v, 1.5f).value; });
   if (name == "elu_slope") return map(x, [](float v) { return elu(v, 1.5f).slope; });
+  if (name == "gelu") return map(x, [](float v) { return gelu(v).value; });
+  if (name == "gelu_slope") return map(x, [](float v) { return gelu(v).slope; });
+  if (name == "gelu_bend") return map(x, [](float v) { return gelu(v).bend; });
+  if (name == "gelu_tanh") return map(x, [](float v) { return gelu_tanh(v).value; });
+  if (name == "gelu_tanh_slope") return map(x, [](float v) { return gelu_tanh(v).slope; });
+  if (name == "gelu_tanh_bend") return map(x, [](float v) { return gelu_tanh(v).bend; });
+  if (name == "silu") return map(x, [](float v) { return silu(v).value; });
+  if (name == "silu_slope") return map(x, [](float v) { return silu(v).slope; });
+  if (name == "silu_bend") return map(x, [](float v) { return silu(v).bend; });
   if (name == "expm1") return map(x, [](float v) { return math::exp_and_expm1(v).less_one; });
   if (name == "bf16") return map(x, [](float v) { return widen(narrow_bf16(v)); });
   if (name == "round_to_bf16") return map(x, [](float v) { return round_to_bf16(v); });

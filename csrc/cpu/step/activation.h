@@ -19,10 +19,29 @@ FASTGAN_INLINE void with_activation(Activation activation, Use use) {
       return use(Constant<Activation::sigmoid>{});
     case Activation::elu:
       return use(Constant<Activation::elu>{});
+    case Activation::gelu:
+      return use(Constant<Activation::gelu>{});
+    case Activation::gelu_tanh:
+      return use(Constant<Activation::gelu_tanh>{});
+    case Activation::silu:
+      return use(Constant<Activation::silu>{});
   }
 }
 
-// But for ELU, whose derivative comes along with its value, and the vectorised tanh.
+// Of those that keep their derivative.
+template <Activation A>
+FASTGAN_INLINE auto with_slope(float x, float slope) {
+  if constexpr (A == Activation::gelu)
+    return gelu(x);
+  else if constexpr (A == Activation::gelu_tanh)
+    return gelu_tanh(x);
+  else if constexpr (A == Activation::silu)
+    return silu(x);
+  else
+    return elu(x, slope);
+}
+
+// Of the others, but for the vectorised tanh.
 template <Activation A>
 FASTGAN_INLINE float activate(float x, float slope) {
   if constexpr (A == Activation::leaky_relu) return leaky_relu(x, slope);
@@ -30,7 +49,7 @@ FASTGAN_INLINE float activate(float x, float slope) {
   return x;
 }
 
-// The second derivative, from the output y and the first.
+// The second derivative, from the output y and the first, of those that do not keep it.
 template <Activation A>
 FASTGAN_INLINE float second_derivative(float y, float first) {
   if constexpr (A == Activation::tanh) return -2.f * y * first;

@@ -22,7 +22,7 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
           lower.curves && due(segment) ? rows(field, lower.curves, segment) + at : nullptr;
       if (curves && !bent)
         for (int64_t j = 0; j < width; ++j) curves[j] = !keep ? g[j] : keep[j] ? g[j] * scale : 0.f;
-      if constexpr (kind == Activation::elu) {
+      if constexpr (keeps_slope(kind)) {
         const float* const slopes = rows(field, lower.slopes, segment) + at;
         if (keep) {
           for (int64_t j = 0; j < width; ++j) g[j] = keep[j] ? g[j] * scale * slopes[j] : 0.f;
@@ -37,7 +37,7 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
       }
       if (curves && bent)
         for (int64_t j = 0; j < width; ++j) g[j] += curves[j];
-      if (!lower.norm)
+      if (!lower.norm && !lower.row_norm)
         round_row(g, rows(field, field.grad_factors, segment + lower.lift) + at, width);
     }
   });

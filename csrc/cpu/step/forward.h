@@ -10,7 +10,7 @@ void Stepper::forward(const Layer& layer, int from, int segments) {
   rows_product<true>(
       {below.row_factors, below.stride, from}, {0, layer.in}, {layer.weight.value, layer.in}, out,
       blocks, {above.rows, above.stride, from + layer.lift}, [&](Range features, Range done) {
-        if (layer.norm) return;
+        if (layer.norm || layer.row_norm) return;
         for (int64_t i = done.begin; i < done.end; ++i) {
           const int64_t row = i % blocks_ * kBlock;
           activate_rows(layer, features, {row, row + rows_in(i % blocks_)},
@@ -25,7 +25,7 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
                             const float* shift) {
   const Field& field = *layer.above;
   const int64_t begin = features.begin, width = length(features);
-  const float* const scale = layer.norm ? layer.gamma.value : nullptr;
+  const float* const scale = layer.norm || layer.row_norm ? layer.gamma.value : nullptr;
   const float slope = layer.slope;
   const float kept = layer.drop ? keep_scale(layer.drop_threshold) : 1.f;
   with_activation(layer.activation, [&](auto activation) {
@@ -41,11 +41,16 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
         // The field has room for whole vectors; what lies beyond the width stays zero.
         for (int64_t j = 0; j < width; j += kFloats)
           store_vector(x + j, tanh_vector(load_vector(x + j)));
-      } else if constexpr (kind == Activation::elu) {
-        float* __restrict const slopes =
-            rows(field, layer.slopes, segment) + i * field.stride + begin;
+      } else if constexpr (keeps_slope(kind)) {
+        const int64_t at = i * field.stride + begin;
+        float* __restrict const slopes = rows(field, layer.slopes, segment) + at;
+        if constexpr (keeps_bend(kind))
+          if (layer.second && due(segment)) {
+            float* __restrict const second = rows(field, layer.second, segment) + at;
+            for (int64_t j = 0; j < width; ++j) second[j] = with_slope<kind>(x[j], slope).bend;
+          }
         for (int64_t j = 0; j < width; ++j) {
-          const WithSlope<float> y = elu(x[j], slope);
+          const WithSlope<float> y = with_slope<kind>(x[j], slope);
           x[j] = y.value;
           slopes[j] = y.slope;
         }

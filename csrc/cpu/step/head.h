@@ -26,10 +26,13 @@ void Stepper::head_rows(const Layer* lower, int segment, Range within) {
           dot(rows(below, below.rows, segment) + i * below.stride, layer.weight.value, layer.in) +
           (layer.bias.value ? *layer.bias.value : 0.f);
       float& score = scores[i - within.begin];
-      if constexpr (kind == Activation::elu) {
-        const WithSlope<float> y = elu(sum, layer.slope);
+      if constexpr (keeps_slope(kind)) {
+        const auto y = with_slope<kind>(sum, layer.slope);
         score = y.value;
         slopes[i - within.begin] = y.slope;
+        if constexpr (keeps_bend(kind))
+          if (layer.second && due(segment))
+            rows(field, layer.second, segment)[i * field.stride] = y.bend;
       } else {
         score = kind == Activation::tanh ? math::tanh(sum) : activate<kind>(sum, layer.slope);
       }
@@ -53,7 +56,8 @@ void Stepper::head(const Layer* lower, int from, int segments) {
   each_own_rows(segments, [&](int s, Range within) { head_rows(lower, from + s, within); });
 }
 
-// Losses of a few scores, and their gradients as the last field's. `slopes`: those of an ELU.
+// Losses of a few scores, and their gradients as the last field's. `slopes`: of an activation that
+// keeps them.
 void Stepper::score(int segment, Range within, const float* scores, const float* slopes) {
   const Layer& last = job_.d.layers.back();
   const Field& field = *last.above;
@@ -101,7 +105,7 @@ void Stepper::score(int segment, Range within, const float* scores, const float*
   with_activation(last.activation, [&](auto activation) {
     constexpr Activation kind = decltype(activation)::value;
     for (int64_t i = 0; i < n; ++i) {
-      if constexpr (kind == Activation::elu)
+      if constexpr (keeps_slope(kind))
         to[i * field.stride] = grads[i] * slopes[i];
       else
         to[i * field.stride] = derivative<kind>(grads[i], scores[i], last.slope);

@@ -5,6 +5,7 @@
 #include "common/adam.h"
 #include "common/bf16.h"
 #include "common/dropout.h"
+#include "common/gelu.h"
 #include "cpu/clock.h"
 #include "cpu/kernels.h"
 #include "cpu/step/job.h"

@@ -92,19 +92,23 @@ struct Layer : PlannedLayer {
   // Set by plan_memory.
   int64_t middle = 0;  // the output at which the second half of sums begins; 0: they are not cut
   Field *below = nullptr, *above = nullptr;
-  int lift = 0;             // segment s below becomes segment s + lift above
-  float* normed = nullptr;  // normalised values, as rows of `above`, by segments below
-  float* slopes =
-      nullptr;  // ELU's derivatives, likewise: close to -alpha a value does not tell its
-  float* inv_std = nullptr;                           // [segment][out]
+  int lift = 0;              // segment s below becomes segment s + lift above
+  float* normed = nullptr;   // normalised values, as rows of `above`, by segments below
+  float* slopes = nullptr;   // derivatives of activations that keep them, likewise
+  float* inv_std = nullptr;  // [segment][out]
   float *grad_gamma = nullptr, *grad_beta = nullptr;  // [out]
-  uint8_t* keep = nullptr;                            // dropout mask [segment][padded batch][out]
+  // Of a LayerNorm: [segment][padded batch], the gradients of what it makes; with penalties the
+  // bends of that, and what row_norm.h names. Rows as those of `normed`.
+  float *row_std = nullptr, *norm_grads = nullptr;
+  float *norm_bends = nullptr, *warps = nullptr, *turned = nullptr;
+  uint8_t* keep = nullptr;  // dropout mask [segment][padded batch][out]
   // With penalties: whether no activation from here up is curved, and whether this is the last
   // that is.
   bool straight = false, topmost = false;
   // Of a curved one: gradients before its derivative, then what its second derivative makes of
   // them. Rows of `above`, segments as those of its tangents.
   float* curves = nullptr;
+  float* second = nullptr;  // second derivatives of those that keep them, likewise
 };
 
 using Network = PlannedNetwork<Layer>;

@@ -49,7 +49,15 @@ void plan_layer(Arena& arena, const Job& job, Layer& layer, bool before) {
     layer.grad_gamma = arena.take<float>(round_up(layer.out, kBlock));
     layer.grad_beta = arena.take<float>(round_up(layer.out, kBlock));
   }
-  if (layer.activation == Activation::elu)
+  if (layer.row_norm) {
+    const auto take = [&](int64_t row) {
+      return take_segments<float>(arena, job, kSegments, before, row);
+    };
+    layer.normed = take(layer.above->stride);
+    layer.norm_grads = take(layer.above->stride);
+    layer.row_std = take(1);
+  }
+  if (keeps_slope(layer.activation))
     layer.slopes = take_segments<float>(arena, job, kSegments, before, layer.above->stride);
   if (layer.drop) {
     layer.keep = take_segments<uint8_t>(arena, job, kSegments, before, layer.out);
@@ -63,7 +71,7 @@ void each_parameter(Net& network, Use use) {
   for (auto& l : network.layers) {
     use(l.weight, l.in * l.out);
     use(l.bias, l.out);
-    if (!l.norm) continue;
+    if (!l.norm && !l.row_norm) continue;
     use(l.gamma, l.out);
     use(l.beta, l.out);
   }
@@ -109,6 +117,11 @@ void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
     if (layer.straight) continue;
     above.bends = take(above.stride);
     if (curved(layer.activation)) layer.curves = take(above.stride);
+    if (keeps_bend(layer.activation)) layer.second = take(above.stride);
+    if (!layer.row_norm) continue;
+    layer.norm_bends = take(above.stride);
+    layer.warps = take(above.stride);
+    layer.turned = take(above.stride);
   }
   job.coefficients = arena.take<float>((kFake + 1) * job.padded);
   job.mixes = arena.take<float>(job.padded);

@@ -57,6 +57,8 @@ std::string enums_op() {
 #define FASTGAN_NUMBERED(name, number) entry(#name, number);
   start("Activation");
   FASTGAN_ACTIVATIONS(FASTGAN_ENTRY)
+  start("Norm");
+  FASTGAN_NORMS(FASTGAN_ENTRY)
   start("Loss");
   FASTGAN_LOSSES(FASTGAN_ENTRY)
   start("Penalty");

@@ -56,6 +56,12 @@ void Stepper::penalise(const Phase& phase) {
       case Phase::bend_sums:
         sum_backward(layer, *lower, from, segments, &Field::bends, done);
         break;
+      case Phase::norm_tangent:
+        row_norm_tangent(layer, from, segments);
+        break;
+      case Phase::norm_bend:
+        row_norm_backward(layer, from, segments, &Field::bends);
+        break;
       default:
         break;
     }
@@ -118,7 +124,7 @@ void Stepper::first_forward(const Layer& layer) {
                      {layer.weight.value, layer.in}, out, {0, 2 * blocks_},
                      {above.rows, above.stride, kReal}, [](Range, Range) {});
   for (int64_t i = 0; i < batch_; ++i) between(above, out, i);
-  for (int segment = kBetween; segment <= kFake; ++segment)
+  for (int segment = kBetween; !layer.row_norm && segment <= kFake; ++segment)
     activate_rows(layer, out, {0, batch_}, segment, layer.bias.value);
 }
 
@@ -165,6 +171,7 @@ void Stepper::tangent(const Layer& layer, int from, int segments) {
                      {layer.weight.value, layer.in}, features_of(grid.features, layer.out),
                      grid.others, {above.tangents, above.stride, from},
                      [&](Range features, Range done) {
+                       if (layer.row_norm) return;
                        for (int64_t i = done.begin; i < done.end; ++i) {
                          const int64_t row = i % blocks_ * kBlock;
                          tangent_rows(layer, features, {row, row + rows_in(i % blocks_)},
@@ -187,22 +194,34 @@ void Stepper::tangent_rows(const Layer& layer, Range features, Range within, int
       float* __restrict const t = rows(field, field.tangents, segment) + at;
       const float* const x = rows(field, field.rows, segment) + at;
       const float* const slopes =
-          kind == Activation::elu ? rows(field, layer.slopes, segment) + at : nullptr;
+          keeps_slope(kind) ? rows(field, layer.slopes, segment) + at : nullptr;
       const uint8_t* const keep =
           layer.drop ? layer.keep + (segment * job_.padded + i) * layer.out + begin : nullptr;
       const auto first = [&](int64_t j) {
-        if constexpr (kind == Activation::elu) return slopes[j];
+        if constexpr (keeps_slope(kind)) return slopes[j];
         return derivative<kind>(1.f, x[j] * inverse, slope);
       };
       if constexpr (kind != Activation::none && kind != Activation::leaky_relu) {
         float* __restrict const curves = rows(field, layer.curves, segment) + at;
-        for (int64_t j = 0; j < width; ++j)
-          curves[j] *= second_derivative<kind>(x[j] * inverse, first(j)) * t[j];
-        if (layer.topmost) {
-          const float* const delta = rows(field, field.grads, segment) + at;
-          float* const bends = rows(field, field.bends, segment) + at;
-          const float by = segment == kBetween ? 0.f : coefficients(segment)[i];
+        if constexpr (keeps_bend(kind)) {
+          const float* const second = rows(field, layer.second, segment) + at;
+          for (int64_t j = 0; j < width; ++j) curves[j] *= second[j] * t[j];
+        } else {
+          for (int64_t j = 0; j < width; ++j)
+            curves[j] *= second_derivative<kind>(x[j] * inverse, first(j)) * t[j];
+        }
+      }
+      if (layer.topmost) {
+        // Of what the activation takes.
+        const float* const delta =
+            rows(field, layer.row_norm ? layer.norm_grads : field.grads, segment) + at;
+        float* const bends = rows(field, field.bends, segment) + at;
+        const float by = segment == kBetween ? 0.f : coefficients(segment)[i];
+        if constexpr (kind != Activation::none && kind != Activation::leaky_relu) {
+          const float* const curves = rows(field, layer.curves, segment) + at;
           for (int64_t j = 0; j < width; ++j) bends[j] = by * delta[j] + curves[j];
+        } else {
+          for (int64_t j = 0; j < width; ++j) bends[j] = by * delta[j];
         }
       }
       if (keep) {
@@ -229,7 +248,11 @@ void Stepper::head_tangent(const Layer* lower, int from, int segments) {
       const float delta = rows(field, field.grads, segment)[i * field.stride];
       float bend = segment == kBetween ? 0.f : coefficients(segment)[i] * delta;
       with_activation(layer.activation, [&](auto activation) {
-        bend += second_derivative<decltype(activation)::value>(score, delta) * v;
+        constexpr Activation kind = decltype(activation)::value;
+        if constexpr (keeps_bend(kind))
+          bend += rows(field, layer.second, segment)[i * field.stride] * v;
+        else
+          bend += second_derivative<kind>(score, delta) * v;
       });
       rows(field, field.bends, segment)[i * field.stride] = bend;
       if (lower == nullptr) continue;

@@ -82,6 +82,11 @@ class Stepper {
                      Form form = &Field::grads);
   void normalise_backward(const Layer& lower, Range features, int segment, bool first);
 
+  void row_norm(const Layer& layer, int from, int segments);
+  void row_norm_backward(const Layer& lower, Range within, int segment, Form form);
+  void row_norm_backward(const Layer& lower, int from, int segments, Form form);
+  void row_norm_tangent(const Layer& layer, int from, int segments);
+
   void penalties_of_update();
   void penalise(const Phase& phase);
   void mix(int64_t block);
@@ -118,6 +123,7 @@ class Stepper {
                    int segments);
   void weight_grads(const Layer& layer, const Held& held, Range out, Range in, const Term& term,
                     bool more);
+  void row_norm_updates(const Layer& layer, const Move& move, Range out, int from, int segments);
   void head_update(const Layer& layer, const Move& move, int from, int segments);
   void vector_updates(const Layer& layer, const Move& move, Range out, int from, int segments);
   void use(const Move& move, const Parameter& p, int64_t at, int64_t n, float* grad) const;
@@ -221,6 +227,7 @@ void Stepper::end_phase() {
 #include "cpu/step/head.h"
 #include "cpu/step/backward.h"
 #include "cpu/step/penalty.h"
+#include "cpu/step/row_norm.h"
 #include "cpu/step/measure.h"
 #include "cpu/step/weight_grads.h"
 #include "cpu/step/update.h"

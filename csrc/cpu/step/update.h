@@ -106,7 +106,9 @@ void Stepper::vector_updates(const Layer& layer, const Move& move, Range out, in
     for (int64_t j = 0; j < width; ++j) sum[j] = static_cast<float>(total[j]);
     use(move, layer.bias, f, width, sum);
   }
-  if (layer.gamma.value && length(out) > 0) {
+  if (layer.row_norm) {
+    row_norm_updates(layer, move, out, from, segments);
+  } else if (layer.gamma.value && length(out) > 0) {
     use(move, layer.gamma, out.begin, length(out), layer.grad_gamma + out.begin);
     use(move, layer.beta, out.begin, length(out), layer.grad_beta + out.begin);
   }

@@ -56,8 +56,14 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::sums:
       sum_backward(layer, *lower, from, segments);
       break;
+    case Phase::norm:  // BatchNorm is joined with the forward phase
+      row_norm(layer, from, segments);
+      break;
     case Phase::norm_backward:
-      norm_backward(layer, own_features(layer.out), from, segments);
+      if (layer.row_norm)
+        row_norm_backward(layer, from, segments, &Field::grads);
+      else
+        norm_backward(layer, own_features(layer.out), from, segments);
       break;
     case Phase::update: {
       const bool of_g = phase.layer == 0;
@@ -90,7 +96,7 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::clip:
       clip(phase.layer == 0);
       break;
-    default:  // norm: joined with the forward phase
+    default:
       break;
   }
   end_phase();

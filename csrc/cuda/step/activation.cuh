@@ -3,6 +3,7 @@
 
 #include "common/activation.h"
 #include "common/dropout.h"
+#include "common/gelu.h"
 #include "cuda/step/moment.cuh"
 #include "ops/random/mask.cuh"
 #include "step/passes.h"
@@ -19,14 +20,20 @@ __device__ __forceinline__ WithSlope<float> activate(Activation activation, floa
       return {sigmoid(x), 0.f};
     case Activation::elu:
       return elu(x, slope);
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::gelu_tanh:
+      return gelu_tanh(x);
+    case Activation::silu:
+      return silu(x);
     default:
       return {x, 0.f};
   }
 }
 
-// grad times the derivative, in terms of what activate() gave: y, and for ELU its slope.
+// grad times the derivative, in terms of what activate() gave: y, or the slope that is kept.
 __device__ __forceinline__ float derivative(Activation activation, float grad, float y,
-                                            float elu_slope, float slope) {
+                                            float kept_slope, float slope) {
   switch (activation) {
     case Activation::leaky_relu:
       return leaky_relu_grad(grad, y, slope);
@@ -35,7 +42,10 @@ __device__ __forceinline__ float derivative(Activation activation, float grad, f
     case Activation::sigmoid:
       return sigmoid_grad(grad, y);
     case Activation::elu:
-      return grad * elu_slope;
+    case Activation::gelu:
+    case Activation::gelu_tanh:
+    case Activation::silu:
+      return grad * kept_slope;
     default:
       return grad;
   }
@@ -61,7 +71,7 @@ __device__ __forceinline__ Philox mask_of(const Step& s, const Layer& l, int seg
   return mask_philox(s.seed, l.drop_index, l.in_g, segment, now.update, now.step);
 }
 
-// Where an ELU's slopes of a row of a segment stand, null for other activations.
+// Where the slopes of a row of a segment stand, null for activations that keep none.
 __device__ __forceinline__ float* slopes_of(const Layer& l, int segment, int64_t row,
                                             int64_t column, const Moment& now) {
   return l.slopes ? l.slopes + ((segment + l.lift) * now.batch + row) * l.y_stride + column

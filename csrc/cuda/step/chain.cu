@@ -263,6 +263,8 @@ class Chain {
       case Phase::join:
       case Phase::split:
       case Phase::tables:
+      case Phase::norm_tangent:  // and no plan has a LayerNorm
+      case Phase::norm_bend:
         break;
     }
   }

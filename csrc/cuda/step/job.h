@@ -54,7 +54,7 @@ struct Layer : PlannedLayer {
   int lift = 0;                    // segment s below becomes segment s + lift above
   bool in_g = false;
   float* normed = nullptr;   // [rows][y_stride]: normalised values
-  float* slopes = nullptr;   // ELU's derivatives, as rows of y: close to -alpha y does not tell its
+  float* slopes = nullptr;   // derivatives of activations that keep them, as rows of y
   float* inv_std = nullptr;  // [segment][out]
   // With penalties, rows as those of x or y: derivatives in a penalty's direction, and gradients of
   // scores alone; see above.

@@ -50,8 +50,7 @@ void connect(Arena& arena, Layer& layer, const Field& below, const Field& above,
     layer.normed = arena.take<float>(rows * above.stride);
     layer.inv_std = arena.take<float>(kSegments * layer.out);
   }
-  if (layer.activation == Activation::elu)
-    layer.slopes = take_rows(arena, rows, before, above.stride);
+  if (keeps_slope(layer.activation)) layer.slopes = take_rows(arena, rows, before, above.stride);
 }
 
 // Parameters of a layer with their numbers.

@@ -19,6 +19,14 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
                   "plan has parts made of conditions, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
                   "; the fused step on CUDA does one update of G");
+  for (const auto* network : {&decoded.g, &decoded.d})
+    for (const PlannedLayer& l : network->layers)
+      STD_TORCH_CHECK(!l.row_norm,
+                      "plan has a LayerNorm, which the fused step on CUDA does not know");
+  for (const PlannedLayer& l : decoded.d.layers)
+    STD_TORCH_CHECK(decoded.penalties.empty() || !keeps_bend(l.activation),
+                    "plan has penalties and a GELU or SiLU in D, which the fused step on CUDA does "
+                    "not know together");
   Job job;
   adopt(decoded, job);
   job.penalties = decoded.penalties;

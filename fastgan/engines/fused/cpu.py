@@ -23,6 +23,7 @@ from fastgan.engines import turns
 from fastgan.engines.base import Engine
 from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.activations import functions
 from fastgan.engines.fused.conditions import Conditions
 from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
 from fastgan.engines.fused.ranks import RanksStep
@@ -204,7 +205,7 @@ class FusedEngine(Engine):
             {"generator": p.generator, "discriminator": p.discriminator, "ema": p.ema},
             {"optimizer_g": p.optimizer_g, "optimizer_d": p.optimizer_d},
             states=True,
-            also=plan.functions,
+            also=functions,
         )
 
     def _lay_out(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.activations import ACTIVATIONS
 from fastgan.engines.fused.inputs import KINDS, OWN
 from fastgan.engines.fused.support import (
     LOSS_NUMBERS,
@@ -118,17 +119,18 @@ class PlanEncoder:
         drop, norm = layer.dropout, layer.norm
         self._integers += [
             layer.linear.out_features,
-            plan.ACTIVATIONS.index(layer.activation),
-            int(norm is not None),
+            ACTIVATIONS.index(layer.activation),
+            0 if norm is None else plan.NORMS.index(type(norm)),
             int(drop is not None),
             0 if drop is None else round((1.0 - drop.p) * 65536),
             layer.dropout_index,
         ]
-        momentum = -1.0 if norm is None or norm.momentum is None else norm.momentum
+        batch_norm = layer.batch_norm
+        momentum = -1.0 if batch_norm is None or norm.momentum is None else norm.momentum
         self._reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]
         for p in layer.parameters:
             self._parameter(p, optimizer, averages)
-        if norm is None or norm.running_mean is None:
+        if batch_norm is None or norm.running_mean is None:
             self._integers += [-1] * 6
             return
         kept = (norm.running_mean, norm.running_var, norm.num_batches_tracked)

@@ -2,7 +2,7 @@
 
 A network fits when its forward, traced by torch.fx, is a chain of layers
 
-    Linear -> [BatchNorm1d] -> [activation] -> [Dropout]
+    Linear -> [BatchNorm1d or LayerNorm] -> [activation] -> [Dropout]
 
 with any number of changes of shape that keep the batch in front, and conditions joined to its input
 (see inputs.py). What the network's classes are
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -23,13 +22,14 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from fastgan import torch_private
+from fastgan.engines.fused import activations
 from fastgan.engines.fused.inputs import Condition, Inputs, Reader
 from fastgan.engines.fused.inputs import check as check_inputs
 from fastgan.engines.fused.trace import NoPlan, trace
 from fastgan.nn import LinearLeakyReLU
 
-ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu")
-"""The activations by their numbers in csrc/cpu/step.h."""
+NORMS = (None, nn.BatchNorm1d, nn.LayerNorm)
+"""The norms by their numbers in csrc/step/enums.h."""
 
 _CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ class Layer:
     activation: str = "none"
     slope: float = 0.0
     """LeakyReLU's negative slope, or ELU's alpha."""
-    norm: nn.BatchNorm1d | None = None
+    norm: nn.BatchNorm1d | nn.LayerNorm | None = None
     dropout: nn.Dropout | None = None
     dropout_index: int = 0
     """Which of the network's nn.Dropout modules it is, in the order of modules()."""
@@ -53,8 +53,13 @@ class Layer:
     """How far along linear, norm, activation, dropout the layer has come."""
 
     @property
+    def batch_norm(self) -> nn.BatchNorm1d | None:
+        """The norm, if its statistics are of the batch."""
+        return self.norm if isinstance(self.norm, nn.BatchNorm1d) else None
+
+    @property
     def parameters(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """Weight, bias, and BatchNorm's weight and bias; None for what is missing."""
+        """Weight, bias, and the norm's weight and bias; None for what is missing."""
         norm = self.norm
         return (
             self.linear.weight,
@@ -144,26 +149,6 @@ _SHAPE_FUNCTIONS = {
     torch.unsqueeze,
     torch.unflatten,
 }
-_FUNCTIONS: dict[Callable, tuple[str, Callable[..., float]]] = {
-    F.leaky_relu: ("leaky_relu", lambda negative_slope=0.01, inplace=False: negative_slope),
-    F.elu: ("elu", lambda alpha=1.0, inplace=False: alpha),
-    F.relu: ("leaky_relu", lambda inplace=False: 0.0),
-    torch.relu: ("leaky_relu", lambda: 0.0),
-    torch.tanh: ("tanh", lambda: 0.0),
-    F.tanh: ("tanh", lambda: 0.0),
-    torch.sigmoid: ("sigmoid", lambda: 0.0),
-    F.sigmoid: ("sigmoid", lambda: 0.0),
-}
-
-
-def functions() -> dict[str, object]:
-    """What torch's layers call: a program may put functions of its own there."""
-    own = ("linear", "batch_norm", "leaky_relu", "relu", "elu")
-    found = {f"torch.nn.functional.{name}": getattr(F, name) for name in own}
-    return found | {"torch.tanh": torch.tanh, "torch.sigmoid": torch.sigmoid}
-
-
-_METHODS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
 class _Walk:
@@ -265,17 +250,12 @@ class _Walk:
         if type(m) in (nn.Linear, LinearLeakyReLU):
             self.linear(m, x, where)
             x = x.new_empty(_BATCH, m.out_features)
-        elif type(m) is nn.BatchNorm1d:
+        elif type(m) in NORMS:
             self.norm(m, x, where)
         elif type(m) is nn.Dropout:
             self.dropout(m, where)
-        elif type(m) is nn.LeakyReLU:
-            self.activation("leaky_relu", m.negative_slope, where, kind)
-        elif type(m) is nn.ELU:
-            self.activation("elu", m.alpha, where, kind)
-        elif type(m) in (nn.ReLU, nn.Tanh, nn.Sigmoid):
-            name = {nn.ReLU: "leaky_relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}[type(m)]
-            self.activation(name, 0.0, where, kind)
+        elif (said := activations.MODULES.get(type(m))) is not None:
+            self.activation(*said(m), where, kind)
         else:
             raise NoPlan(f"{where}: {kind} has no fused form")
         self.advance(node, x, where)
@@ -305,11 +285,10 @@ class _Walk:
             x = self.follow(node, where, what)
             self.advance(node, target(x, *args[1:], **kwargs), where)
             return
-        function = _METHODS.get(target) if node.op == "call_method" else target
-        if function in _FUNCTIONS:
+        function = activations.METHODS.get(target) if node.op == "call_method" else target
+        if (said := activations.FUNCTIONS.get(function)) is not None:
             x = self.follow(node, where, what)
-            name, slope = _FUNCTIONS[function]
-            self.activation(name, float(slope(*args[1:], **kwargs)), where, what)
+            self.activation(*said(*args[1:], **kwargs), where, what)
             self.advance(node, x, where)
             return
         hint = "; use nn.Dropout" if target is F.dropout else ""
@@ -348,17 +327,24 @@ class _Walk:
         if isinstance(m, LinearLeakyReLU):
             self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")
 
-    def norm(self, m: nn.BatchNorm1d, x: Tensor, where: str) -> None:
+    def norm(self, m: nn.BatchNorm1d | nn.LayerNorm, x: Tensor, where: str) -> None:
+        kind = type(m).__name__
         if self.used[m] > 1:
-            raise NoPlan(f"{where}: a BatchNorm1d that is used twice has no fused form")
+            raise NoPlan(f"{where}: a {kind} that is used twice has no fused form")
         if x.dim() != 2:
-            raise NoPlan(f"{where}: BatchNorm1d is fused on [batch, features] only")
-        if not m.training:
+            raise NoPlan(f"{where}: {kind} is fused on [batch, features] only")
+        if isinstance(m, nn.LayerNorm) and m.normalized_shape != tuple(x.shape[1:]):
+            raise NoPlan(
+                f"{where}: LayerNorm over {m.normalized_shape}, but gets {x.shape[1]} features"
+            )
+        if isinstance(m, nn.BatchNorm1d) and not m.training:
             raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
-        self.last(where, "BatchNorm1d", 1, "a Linear, before its activation").norm = m
+        self.last(where, kind, 1, "a Linear, before its activation").norm = m
 
-    def activation(self, kind: str, slope: float, where: str, what: str) -> None:
-        layer = self.last(where, what, 2, "a Linear or its BatchNorm1d, before its Dropout")
+    def activation(self, kind: str | None, slope: float, where: str, what: str) -> None:
+        if kind is None:
+            raise NoPlan(f"{where}: {what} of this kind has no fused form")
+        layer = self.last(where, what, 2, "a Linear or its norm, before its Dropout")
         if not (math.isfinite(slope) and slope >= 0):
             raise NoPlan(
                 f"{where}: {what} is fused with a slope of at least 0; this one has {slope}"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan import random
+from fastgan.engines.fused.activations import OPERATORS
 from fastgan.engines.fused.inputs import Condition
 from fastgan.engines.fused.plan import Chain, NoPlan
 from fastgan.engines.probe import copied, first_line, randomness_kept, undisturbed
@@ -98,21 +99,13 @@ def _computed(
             x = linear(x)
             continue
         x = F.linear(x, linear.weight, linear.bias)
-        if layer.norm is not None:
-            norm = of_copy[layer.norm]
+        norm = of_copy.get(layer.norm)
+        if isinstance(norm, nn.LayerNorm):
+            x = torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        elif norm is not None:
             x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
-        x = _ACTIVATIONS[layer.activation](x, layer.slope)
+        x = OPERATORS[layer.activation](x, layer.slope)
     return x
-
-
-_ACTIVATIONS = {
-    "none": lambda x, slope: x,
-    "leaky_relu": torch.ops.aten.leaky_relu,
-    "tanh": lambda x, slope: torch.tanh(x),
-    "sigmoid": lambda x, slope: torch.sigmoid(x),
-    "elu": torch.ops.aten.elu,
-}
-"""By operators that nobody replaces."""
 
 
 def _same(a: Tensor | None, b: Tensor | None, noise: float | Tensor) -> bool:

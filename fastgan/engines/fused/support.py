@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgan import ops, torch_private
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.activations import BENDS_KEPT
 from fastgan.engines.fused.inputs import condition_of
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
@@ -198,7 +199,7 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
             f"{last.name}: the last layer has {last.linear.out_features} outputs, not 1"
         )
     if last.norm is not None or last.dropout is not None:
-        what = "BatchNorm1d" if last.norm is not None else "Dropout"
+        what = "Dropout" if last.norm is None else type(last.norm).__name__
         raise plan.NoPlan(f"{last.name}: {what} on the logits has no fused form")
     image = math.prod(p.data.shape)
     if g.layers[-1].linear.out_features != image:
@@ -211,16 +212,25 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
         raise plan.NoPlan("discriminator shares an Embedding with the generator")
     shared |= {id(x) for x in p.generator.buffers()}
     for layer in d.layers:
-        if p.penalties and layer.norm is not None:
+        if p.penalties and layer.batch_norm is not None:
             raise plan.NoPlan(
                 f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through BatchNorm1d has "
                 "no fused form"
+            )
+        if p.penalties and layer.activation in BENDS_KEPT and p.device.type != "cpu":
+            raise plan.NoPlan(
+                f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through GELU or SiLU "
+                "has a fused form on the CPU only"
             )
         if any(id(x) in shared for x in (*layer.parameters, *_buffers(layer))):
             raise plan.NoPlan(f"{layer.name}: shares a parameter or a buffer with the generator")
         if layer.dropout is not None and layer.dropout in set(p.generator.modules()):
             raise plan.NoPlan(f"{layer.name}: shares its Dropout with the generator")
-    normed = [layer.name for c in (g, d) for layer in c.layers if layer.norm is not None]
+    layers = [layer for chain in (g, d) for layer in chain.layers]
+    for layer in layers:
+        if isinstance(layer.norm, nn.LayerNorm) and p.device.type != "cpu":
+            raise plan.NoPlan(f"{layer.name}: LayerNorm has a fused form on the CPU only")
+    normed = [layer.name for layer in layers if layer.batch_norm is not None]
     if normed and 1 in batch_sizes(p):
         raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
     if normed and p.world.size > 1:
