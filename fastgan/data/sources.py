@@ -366,8 +366,7 @@ def known_name(source: str) -> str | None:
 _PICTURES = ("image_size", "channels", "value_range")
 _OF_DENSITIES = ("split",)
 _NO_TABLE = "is no table; leave it out, or pass a CSV or Parquet file or a DataFrame"
-_VECTORS = "is of vectors, and not of images; leave it out"
-_BROUGHT = ", or the model or preset that brings it"
+_VECTORS = "is of vectors, and not of images; leave it out, or the model or preset that brings it"
 
 
 def _takes(source: Any, name: str | None) -> tuple[str, ...]:
@@ -389,10 +388,8 @@ _MEANING = {
     "root": f"is not looked up in a root; leave it out, or use one of {', '.join(NAMES)}",
     "split": "has no such division; leave it out, or open the part you want",
     "pairs": "is no folder or zip of image files; leave it out, or pass a function of a sample",
-    "discrete": _NO_TABLE,
-    "by_category": _NO_TABLE + _BROUGHT,
+    **dict.fromkeys(("discrete", "by_category"), _NO_TABLE),
     **dict.fromkeys(_PICTURES, _VECTORS),
-    "image_size": _VECTORS + _BROUGHT,
     "layout": "is known to be of images; leave it out",
     "kind": "is known to be of images; leave it out",
     "augmented": "is the same at each reading; leave it out, or pass a Dataset that augments",
