@@ -36,14 +36,14 @@ __device__ __forceinline__ void add(const Count& count) {
     *count.batches = more_batches(*count.batches, count.by);
 }
 
-template <class T, Precision precision>
+template <class T, Precision precision, bool kFront = false>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(FASTGAN_PARAMETER(Step, s), FASTGAN_PARAMETER(Layer, l), int64_t i, int64_t k,
                    Span planned, Count count) {
   FASTGAN_DYNAMIC_SHARED(shared);
   add(count);
   const Moment now = moment(s, *s.clock, i, k);
-  const Span span = at_hand(s, planned);
+  const Span span = kFront ? at_hand(s, planned) : planned;
   if (blockIdx.x >= forward_tiles<T>(l, span.segments * now.batch)) return;
   forward_tile<T, precision>(s, l, now, span.from, span.segments, blockIdx.x, shared);
 }
@@ -204,8 +204,13 @@ class Chain {
       case Phase::forward:
         with_tile<true, true>(rows, l.out, l.in, [&](auto tile) {
           using T = decltype(tile);
-          emit(forward_kernel<T, precision>, forward_tiles<T>(l, rows), kForwardBytes<T>, common(),
-               l, i_, k_, span, take_count());
+          const auto forward = [&](auto kernel) {
+            emit(kernel, forward_tiles<T>(l, rows), kForwardBytes<T>, common(), l, i_, k_, span,
+                 take_count());
+          };
+          if constexpr (precision != Precision::bf16)
+            if (p.front) return forward(forward_kernel<T, precision, true>);
+          forward(forward_kernel<T, precision>);
         });
         break;
       case Phase::norm:

@@ -13,8 +13,6 @@ struct Penalties {
   int count = 0;
 };
 
-// --- What an update takes from outside, besides inputs.cuh's
-
 // Calls use(tile among those of a run, run) if this block has one of the rows that are penalised.
 template <class Tiles, class Use>
 __device__ void with_due_tile(const Step& s, const Moment& now, const Tiles& tiles,
@@ -37,6 +35,8 @@ int64_t most_due_tiles(int64_t batch, int64_t segments, const Tiles& tiles) {
   const int64_t together = tiles(segments * batch), apart = 2 * tiles(batch);
   return segments > 1 && apart > together ? apart : together;
 }
+
+// --- What an update takes from outside, besides inputs.cuh's
 
 __device__ inline SlopeWeights weights_at(const Penalties& penalties, fastgan::Place at,
                                           int64_t update) {
