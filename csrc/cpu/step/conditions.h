@@ -81,7 +81,9 @@ void Stepper::table_products(const Network& network, int from, int segments) {
     if (grid.idle) continue;
     for (int s = from; s < from + segments; ++s) {
       const bool bent = due(s) && !layer.straight;
-      float* const form = bent ? above.bends : above.grad_factors;
+      // Those of the scores are not rounded to be factors, as the head takes no product of rows.
+      const bool head = &layer == &job_.d.layers.back();
+      float* const form = bent ? above.bends : head ? above.grads : above.grad_factors;
       rows_product<false>({form, above.stride, s + layer.lift}, {0, layer.out},
                           {layer.weight.value + part.at, layer.in},
                           features_of(grid.features, part.width), grid.others,
