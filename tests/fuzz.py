@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -87,6 +88,12 @@ class Fused:
             self.case = plans.Case(**options, clips=clips, penalties=penalties)
         elif clips != (math.inf, math.inf):
             self.case = plans.Case(**options, clips=clips, g_steps=rng.choice((1, 2)))
+        # What the kernels of a GPU know of it.
+        plain = [[replace(one, row_norm=False) for one in own] for own in options["networks"]]
+        curved = any(one.activation in ("gelu", "gelu_tanh", "silu") for one in critic)
+        options |= {"networks": plain, "clips": self.case.clips}
+        options["penalties"] = () if curved else self.case.penalties
+        self.on_cuda = plans.Case(**options)
         self.memory = {}
 
     def _memory(self, size: int) -> Tensor:
@@ -125,10 +132,10 @@ class Fused:
         return [*shared, images, order, gradients, *where, c.threads, self.sums(rng)]
 
     def plan_on_cuda(self) -> list[Tensor]:
-        return [self.case.plan, self.case.settings]
+        return [self.on_cuda.plan, self.on_cuda.settings]
 
     def run_cuda(self, rng: random.Random) -> list:
-        c, persistent = self.case, rng.random() < 0.5
+        c, persistent = self.on_cuda, rng.random() < 0.5
         size = torch.ops.fastgan.fused_cuda_memory(c.plan, c.settings, 2 if persistent else 1)
         clock = torch.tensor([0, 0, 0, 0, 0])
         rates, statistics = torch.zeros(3, 2, dtype=torch.float64), torch.zeros(3, 4)

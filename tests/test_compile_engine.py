@@ -260,7 +260,7 @@ def nothing(found):
 
 
 def losses_of_another(found):
-    return [*found[:-1], found[-1] + 1]
+    return [t + 1 if t.dim() == 0 else t for t in found]
 
 
 MISTAKES = {halved: "gradients .* off by 0.5", nothing: "gradients", losses_of_another: "losses"}

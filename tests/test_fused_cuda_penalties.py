@@ -14,10 +14,13 @@ from test_fused_penalties import ACTIVATIONS, drawn, first_update
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine
 
+# Slopes through the others are refused on CUDA.
+KINDS = [kind for kind in ACTIVATIONS if kind not in ("rows normed", "falling and rising")]
+
 pytestmark = [needs_emulator, pytest.mark.usefixtures("one_thread")]
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", range(18))
 def test_gradients_are_as_good_as_torchs_in_float32(kernels, kind, number):
     kernels.seed(number)
@@ -86,7 +89,7 @@ def test_penalties_with_products_in_tf32(kernels):
 ALL = {"penalties": ["wgan-gp:1:2", "r1", "r2:1:3"], "grad_clip": 0.5, "weight_clip": 0.3}
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_threads_and_the_calls_change_no_bit(kernels, kind):
     found = []
     for seed, parts in ((0, [7]), (1, [1, 2, 0, 4]), (2, [7]), (3, [3, 4])):

@@ -181,13 +181,24 @@ class Failing(Callback):
         return fail
 
 
-@pytest.mark.parametrize("event", ["start", "chunk", "line", "save", "end"])
+def test_a_run_that_a_callback_did_not_let_begin_can_be_begun_again(tmp_path, caplog):
+    t = own(tmp_path / "cut", callbacks=Failing("start", 0))
+    with pytest.raises(ZeroDivisionError, match="in start"):
+        t.fit(steps=15)
+    assert "was saved" not in caplog.text and not (tmp_path / "cut/checkpoint.pt").exists()
+    again, whole = own(tmp_path / "cut"), own(tmp_path / "whole")
+    again.fit(steps=15)
+    whole.fit(steps=15)
+    assert_same_bits(every_bit(whole), every_bit(again))
+
+
+@pytest.mark.parametrize("event", ["chunk", "line", "save", "end"])
 def test_an_exception_in_a_callback_leaves_the_last_whole_step(tmp_path, caplog, event):
-    first = {"start": 0, "chunk": 4, "line": 10, "save": 0, "end": 0}[event]
+    first = {"chunk": 4, "line": 10, "save": 0, "end": 0}[event]
     t = own(tmp_path / "cut", callbacks=Failing(event, first))
     with pytest.raises(ZeroDivisionError, match=f"in {event}"):
         t.fit(steps=15)
-    stopped = {"start": 0, "line": 10, "save": 15, "end": 15}.get(event, t.step)
+    stopped = {"line": 10, "save": 15, "end": 15}.get(event, t.step)
     saved = checkpoint.load(tmp_path / "cut")
     assert saved["step"] == t.step == stopped
     if event != "end":

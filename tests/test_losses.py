@@ -9,6 +9,7 @@ from pairs import problem, same, weights
 from torch import nn
 
 from fastgan import losses, random
+from fastgan.engines.draws import AROUND_STREAM
 from fastgan.engines.eager import EagerEngine
 
 
@@ -272,7 +273,7 @@ def test_dragan_looks_around_the_real_samples():
 
     p = problem(method=Slope(), batch_size=20)
     EagerEngine(p).run(1)
-    (real, at), numbers = seen[0], random.normal(p.seed, 11, 0, (20, 37))
+    (real, at), numbers = seen[0], random.normal(p.seed, AROUND_STREAM, 0, (20, 37))
     uniform = torch.special.ndtr(numbers)
     noise = uniform[:, 1:].view(20, 1, 6, 6) * uniform[:, 0].view(20, 1, 1, 1)
     torch.testing.assert_close(at.detach(), real + 0.5 * real.std(correction=0) * noise)
