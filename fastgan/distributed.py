@@ -12,6 +12,7 @@ between CPUs, NCCL between GPUs.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,8 @@ class World:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _told(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])):
             distributed.init_process_group(backend)
+        # Threads of a group that is left standing may end the process by abort() when it exits.
+        atexit.register(leave)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property

@@ -1,5 +1,6 @@
 """Runs of several processes: the same course as one, an end on all, a resume by another number."""
 
+import atexit
 import json
 import os
 import signal
@@ -135,6 +136,12 @@ def resume_fused(out, steps):
     Trainer.resume(out, *fused_pair()).fit(steps=steps)
 
 
+def run_and_look(out):
+    """What was registered first is done last, at the end of the program."""
+    atexit.register(lambda: print("there" if torch.distributed.is_initialized() else "left"))
+    run_fused(out, 2)
+
+
 def start(size, code, tmp_path, **environment):
     code = f"import sys; sys.path[:0] = [{TESTS!r}, {PACKAGE!r}]; import test_ranks as t; {code}"
     port = str(20000 + os.getpid() % 20000 + len(list(tmp_path.iterdir())))
@@ -172,6 +179,11 @@ def took_one_course(one, other, lines):
     for a, b in zip(*(map(json.loads, part) for part in told), strict=True):
         assert a.keys() == b.keys() and a["step"] == b["step"]
         assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
+
+
+def test_a_program_leaves_the_group_that_the_trainer_has_made(tmp_path):
+    told = finished(start(2, f"t.run_and_look({str(tmp_path / 'run')!r})", tmp_path))
+    assert [out.split() for out, _ in told] == [["left"]] * 2
 
 
 def test_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
