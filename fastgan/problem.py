@@ -224,8 +224,8 @@ def make_problem(
 
     if config.precision != "auto":
         return problem(config.precision)
-    # Where it was measured faster: whole steps in C++, on processors with the instructions.
-    if ops.has_bf16(device) and config.engine in ("auto", "fused"):
+    # Where it was measured faster: whole steps in C++, on some of the processors.
+    if ops.has_fast_bf16(device) and config.engine in ("auto", "fused"):
         in_bf16 = problem("bf16")
         if engines.load("fused").unsupported(in_bf16) is None:
             return in_bf16

@@ -1,9 +1,11 @@
 """Loading the compiled library, and doing without it."""
 
 import pytest
+import torch
 from operator_cases import needs_library, run
 
 from fastgan import ops
+from fastgan.ops import library
 
 
 def test_library_status_is_a_sentence():
@@ -56,3 +58,21 @@ print("fine")
 """
     done = run(code)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("products", "vendor", "fast"),
+    [
+        ("amx", "GenuineIntel", True),
+        ("avx512_bf16", "AuthenticAMD", True),
+        ("avx512_bf16", "GenuineIntel", False),
+        ("avx512_bf16", None, False),
+        ("emulated", "AuthenticAMD", False),
+    ],
+)
+@needs_library
+def test_bf16_is_taken_where_it_was_measured_faster(products, vendor, fast, monkeypatch):
+    monkeypatch.setattr(library, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.ops.fastgan, "fused_products", lambda precision: products)
+    assert ops.has_fast_bf16(torch.device("cpu")) is fast
+    assert not ops.has_fast_bf16(torch.device("meta"))

@@ -17,7 +17,7 @@ from .bce import discriminator_loss, generator_loss
 from .conv import conv2d, conv_transpose2d, release_memory
 from .draws import dropout_at, keep_mask_at, philox_normal_at
 from .gather import gather_normalize
-from .library import has_bf16, has_kernels, isa, library_status
+from .library import has_fast_bf16, has_kernels, isa, library_status
 from .linear import linear_leaky_relu, linear_leaky_relu_dropout_at
 from .norm import batch_norm_leaky_relu
 from .table import (
@@ -43,7 +43,7 @@ __all__ = [
     "ema_",
     "gather_normalize",
     "generator_loss",
-    "has_bf16",
+    "has_fast_bf16",
     "has_kernels",
     "heads_",
     "heads_backward_",
