@@ -4,9 +4,15 @@ import torch
 from torch import nn
 
 from fastgan import Callback, data
+from fastgan.statistics import MEASURE_NAMES
 from fastgan.trainer import Trainer
 
 SHAPE = (1, 6, 6)
+SUMMARY = [
+    "steps", "seconds", "ms_per_step", "engine", "device", "precision",
+    "d_loss", "g_loss", "d_real", "d_fake", *MEASURE_NAMES,
+]  # fmt: skip
+"""What `fit` tells, before where the run is."""
 
 
 def pixels(n=50, seed=0):
