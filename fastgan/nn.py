@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .heads import Heads
 from .ops.reference import CONV_PLACES
 from .torch_private import buffers, children, has_hooks, leaky_relu, parameters
 
@@ -21,6 +22,7 @@ __all__ = [
     "AbsorbedReLU",
     "Conv2dLeakyReLU",
     "ConvTranspose2dLeakyReLU",
+    "Heads",
     "LinearLeakyReLU",
     "fuse",
     "spectral_norm",

@@ -48,6 +48,8 @@ class Stream(IntEnum):
     """The first of those of noise around points that penalties look at, one for each place."""
     DROPOUT = 64
     """The first of the dropout streams; layer i and use u take DROPOUT + 8 * i + u."""
+    CHOICE = 1 << 30
+    """Likewise the first of those by which heads choose."""
 
 
 def _check(seed: int, stream: int, step: int, n: int, start: int = 0) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastgan import data, ops, optim
+from fastgan.heads import Heads
 from fastgan.models import Discriminator, Generator
 from fastgan.problem import make_problem
 
@@ -133,6 +134,21 @@ def rows_normed():
     return g, d
 
 
+def with_heads():
+    columns = [("tanh", 1), ("softmax", 4), ("gumbel", 5), ("gumbel", 9, 0.5), ("sigmoid", 2)]
+    columns += [("none", 3), ("softmax", 11, 2.0), ("relu", 1)]
+    g = mlp(
+        nn.Linear(9, 40),
+        nn.BatchNorm1d(40),
+        nn.LeakyReLU(0.2),
+        nn.Linear(40, 36),
+        Heads(columns),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(nn.Linear(36, 70), nn.LeakyReLU(0.2), nn.Dropout(0.2), nn.Linear(70, 1))
+    return g, d
+
+
 def plain_norm():
     g = mlp(
         nn.Linear(16, 64),
@@ -201,6 +217,7 @@ PLANS = {
     ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
     "rows normed": (rows_normed, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
+    "heads": (with_heads, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),
 }
 

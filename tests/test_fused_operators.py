@@ -15,6 +15,7 @@ from fastgan import ops, random
 from fastgan.engines.context import pass_number
 from fastgan.engines.draws import PENALTY_STREAM
 from fastgan.engines.fused import activations, plan
+from fastgan.engines.fused.heads import KINDS as HEADS
 from fastgan.engines.fused.inputs import KINDS
 from fastgan.random import Stream
 from fastgan.statistics import STATISTICS, SUMS
@@ -41,16 +42,17 @@ def enums():
 
 def test_streams_activations_and_precisions_are_those_of_python():
     found = enums()
-    streams = {name: Stream[name] for name in ("LATENT_D", "LATENT_G", "DROPOUT")}
+    streams = {name: Stream[name] for name in ("LATENT_D", "LATENT_G", "DROPOUT", "CHOICE")}
     assert found["Stream"] == streams | {"PENALTY": PENALTY_STREAM}
     assert list(found["Activation"]) == list(plans.ACTIVATIONS)
     assert found["Precision"] == {"fp32": 0, "bf16": 1, "tf32": 2}
     assert list(found["PartOf"]) == list(KINDS)
+    assert list(found["HeadOf"]) == list(HEADS)
     assert list(found["Norm"]) == ["no_norm", "batch_norm", "layer_norm"]
     assert [None, torch.nn.BatchNorm1d, torch.nn.LayerNorm] == [*plan.NORMS]
     assert activations.ACTIVATIONS == plans.ACTIVATIONS
     counted = (
-        "Activation", "Norm", "Loss", "Statistic", "Pass", "Penalty", "Place", "PartOf",
+        "Activation", "Norm", "Loss", "Statistic", "Pass", "Penalty", "Place", "PartOf", "HeadOf",
     )  # fmt: skip
     for numbers in map(found.get, counted):
         assert list(numbers.values()) == list(range(len(numbers)))

@@ -30,6 +30,18 @@ class Layer:
     bias: bool = True
 
 
+@dataclass
+class Head:
+    """Columns of G's output: kind "columns", "softmax" or "gumbel"."""
+
+    kind: str
+    width: int
+    activation: str = "none"
+    by: float = 0.0
+    """A slope or a temperature."""
+    hard: bool = False
+
+
 PAIR = ([Layer(6), Layer(12, "tanh")], [Layer(9, drop=0.3), Layer(1, "none")])
 NORMED = (
     [Layer(6, "elu", norm=True), Layer(12, "tanh", norm=True, drop=0.1)],
@@ -58,6 +70,7 @@ class Case:
     """Of each the form, the place, the interval and the weight."""
     clips: tuple[float, float] = (math.inf, math.inf)
     """The largest number of a gradient, and the longest gradient."""
+    heads: tuple[Head, ...] = ()
     threads: int = 2
     draw: int = 0
     integers: list[int] = field(default_factory=list)
@@ -77,6 +90,7 @@ class Case:
         ):
             self._network(layers, width, averaged)
         self.integers += [0, 0] * 2  # the inputs have no parts made of conditions
+        self._heads()
         self.integers += [self.g_steps, len(self.penalties)]
         for *integers, weight in self.penalties:
             self.integers += integers
@@ -91,6 +105,14 @@ class Case:
             [torch.randperm(self.count, generator=self.generator) for _ in range(4)]
         )
         self.rates = torch.tensor([self.lr, self.lr], dtype=torch.float64)
+
+    def _heads(self) -> None:
+        self.integers += [len(self.heads), 0]
+        for head in self.heads:
+            kind = ("columns", "softmax", "gumbel").index(head.kind)
+            activation = ACTIVATIONS.index(head.activation)
+            self.integers += [kind, activation, head.width, int(head.hard)]
+            self.reals.append(head.by)
 
     def _place(self, tensor: Tensor) -> int:
         self.state.append(tensor)

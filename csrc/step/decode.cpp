@@ -40,6 +40,7 @@ class PlanDecoder {
     network(latent, plan.g, plan.g_counters);
     network(image, plan.d, plan.d_counters);
     for (PlannedNetwork<PlannedLayer>* network : {&plan.g, &plan.d}) parts(*network);
+    heads(plan.g);
     plan.g_steps = integer("g_steps", 1, kMostGSteps);
     penalties(plan);
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
@@ -214,6 +215,36 @@ class PlanDecoder {
                       kMade);
       end = at + width;
     }
+  }
+
+  // Columns of the output: they must fill it, side by side.
+  void heads(PlannedNetwork<PlannedLayer>& network) {
+    const PlannedLayer& last = network.layers.back();
+    const int64_t most = std::min<int64_t>(last.out, integers_end_ - integers_);
+    network.heads.resize(static_cast<size_t>(integer("heads", 0, most)));
+    network.heads_index = static_cast<uint32_t>(integer("heads' number", 0, kMostHeads));
+    if (network.heads.empty()) return;
+    int64_t end = 0;
+    for (PlannedHead& head : network.heads) {
+      head.of = static_cast<HeadOf>(integer("kind of a head", 0, kHeadsOf - 1));
+      head.activation = static_cast<Activation>(integer("head's activation", 0, kActivations - 1));
+      head.at = end;
+      head.width = integer("columns of a head", 1, last.out);
+      head.hard = flag("hard");
+      const bool shares = head.of != HeadOf::columns;
+      head.by = static_cast<float>(
+          real(shares ? "temperature" : "head's slope", shares ? FLT_MIN : 0, FLT_MAX));
+      STD_TORCH_CHECK(!keeps_slope(head.activation) &&
+                          (shares ? head.activation == Activation::none : !head.hard),
+                      "plan has a head whose kind and activation do not go together; ", kMade);
+      end += head.width;
+      STD_TORCH_CHECK(end <= last.out, "plan has heads of more columns than G makes; ", kMade);
+    }
+    STD_TORCH_CHECK(end == last.out && last.activation == Activation::none && !last.norm &&
+                        !last.row_norm && !last.drop,
+                    "plan has heads that leave columns out, or are not all that follows G's last "
+                    "Linear; ",
+                    kMade);
   }
 
   void check_field(int64_t width) const {

@@ -15,8 +15,9 @@ constexpr int64_t kMostValues = int64_t{1} << 34;    // of a field's batch: a dr
 constexpr int64_t kMostDSteps = int64_t{1} << 20;
 constexpr int64_t kMostGSteps = int64_t{1} << 12;
 constexpr int64_t kMostImages = int64_t{1} << 38;
-constexpr int64_t kMostLayers = 1024;  // of a network
-constexpr int64_t kMostParts = 64;     // of an input
+constexpr int64_t kMostLayers = 1024;             // of a network
+constexpr int64_t kMostParts = 64;                // of an input
+constexpr int64_t kMostHeads = int64_t{1} << 13;  // modules of a network
 constexpr int64_t kMostDropouts = int64_t{1} << 20;
 
 struct DecodedPlan : Plan {

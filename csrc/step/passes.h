@@ -34,6 +34,14 @@ FASTGAN_HD Philox mask_philox(uint64_t seed, uint32_t drop_index, bool in_g, int
                          static_cast<uint32_t>(pass),
                      number_of(pass == Pass::D_FOR_G || pass == Pass::G_FOR_G, update, g_update));
 }
+FASTGAN_HD Philox choice_philox(uint64_t seed, uint32_t heads_index, int segment, int64_t update,
+                                int64_t g_update) {
+  const Pass pass = pass_of(true, segment);
+  return make_philox(seed,
+                     static_cast<uint32_t>(Stream::CHOICE) + kPassesOfDropout * heads_index +
+                         static_cast<uint32_t>(pass),
+                     number_of(pass == Pass::G_FOR_G, update, g_update));
+}
 FASTGAN_HD Philox between_philox(uint64_t seed, int64_t update) {
   return make_philox(seed, static_cast<uint32_t>(Stream::PENALTY), static_cast<uint64_t>(update));
 }

@@ -55,11 +55,16 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   const auto forward = [&](int n, int start, int count, bool shared) {
     phases.push_back({Phase::forward, n, -1, start, count, shared});
     if (apart(n)) phases.push_back({Phase::norm, n, -1, start, count, shared});
+    if (skeleton.heads && n == g - 1) phases.push_back({Phase::heads, n, -1, start, count, shared});
   };
   // What follows once the gradient of layer n's activations is there.
   const auto norm_backward = [&](int n) {
     if (layer(n).norm || layer(n).row_norm)
       phases.push_back({Phase::norm_backward, n, -1, below(n), segments, false, of_g == (n < g)});
+  };
+  const auto heads_backward = [&](int n) {
+    if (skeleton.heads && n == g - 1)
+      phases.push_back({Phase::heads_backward, n, -1, below(n), segments});
   };
   if (more) {
     phases.push_back({Phase::inputs, 0, -1, 0, 0});
@@ -84,12 +89,16 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
     if (!skeleton.parts || n != g) return false;
     phases.push_back({Phase::split, g, g - 1, from, segments});
     if (layer(g - 1).row_norm) norm_backward(g - 1);
+    heads_backward(g - 1);
     return true;
   };
   const bool cut = skeleton.parts && last == g;
   phases.push_back({Phase::head, last, last > lowest && !cut ? last - 1 : -1, from, segments});
   // The head goes by rows, and statistics need whole features.
-  if (last > lowest && !split(last)) norm_backward(last - 1);
+  if (last > lowest && !split(last)) {
+    norm_backward(last - 1);
+    heads_backward(last - 1);
+  }
   for (int n = last - 1; n > lowest; --n) {
     if (skeleton.parts && n == g) {
       phases.push_back({Phase::backward, n, -1, below(n), segments});
@@ -99,6 +108,7 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
     phases.push_back({Phase::backward, n, n - 1, below(n), segments});
     if (layer(n).halved) phases.push_back({Phase::sums, n, n - 1, below(n), segments});
     if (apart(n - 1)) norm_backward(n - 1);
+    heads_backward(n - 1);
   }
   const size_t there = phases.size();
   if (!of_g && skeleton.penalised) add_penalty(skeleton, phases);
@@ -138,6 +148,10 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
               work(phase.layer)};
     case Phase::norm:
       return {(phase.shared ? "both: " : update) + network + " norm " + number, 0};
+    case Phase::heads:
+      return {(phase.shared ? "both: " : update) + "G heads", 0};
+    case Phase::heads_backward:
+      return {update + "G heads backward", 0};
     case Phase::head:
       return {update + network + " forward " + number +
                   (phase.other < 0 ? ", loss" : ", loss and back"),

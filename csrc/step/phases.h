@@ -4,11 +4,13 @@
 //     inputs    what an update takes from outside: images, latents, on the CPU masks
 //     forward   y = dropout(activation(x weight^T + bias)), for all segments that may share it
 //     norm      the norm's statistics and what follows them, where they have a phase of their own
+//     heads     what G's last layer has made becomes its output, where it has heads
 //     head      D's last layer, of width 1: scores, losses, their gradients, and the gradient of
 //               the field below through the activation and dropout that made it
 //     backward  the same gradient for any other layer
 //     sums      the second half of a backward sum joins the first
 //     norm_backward  from there through BatchNorm
+//     heads_backward from the gradient of G's output through its heads
 //     update    gradients of the weights, consumed by Adam where they stand
 //     join      rows of D's input from what G has made and the samples' conditions
 //     split     the gradient of what G has made from that of D's input
@@ -41,10 +43,12 @@ struct Phase {
     inputs,
     forward,
     norm,
+    heads,
     head,
     backward,
     sums,
     norm_backward,
+    heads_backward,
     update,
     squares,
     clip,
@@ -88,6 +92,7 @@ struct Skeleton {
   bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
   bool penalised = false, between = false;    // some of D's updates; at points between
   bool lerped = false;  // at these, products of D's first layer are made from those of the others
+  bool heads = false;   // G's output has heads
   bool parts = false;   // D's input has columns of conditions
   int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
@@ -116,6 +121,7 @@ Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>
   skeleton.g_layers = static_cast<int>(g.layers.size());
   skeleton.g_clipped = g.optimizer.longest_grad < INFINITY;
   skeleton.d_clipped = d.optimizer.longest_grad < INFINITY;
+  skeleton.heads = !g.heads.empty();
   skeleton.parts = !d.parts.empty();
   for (const PlannedPart& part : g.parts) skeleton.g_embedded += part.embeds ? part.width : 0;
   for (const PlannedPart& part : d.parts) skeleton.d_embedded += part.embeds ? part.width : 0;

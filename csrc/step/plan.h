@@ -66,6 +66,15 @@ struct PlannedPart {
   int64_t stride = 0;
 };
 
+// Columns of G's output, side by side with those of other heads.
+struct PlannedHead {
+  HeadOf of = HeadOf::columns;
+  Activation activation = Activation::none;  // of columns; one whose output tells its derivative
+  int64_t at = 0, width = 0;
+  float by = 0;       // LeakyReLU's negative slope; of a softmax the temperature, > 0
+  bool hard = false;  // the largest share becomes 1 and the others 0, with the gradient of shares
+};
+
 struct Optimizer {
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
   bool decoupled = false;
@@ -85,10 +94,24 @@ struct PlannedNetwork {
   // Of the input: where its own columns, of latents or samples, begin, and what the others are.
   int64_t own_at = 0;
   std::vector<PlannedPart> parts;
+  // Of the output, if it is not the last layer's activation alone.
+  std::vector<PlannedHead> heads;
+  uint32_t heads_index = 0;  // of the network's modules of heads: decides the stream, see passes.h
   int64_t own() const {
     int64_t width = layers.front().in;
     for (const PlannedPart& part : parts) width -= part.width;
     return width;
+  }
+  // Classes of all heads that are chosen by noise.
+  int64_t choices() const {
+    int64_t classes = 0;
+    for (const PlannedHead& head : heads) classes += head.of == HeadOf::gumbel ? head.width : 0;
+    return classes;
+  }
+  bool hardens() const {
+    for (const PlannedHead& head : heads)
+      if (head.hard) return true;
+    return false;
   }
   bool embeds() const {
     for (const PlannedPart& part : parts)
@@ -150,6 +173,8 @@ void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) 
   to.updates = from.updates;
   to.own_at = from.own_at;
   to.parts = from.parts;
+  to.heads = from.heads;
+  to.heads_index = from.heads_index;
   to.layers.resize(from.layers.size());
   for (size_t i = 0; i < from.layers.size(); ++i)
     static_cast<PlannedLayer&>(to.layers[i]) = from.layers[i];

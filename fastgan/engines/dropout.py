@@ -1,4 +1,4 @@
-"""nn.Dropout with masks that are functions of seed and step, in networks that do not know."""
+"""nn.Dropout and Heads with draws of seed and step, in networks that do not know."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan import torch_private
+from fastgan.heads import Heads
 from fastgan.nn import runs, sequences
 from fastgan.random import Stream
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Masks:
-    """Gives a network's nn.Dropout modules the masks of the step.
+    """Gives a network's nn.Dropout modules the masks of the step, and its Heads their noise.
 
     In a Sequential a LinearLeakyReLU and the Dropout after it are one operation. Left to torch's
     own generator are layers inside a module that torch.compile has compiled, which would be
@@ -45,6 +46,11 @@ class Masks:
         for index, layer in enumerate(layers):
             if layer not in compiled:
                 self._forwards.append((layer, self._forward_of(index)))
+        self._heads = [m for m in network.modules() if type(m) is Heads and m.choices]
+        self._chosen = [0] * len(self._heads)
+        for index, heads in enumerate(self._heads):
+            if heads not in compiled:
+                self._forwards.append((heads, self._forward_of_heads(index)))
         for parent, parts in self._places[2]:
             if parent not in compiled and any(layer is not None for _, layer in parts):
                 self._forwards.append((parent, self._forward_of_sequence(parts, index_of)))
@@ -75,6 +81,7 @@ class Masks:
         """
         self._number, self._counter, self._size, self._grad = number, counter, size, grad
         self._drawn[:] = [0] * len(self._drawn)
+        self._chosen[:] = [0] * len(self._chosen)
 
     def _torchs_own(self) -> bool:
         return (
@@ -94,9 +101,9 @@ class Masks:
         self._drawn[index] += count * self._size // own
         return start
 
-    def _stream(self, index: int) -> int:
+    def _stream(self, index: int, base: int = Stream.DROPOUT) -> int:
         later, first = divmod(self._number, 8)
-        return Stream.DROPOUT + 8 * index + first + (later << 16)
+        return base + 8 * index + first + (later << 16)
 
     def _forward_of(self, index: int):
         layer = self._layers[index]
@@ -109,6 +116,23 @@ class Masks:
             start = self._start(index, x.numel())
             out = self._draws.drop(x, self._stream(index), self._counter, layer.p, start)
             return x.copy_(out) if layer.inplace else out
+
+        return forward
+
+    def _forward_of_heads(self, index: int):
+        heads = self._heads[index]
+        forward_of = type(heads).forward
+
+        def forward(x: Tensor, normals: Tensor | None = None) -> Tensor:
+            whole = len(x) == len(self._draws.rows(self._size))
+            own = torch.compiler.is_compiling() or self._torchs_own() or not whole
+            if normals is None and not own:
+                # Of another call in the pass another stream, or both would choose the same.
+                stream = self._stream(index, Stream.CHOICE) + (self._chosen[index] % 64 << 24)
+                self._chosen[index] += 1
+                shape = self._size, heads.choices
+                normals = self._draws.normal(stream, self._counter, shape)
+            return forward_of(heads, x, normals)
 
         return forward
 

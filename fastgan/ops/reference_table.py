@@ -21,6 +21,12 @@ def product_(
     out.copy_(out + found if add else found)
 
 
+def gumbel(normals: Tensor) -> Tensor:
+    """Gumbel's noise: that whose place among all noise is the normal's among all normals."""
+    within = normals.clamp(-_FARTHEST, _FARTHEST)
+    return -(-torch.special.log_ndtr(within)).log()
+
+
 def heads_(
     rows: Tensor, logits: Tensor, normals: Tensor | None, blocks: list[int], temperature: float
 ) -> None:
@@ -31,8 +37,7 @@ def heads_(
     2017.
     """
     if normals is not None:
-        within = normals.clamp(-_FARTHEST, _FARTHEST)
-        noise = -(-torch.special.log_ndtr(within)).log()
+        noise = gumbel(normals)
     at = choice = 0
     for kind, size, many in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True):
         end, part = at + size * many, logits[:, at : at + size * many]

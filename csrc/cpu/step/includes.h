@@ -6,6 +6,7 @@
 #include "common/bf16.h"
 #include "common/dropout.h"
 #include "common/gelu.h"
+#include "common/gumbel.h"
 #include "cpu/clock.h"
 #include "cpu/kernels.h"
 #include "cpu/step/job.h"

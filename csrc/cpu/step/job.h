@@ -152,6 +152,7 @@ struct Job : PlannedStep, ImageSource {
   double* square_parts = nullptr;
   double* gauges = nullptr;       // likewise: [thread][D, G][kNetworkSums]
   float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
+  float* shares = nullptr;        // of G's hard heads, as rows of its output, for its own update
   float* mixes = nullptr;         // of points between: the share of the real sample
   double* squares = nullptr;      // sums of chunks of a clipped gradient's
   float* scratch = nullptr;       // per thread

@@ -198,6 +198,8 @@ size_t plan_memory(Job& job, void* base) {
     }
   for (Network* network : {&job.g, &job.d}) plan_parts(arena, job, *network, made.between);
   if (made.penalised) plan_penalties(arena, job, made.between, made.topmost());
+  if (job.g.hardens())
+    job.shares = arena.take<float>(job.padded * job.g.layers.back().above->stride);
   job.halves = arena.take<float>((made.between ? 3 : 2) * job.padded * widest);
   for (Network* network : {&job.g, &job.d}) plan_grads(arena, job, *network);
   job.loss_parts = arena.take<double>(kSegments * job.units);
@@ -205,10 +207,10 @@ size_t plan_memory(Job& job, void* base) {
   job.right_parts = arena.take<double>(kSegments * job.units);
   job.square_parts = arena.take<double>(kSegments * job.units);
   job.gauges = arena.take<double>(job.threads * 2 * kNetworkSums);
-  // The scratch also takes a block of latents, and the number before it.
+  // The scratch also takes a block of latents or some rows of choices, and the number before them.
   const Sizes sizes = sizes_of(job.instructions);
-  const int64_t most =
-      std::max(sizes.left + sizes.right + sizes.held, kBlock * job.latents.width + 1);
+  const int64_t drawn = std::max(kBlock * job.latents.width, kRowUnit * job.g.choices()) + 1;
+  const int64_t most = std::max(sizes.left + sizes.right + sizes.held, drawn);
   job.scratch_stride = round_up(most, 16) + 16;
   job.scratch = arena.take<float>(job.threads * job.scratch_stride);
   return arena.used();

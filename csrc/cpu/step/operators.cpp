@@ -67,6 +67,8 @@ std::string enums_op() {
   FASTGAN_PLACES(FASTGAN_ENTRY)
   start("PartOf");
   FASTGAN_PARTS(FASTGAN_ENTRY)
+  start("HeadOf");
+  FASTGAN_HEADS(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");

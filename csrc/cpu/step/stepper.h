@@ -87,6 +87,11 @@ class Stepper {
   void row_norm_backward(const Layer& lower, int from, int segments, Form form);
   void row_norm_tangent(const Layer& layer, int from, int segments);
 
+  void heads(const Layer& layer, int from, int segments);
+  void heads_backward(const Layer& layer, int from, int segments);
+  void activate_heads(float* x, const float* noise) const;
+  void harden(float* x) const;
+
   void penalties_of_update();
   void penalise(const Phase& phase);
   void mix(int64_t block);
@@ -228,6 +233,7 @@ void Stepper::end_phase() {
 #include "cpu/step/backward.h"
 #include "cpu/step/penalty.h"
 #include "cpu/step/row_norm.h"
+#include "cpu/step/heads.h"
 #include "cpu/step/measure.h"
 #include "cpu/step/weight_grads.h"
 #include "cpu/step/update.h"

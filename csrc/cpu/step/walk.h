@@ -65,6 +65,12 @@ void Stepper::carry_out(const Phase& phase) {
       else
         norm_backward(layer, own_features(layer.out), from, segments);
       break;
+    case Phase::heads:
+      heads(layer, from, segments);
+      break;
+    case Phase::heads_backward:
+      heads_backward(layer, from, segments);
+      break;
     case Phase::update: {
       const bool of_g = phase.layer == 0;
       update_all(of_g, from, segments);

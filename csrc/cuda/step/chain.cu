@@ -263,11 +263,13 @@ class Chain {
       case Phase::tangent:
         tangent(l, lower, p.other >= 0);
         break;
-      case Phase::sums:  // no sum is cut, and no input has parts
+      case Phase::sums:  // no sum is cut, no input has parts and no output heads
       case Phase::bend_sums:
       case Phase::join:
       case Phase::split:
       case Phase::tables:
+      case Phase::heads:
+      case Phase::heads_backward:
       case Phase::norm_tangent:  // and no plan has a LayerNorm
       case Phase::norm_bend:
         break;

@@ -1,5 +1,6 @@
 // What a generator of a table's rows is made of beside products.
 // Included by cpu/kernels_impl.h for each instruction set.
+#include "common/gumbel.h"
 #include "common/math.h"
 #include "ops/table/shape.h"
 
@@ -9,30 +10,6 @@ namespace {
 
 // Rows whose choices are made together, so that vectors run along rows: groups are narrow.
 constexpr int kTogether = 16;
-
-// -log(-log u), u the share of the standard normals below x; u in [6e-8, 1 - 6e-8].
-inline float gumbel_of(float x) {
-  const float a = math::abs(x);
-  // The tail beyond a: exp(-a^2 / 2) times a polynomial in 1 / (1 + 0.35 a), fitted on [0, 5.5] to
-  // 1.4e-8 of its value.
-  const float t = 1.f / (1.f + 0.35f * a);
-  float p = -0.023555555f;
-  p = p * t + 0.164890838f;
-  p = p * t - 0.445923146f;
-  p = p * t + 0.526399724f;
-  p = p * t - 0.22110406f;
-  p = p * t + 0.24688826f;
-  p = p * t + 0.108662373f;
-  p = p * t + 0.144011386f;
-  p = p * t - 0.000269816318f;
-  const float found = p * math::exp(-0.5f * a * a);
-  const float tail = found < 6e-8f ? 6e-8f : found;
-  // -log of the tail, or of what it leaves of 1.
-  const float rest = 1.f - tail;
-  const float lost = (1.f - rest) - tail;
-  const float below = -math::log(tail), above = -(math::log(rest) + lost / rest);
-  return -math::log(x < 0.f ? below : above);
-}
 
 // to[c][r] = from[r][c] for c < columns and r < rows, 0 for the other r < kTogether.
 inline void turned_in(const float* __restrict from, int64_t row, int rows, int64_t columns,

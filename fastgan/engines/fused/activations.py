@@ -61,5 +61,8 @@ MODULES: dict[type[nn.Module], Callable[..., tuple[str | None, float]]] = {
 def functions() -> dict[str, object]:
     """What torch's layers call: a program may put functions of its own there."""
     own = ("linear", "batch_norm", "layer_norm", "leaky_relu", "relu", "elu", "gelu", "silu")
+    own += ("softmax", "gumbel_softmax")
     found = {f"torch.nn.functional.{name}": getattr(F, name) for name in own}
-    return found | {"torch.tanh": torch.tanh, "torch.sigmoid": torch.sigmoid}
+    return found | {
+        f"torch.{name}": getattr(torch, name) for name in ("tanh", "sigmoid", "softmax")
+    }

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.activations import ACTIVATIONS
+from fastgan.engines.fused.heads import KINDS as HEADS
+from fastgan.engines.fused.heads import Ends
 from fastgan.engines.fused.inputs import KINDS, OWN
 from fastgan.engines.fused.support import (
     LOSS_NUMBERS,
@@ -72,6 +74,7 @@ class PlanEncoder:
         self._network(d, p.optimizer_d, {}, (*clips, p.config.weight_clip))
         self._inputs(g, p.optimizer_g, averages(p))
         self._inputs(d, p.optimizer_d, {})
+        self._heads(g)
         self._integers += [p.g_steps, len(p.penalties)]
         for penalty in p.penalties:
             place = PENALTY_PLACES.index(penalty.at)
@@ -168,6 +171,14 @@ class PlanEncoder:
             self._integers += [KINDS.index(part.kind), sum(widths[:i]), part.width, part.classes]
             table = None if part.embedding is None else part.embedding.weight
             self._parameter(table, optimizer, averages)
+
+    def _heads(self, chain: plan.Chain) -> None:
+        ends = chain.layers[-1].ends or Ends()
+        self._integers += [len(ends.heads), ends.index]
+        for head in ends.heads:
+            kind, activation = HEADS.index(head.kind), ACTIVATIONS.index(head.activation)
+            self._integers += [kind, activation, head.width, int(head.hard)]
+            self._reals.append(head.by)
 
 
 def samples_per_epoch(problem: Problem) -> int:

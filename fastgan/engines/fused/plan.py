@@ -4,9 +4,9 @@ A network fits when its forward, traced by torch.fx, is a chain of layers
 
     Linear -> [BatchNorm1d or LayerNorm] -> [activation] -> [Dropout]
 
-with any number of changes of shape that keep the batch in front, and conditions joined to its input
-(see inputs.py). What the network's classes are
-called does not matter; what they compute does.
+with any number of changes of shape that keep the batch in front, conditions joined to its input
+(see inputs.py), and columns of a generator's output with activations of their own (see heads.py).
+What the network's classes are called does not matter; what they compute does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 
 from fastgan import torch_private
 from fastgan.engines.fused import activations
+from fastgan.engines.fused.heads import Cutter, Ends
 from fastgan.engines.fused.inputs import Condition, Inputs, Reader
 from fastgan.engines.fused.inputs import check as check_inputs
 from fastgan.engines.fused.trace import NoPlan, trace
@@ -49,8 +50,10 @@ class Layer:
     dropout: nn.Dropout | None = None
     dropout_index: int = 0
     """Which of the network's nn.Dropout modules it is, in the order of modules()."""
+    ends: Ends | None = None
+    """What becomes of its columns, where that is not the same for all."""
     stage: int = 0
-    """How far along linear, norm, activation, dropout the layer has come."""
+    """How far along linear, norm, activation, dropout, ends the layer has come."""
 
     @property
     def batch_norm(self) -> nn.BatchNorm1d | None:
@@ -174,6 +177,7 @@ class _Walk:
         self.current: fx.Node | None = None
         self.values: dict[fx.Node, object] = {}
         self.joined = Reader(condition, self.values, _BATCH)
+        self.cutter = Cutter(module, self.values, _BATCH)
 
     def run(self, graph: fx.Graph) -> Chain:
         for node in graph.nodes:
@@ -240,6 +244,9 @@ class _Walk:
         if self.joined.takes(node):
             self.joined.module(node, m, where)
             return
+        if self.cutter.takes(node, self.current):
+            self.cut(node, where, kind)
+            return
         x = self.follow(node, where, kind)
         if type(m) in (nn.Flatten, nn.Unflatten):
             self.advance(node, m.forward(x), where)
@@ -274,6 +281,9 @@ class _Walk:
         if self.joined.takes(node) and not told:
             self.join(node, where, what, args, kwargs)
             return
+        if self.cutter.takes(node, self.current) and not told:
+            self.cut(node, where, what)
+            return
         if target in _ARITHMETIC and (not moved or told):
             self.values[node] = target(*args, **kwargs)
             return
@@ -303,6 +313,17 @@ class _Walk:
             raise NoPlan(f"{where}: a condition that is joined behind a layer has no fused form")
         self.advance(node, joined, where)
 
+    def cut(self, node: fx.Node, where: str, what: str) -> None:
+        """A call of some columns of a layer's output."""
+        if not self.layers:
+            raise NoPlan(f"{where}: {what} before the first Linear has no fused form")
+        if self.layers[-1].stage > 0:
+            raise NoPlan(f"{where}: {what} is fused only right after a Linear")
+        ends = self.cutter.step(node, self.values[self.current], self.current, where, what)
+        if ends is not None:
+            self.layers[-1].ends, self.layers[-1].stage = ends, 4
+            self.advance(node, self.values[node], where)
+
     def last(self, where: str, what: str, stage: int, after: str) -> Layer:
         """The layer that takes one more part, if the part comes in the order that is fused."""
         if not self.layers:
@@ -323,6 +344,10 @@ class _Walk:
             )
         if x.shape[1] != m.in_features:
             raise NoPlan(f"{where}: takes {m.in_features} features, but gets {x.shape[1]}")
+        if self.layers and self.layers[-1].ends is not None:
+            raise NoPlan(
+                f"{where}: a Linear behind columns with activations of their own has no fused form"
+            )
         self.layers.append(Layer(where, m))
         if isinstance(m, LinearLeakyReLU):
             self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")

@@ -70,6 +70,7 @@ def prove(
 def _results(function, network: nn.Module, samples: Tensor) -> list[Tensor | None]:
     """Outputs, and their gradients with respect to the samples and all weights."""
     x = samples.clone().requires_grad_()
+    torch.manual_seed(0)  # of the noise that classes are chosen by
     out = function(x).reshape(_SAMPLES, -1)
     weights = [x, *network.parameters()]
     if not out.requires_grad:
@@ -105,6 +106,7 @@ def _computed(
         elif norm is not None:
             x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
         x = OPERATORS[layer.activation](x, layer.slope)
+        x = x if layer.ends is None else layer.ends.computed(x)
     return x
 
 

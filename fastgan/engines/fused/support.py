@@ -201,6 +201,7 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
     if last.norm is not None or last.dropout is not None:
         what = "Dropout" if last.norm is None else type(last.norm).__name__
         raise plan.NoPlan(f"{last.name}: {what} on the logits has no fused form")
+    _check_ends(p, g, d)
     image = math.prod(p.data.shape)
     if g.layers[-1].linear.out_features != image:
         raise plan.NoPlan(
@@ -235,6 +236,28 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
         raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
     if normed and p.world.size > 1:
         raise plan.NoPlan(f"{normed[0]}: BatchNorm1d over {p.world.size} ranks has no fused form")
+
+
+MOST_HEADS = 1 << 13
+"""Modules of heads of a network; in csrc/step/decode.h."""
+
+
+def _check_ends(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
+    for layer in d.layers:
+        if layer.ends is not None:
+            raise plan.NoPlan(
+                f"{layer.name}: columns with activations of their own have a fused form at the "
+                "generator's end only"
+            )
+    last = g.layers[-1]
+    if last.ends is None:
+        return
+    if problem.device.type != "cpu":
+        raise plan.NoPlan(
+            f"{last.name}: columns with activations of their own have a fused form on the CPU only"
+        )
+    if last.ends.index > MOST_HEADS:
+        raise plan.NoPlan(f"more than {MOST_HEADS} modules of heads have no fused form")
 
 
 def _buffers(layer: plan.Layer) -> Iterable[Tensor]:

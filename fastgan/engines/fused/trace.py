@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import fx, nn
@@ -11,6 +11,7 @@ from torch import fx, nn
 from fastgan.engines.base import CannotRun
 from fastgan.engines.probe import copied, drawn, first_line, randomness_kept
 from fastgan.engines.snapshot import Snapshot
+from fastgan.heads import Heads
 from fastgan.nn import LinearLeakyReLU
 
 _tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
@@ -84,4 +85,25 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, LinearLeakyReLU) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, (LinearLeakyReLU, Heads)) or super().is_leaf_module(
+            module, qualified_name
+        )
+
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """The pieces of a tensor that is cut into a number of them that the call tells."""
+        count = _pieces(obj.node)
+        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])
+
+
+def _pieces(node: fx.Node) -> int | None:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    how = [*node.args[1:2], *(node.kwargs[key] for key in _HOW if key in node.kwargs)]
+    if name not in ("split", "chunk", "tensor_split") or not how:
+        return None
+    if isinstance(how[0], (list, tuple)):
+        return len(how[0]) + (name == "tensor_split")
+    return how[0] if isinstance(how[0], int) and name != "split" else None
+
+
+_HOW = ("split_size_or_sections", "split_size", "chunks", "sections", "indices_or_sections")
+"""The argument that says into what a tensor is cut."""

@@ -1,0 +1,32 @@
+// Gumbel's noise, by which a class is chosen among logits.
+#pragma once
+
+#include "common/math.h"
+
+namespace fastgan {
+
+// -log(-log u), u the share of the standard normals below x; u in [6e-8, 1 - 6e-8].
+FASTGAN_HD float gumbel_of(float x) {
+  const float a = math::abs(x);
+  // The tail beyond a: exp(-a^2 / 2) times a polynomial in 1 / (1 + 0.35 a), fitted on [0, 5.5] to
+  // 1.4e-8 of its value.
+  const float t = 1.f / (1.f + 0.35f * a);
+  float p = -0.023555555f;
+  p = p * t + 0.164890838f;
+  p = p * t - 0.445923146f;
+  p = p * t + 0.526399724f;
+  p = p * t - 0.22110406f;
+  p = p * t + 0.24688826f;
+  p = p * t + 0.108662373f;
+  p = p * t + 0.144011386f;
+  p = p * t - 0.000269816318f;
+  const float found = p * math::exp(-0.5f * a * a);
+  const float tail = found < 6e-8f ? 6e-8f : found;
+  // -log of the tail, or of what it leaves of 1.
+  const float rest = 1.f - tail;
+  const float lost = (1.f - rest) - tail;
+  const float below = -math::log(tail), above = -(math::log(rest) + lost / rest);
+  return -math::log(x < 0.f ? below : above);
+}
+
+}  // namespace fastgan
