@@ -40,6 +40,7 @@ class Head:
     by: float = 0.0
     """A slope or a temperature."""
     hard: bool = False
+    asked: bool = False
 
 
 PAIR = ([Layer(6), Layer(12, "tanh")], [Layer(9, drop=0.3), Layer(1, "none")])
@@ -71,6 +72,8 @@ class Case:
     clips: tuple[float, float] = (math.inf, math.inf)
     """The largest number of a gradient, and the longest gradient."""
     heads: tuple[Head, ...] = ()
+    terms: tuple[tuple[int, float], ...] = ()
+    """Of each the kind and the weight."""
     threads: int = 2
     draw: int = 0
     integers: list[int] = field(default_factory=list)
@@ -111,8 +114,10 @@ class Case:
         for head in self.heads:
             kind = ("columns", "softmax", "gumbel").index(head.kind)
             activation = ACTIVATIONS.index(head.activation)
-            self.integers += [kind, activation, head.width, int(head.hard)]
+            self.integers += [kind, activation, head.width, int(head.hard), int(head.asked)]
             self.reals.append(head.by)
+        self.integers += [len(self.terms), *(kind for kind, _ in self.terms)]
+        self.reals += [weight for _, weight in self.terms]
 
     def _place(self, tensor: Tensor) -> int:
         self.state.append(tensor)

@@ -41,6 +41,7 @@ class PlanDecoder {
     network(image, plan.d, plan.d_counters);
     for (PlannedNetwork<PlannedLayer>* network : {&plan.g, &plan.d}) parts(*network);
     heads(plan.g);
+    terms(plan.g);
     plan.g_steps = integer("g_steps", 1, kMostGSteps);
     penalties(plan);
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
@@ -231,11 +232,12 @@ class PlanDecoder {
       head.at = end;
       head.width = integer("columns of a head", 1, last.out);
       head.hard = flag("hard");
+      head.asked = flag("asked");
       const bool shares = head.of != HeadOf::columns;
       head.by = static_cast<float>(
           real(shares ? "temperature" : "head's slope", shares ? FLT_MIN : 0, FLT_MAX));
-      STD_TORCH_CHECK(!keeps_slope(head.activation) &&
-                          (shares ? head.activation == Activation::none : !head.hard),
+      STD_TORCH_CHECK(!keeps_slope(head.activation) && (shares ? head.activation == Activation::none
+                                                               : !head.hard && !head.asked),
                       "plan has a head whose kind and activation do not go together; ", kMade);
       end += head.width;
       STD_TORCH_CHECK(end <= last.out, "plan has heads of more columns than G makes; ", kMade);
@@ -244,6 +246,23 @@ class PlanDecoder {
                         !last.row_norm && !last.drop,
                     "plan has heads that leave columns out, or are not all that follows G's last "
                     "Linear; ",
+                    kMade);
+  }
+
+  void terms(PlannedNetwork<PlannedLayer>& g) {
+    g.terms.resize(static_cast<size_t>(integer("terms", 0, kTermsOf)));
+    for (PlannedTerm& term : g.terms) {
+      term.of = static_cast<TermOf>(integer("kind of a term", 0, kTermsOf - 1));
+      term.weight = real("term's weight", -FLT_MAX, FLT_MAX);
+      STD_TORCH_CHECK(g.term(term.of) == &term, "plan has a kind of terms twice; ", kMade);
+    }
+    const int64_t asked = g.asked(true);
+    bool labels = false;
+    for (const PlannedPart& part : g.parts) labels |= part.of != PartOf::numbers;
+    STD_TORCH_CHECK(g.terms.empty() || !g.heads.empty(), "plan has terms without heads; ", kMade);
+    STD_TORCH_CHECK(!g.term(TermOf::conditional) == (asked == 0) && (asked == 0 || labels),
+                    "plan has heads that labels name, a term of them and labels, but not all of "
+                    "these; ",
                     kMade);
   }
 

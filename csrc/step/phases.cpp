@@ -63,8 +63,10 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
       phases.push_back({Phase::norm_backward, n, -1, below(n), segments, false, of_g == (n < g)});
   };
   const auto heads_backward = [&](int n) {
-    if (skeleton.heads && n == g - 1)
-      phases.push_back({Phase::heads_backward, n, -1, below(n), segments});
+    if (!skeleton.heads || n != g - 1) return;
+    for (const Phase::Work work : {Phase::moments, Phase::heads_backward})
+      if (work != Phase::moments || skeleton.moments)
+        phases.push_back({work, n, -1, below(n), segments});
   };
   if (more) {
     phases.push_back({Phase::inputs, 0, -1, 0, 0});
@@ -150,6 +152,8 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {(phase.shared ? "both: " : update) + network + " norm " + number, 0};
     case Phase::heads:
       return {(phase.shared ? "both: " : update) + "G heads", 0};
+    case Phase::moments:
+      return {update + "G moments", 0};
     case Phase::heads_backward:
       return {update + "G heads backward", 0};
     case Phase::head:

@@ -10,6 +10,7 @@
 //     backward  the same gradient for any other layer
 //     sums      the second half of a backward sum joins the first
 //     norm_backward  from there through BatchNorm
+//     moments   of the columns of G's output, for the term of its loss that is of these
 //     heads_backward from the gradient of G's output through its heads
 //     update    gradients of the weights, consumed by Adam where they stand
 //     join      rows of D's input from what G has made and the samples' conditions
@@ -48,6 +49,7 @@ struct Phase {
     backward,
     sums,
     norm_backward,
+    moments,
     heads_backward,
     update,
     squares,
@@ -91,9 +93,10 @@ struct Skeleton {
   bool joined = false;
   bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
   bool penalised = false, between = false;    // some of D's updates; at points between
-  bool lerped = false;  // at these, products of D's first layer are made from those of the others
-  bool heads = false;   // G's output has heads
-  bool parts = false;   // D's input has columns of conditions
+  bool lerped = false;   // at these, products of D's first layer are made from those of the others
+  bool heads = false;    // G's output has heads
+  bool moments = false;  // its loss has a term of its moments
+  bool parts = false;    // D's input has columns of conditions
   int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
   int last() const { return static_cast<int>(layers.size()) - 1; }

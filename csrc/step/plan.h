@@ -71,8 +71,15 @@ struct PlannedHead {
   HeadOf of = HeadOf::columns;
   Activation activation = Activation::none;  // of columns; one whose output tells its derivative
   int64_t at = 0, width = 0;
-  float by = 0;       // LeakyReLU's negative slope; of a softmax the temperature, > 0
-  bool hard = false;  // the largest share becomes 1 and the others 0, with the gradient of shares
+  float by = 0;        // LeakyReLU's negative slope; of a softmax the temperature, > 0
+  bool hard = false;   // the largest share becomes 1 and the others 0, with the gradient of shares
+  bool asked = false;  // a label is one of its classes; labels count on through such heads
+};
+
+// A weighted term of G's loss beside the adversarial one.
+struct PlannedTerm {
+  TermOf of = TermOf::moments;
+  double weight = 0;
 };
 
 struct Optimizer {
@@ -97,6 +104,12 @@ struct PlannedNetwork {
   // Of the output, if it is not the last layer's activation alone.
   std::vector<PlannedHead> heads;
   uint32_t heads_index = 0;  // of the network's modules of heads: decides the stream, see passes.h
+  std::vector<PlannedTerm> terms;  // of its loss, each of its kind
+  const PlannedTerm* term(TermOf of) const {
+    for (const PlannedTerm& t : terms)
+      if (t.of == of) return &t;
+    return nullptr;
+  }
   int64_t own() const {
     int64_t width = layers.front().in;
     for (const PlannedPart& part : parts) width -= part.width;
@@ -107,6 +120,16 @@ struct PlannedNetwork {
     int64_t classes = 0;
     for (const PlannedHead& head : heads) classes += head.of == HeadOf::gumbel ? head.width : 0;
     return classes;
+  }
+  // Of heads that labels name, all of them or the widest.
+  int64_t asked(bool all) const {
+    int64_t classes = 0, widest = 0;
+    for (const PlannedHead& head : heads) {
+      if (!head.asked) continue;
+      classes += head.width;
+      widest = head.width > widest ? head.width : widest;
+    }
+    return all ? classes : widest;
   }
   bool hardens() const {
     for (const PlannedHead& head : heads)
@@ -175,6 +198,7 @@ void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) 
   to.parts = from.parts;
   to.heads = from.heads;
   to.heads_index = from.heads_index;
+  to.terms = from.terms;
   to.layers.resize(from.layers.size());
   for (size_t i = 0; i < from.layers.size(); ++i)
     static_cast<PlannedLayer&>(to.layers[i]) = from.layers[i];

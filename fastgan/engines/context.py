@@ -23,6 +23,7 @@ from fastgan.random import Stream
 if TYPE_CHECKING:
     from fastgan.data import Data
     from fastgan.engines.step import Step
+    from fastgan.heads import Heads
 
 PLAYERS = ("d", "g", "joint")
 """Whose loss an update minimises."""
@@ -68,6 +69,7 @@ class StepContext:
         self._calls = [0, 0]
         self._scored: list[tuple[Tensor, Any, int]] = []
         self._draws = 0
+        self._heads: list[tuple[Heads, Tensor]] = []
         self.narrow = False
         """Whether the loss holds gradients of gradients."""
         self.reported: Tensor | None = None
@@ -117,7 +119,22 @@ class StepContext:
             z = None if self.z is None else self.z.to(self._step.dtypes[1])
             condition = self.fake_cond if p.conditioned[1] else None
             made = self.G(*conditions.arguments(p, 1, z, condition))
+        self._heads = self._step.heads_of_g()
         return converted(made, self._step.dtypes[0])
+
+    @property
+    def heads(self) -> tuple[Heads, Tensor]:
+        """The `fastgan.nn.Heads` that `fake` went through, and its logits [b, columns].
+
+        ValueError if there is none, or more than one.
+        """
+        self.fake  # noqa: B018
+        if len(self._heads) != 1:
+            raise ValueError(
+                f"G's samples went through {len(self._heads)} modules fastgan.nn.Heads; expected "
+                "one, which torch.compile has not compiled"
+            )
+        return self._heads[0]
 
     @cached_property
     def G(self) -> Network:

@@ -28,11 +28,13 @@ class Masks:
 
     Attributes:
         in_backward: set it during a backward pass.
+        heads: the network's Heads that the pass at hand has called, and what each was given.
     """
 
     def __init__(self, draws: Draws, network: nn.Module):
         """Look where the layers are."""
         self.in_backward = False
+        self.heads: list[tuple[Heads, Tensor]] = []
         self._draws = draws
         # The index tells streams apart, and counts every layer whether it is served or not.
         layers = [m for m in network.modules() if type(m) is nn.Dropout]
@@ -46,7 +48,7 @@ class Masks:
         for index, layer in enumerate(layers):
             if layer not in compiled:
                 self._forwards.append((layer, self._forward_of(index)))
-        self._heads = [m for m in network.modules() if type(m) is Heads and m.choices]
+        self._heads = [m for m in network.modules() if type(m) is Heads]
         self._chosen = [0] * len(self._heads)
         for index, heads in enumerate(self._heads):
             if heads not in compiled:
@@ -69,6 +71,7 @@ class Masks:
             for m, forward in self._forwards:
                 stack.enter_context(forward_replaced(m, forward))
             yield
+        self.heads = []
 
     def begin(self, number: int, counter: Counter, size: int, *, grad: bool) -> None:
         """A pass begins.
@@ -81,6 +84,7 @@ class Masks:
         """
         self._number, self._counter, self._size, self._grad = number, counter, size, grad
         self._drawn[:] = [0] * len(self._drawn)
+        self.heads = []
         self._chosen[:] = [0] * len(self._chosen)
 
     def _torchs_own(self) -> bool:
@@ -126,7 +130,8 @@ class Masks:
         def forward(x: Tensor, normals: Tensor | None = None) -> Tensor:
             whole = len(x) == len(self._draws.rows(self._size))
             own = torch.compiler.is_compiling() or self._torchs_own() or not whole
-            if normals is None and not own:
+            self.heads.append((heads, x))
+            if heads.choices and normals is None and not own:
                 # Of another call in the pass another stream, or both would choose the same.
                 stream = self._stream(index, Stream.CHOICE) + (self._chosen[index] % 64 << 24)
                 self._chosen[index] += 1

@@ -45,6 +45,7 @@ from fastgan.terms import ADAPTIVE, Term, adapted
 
 if TYPE_CHECKING:
     from fastgan.engines.narrow import Narrowed
+    from fastgan.heads import Heads
     from fastgan.problem import Problem
 
 NAN = float("nan")
@@ -354,6 +355,11 @@ class Step:
             args = self._augmented(AUGMENT_STREAM + number, counter, size, args)
         with self._autocast():
             return self._convolutions.call(function, args, kwargs, penalised=self._penalised)
+
+    def heads_of_g(self) -> list[tuple[Heads, Tensor]]:
+        """What G's last pass called of Heads, with what each was given; they are not kept."""
+        found, self._masks[1].heads = self._masks[1].heads, []
+        return found
 
     def _augmented(self, stream: int, counter: Counter, size: int, args: tuple) -> tuple:
         p = self.problem

@@ -67,6 +67,7 @@ void Stepper::heads(const Layer& layer, int from, int segments) {
     for (int64_t i = within.begin; i < within.end; ++i) {
       const int64_t at = i * field.stride;
       float* const x = rows(field, field.rows, segment + layer.lift) + at;
+      if (job_.asked && segment + layer.lift == kFakeForG) ask(x, i);
       activate_heads(x, noise + (i - within.begin) * choices);
       if (job_.shares) {
         if (segment + layer.lift == kFakeForG)
@@ -81,12 +82,14 @@ void Stepper::heads(const Layer& layer, int from, int segments) {
 // The gradient of G's output becomes that of what its last layer has made.
 void Stepper::heads_backward(const Layer& layer, int from, int segments) {
   const Field& field = *layer.above;
+  const Toward toward = job_.moments.mean ? moments_weights() : Toward{0, 0};
   each_own_rows(segments, [&](int s, Range within) {
     const int segment = from + s + layer.lift;
     for (int64_t i = within.begin; i < within.end; ++i) {
       const int64_t at = i * field.stride;
       float* const grads = rows(field, field.grads, segment) + at;
       const float* const values = rows(field, field.rows, segment) + at;
+      if (toward.mean != 0 || toward.deviation != 0) add_moments(toward, values, grads);
       for (const PlannedHead& head : job_.g.heads) {
         float* __restrict const g = grads + head.at;
         const float* const y = (head.hard ? job_.shares + at : values) + head.at;
@@ -100,6 +103,7 @@ void Stepper::heads_backward(const Layer& layer, int from, int segments) {
           for (int64_t j = 0; j < head.width; ++j) g[j] = derivative<kind>(g[j], y[j], head.by);
         });
       }
+      if (job_.asked) add_asked(i, grads);
       round_row(grads, rows(field, field.grad_factors, segment) + at, layer.out);
     }
   });

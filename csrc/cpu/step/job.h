@@ -113,6 +113,13 @@ struct Layer : PlannedLayer {
 
 using Network = PlannedNetwork<Layer>;
 
+// Of the columns of G's output: its means; by how much these, and deviations over themselves, are
+// from those of the real ones; sums of the squares of both differences, [panel][2].
+struct Moments {
+  float *mean = nullptr, *of_mean = nullptr, *of_deviation = nullptr;
+  double* squares = nullptr;
+};
+
 // What is done of the steps: all; or of one update what comes before several processes add their
 // gradients up, or what comes after.
 enum class Part { steps, gradients, move };
@@ -138,8 +145,9 @@ struct Job : PlannedStep, ImageSource {
   // The permutations in `order` begin with that of the first update.
   float* statistics = nullptr;  // [steps][kStatistics]
   float* gradients = nullptr;   // of a part: of the update's network, parameter after parameter
-  double* sums = nullptr;       // [kSums], of the last step, if it is measured; of a part, its own
-  double* profile = nullptr;    // [phases][2]: thread 0's seconds working, waiting; or null
+  double* sums =
+      nullptr;  // [kSums + terms], of the last step, if it is measured; of a part, its own
+  double* profile = nullptr;  // [phases][2]: thread 0's seconds working, waiting; or null
 
   // Set by plan_memory.
   std::vector<Phase> d_phases, g_phases;      // of an update of D, and of G
@@ -153,9 +161,16 @@ struct Job : PlannedStep, ImageSource {
   double* gauges = nullptr;       // likewise: [thread][D, G][kNetworkSums]
   float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
   float* shares = nullptr;        // of G's hard heads, as rows of its output, for its own update
-  float* mixes = nullptr;         // of points between: the share of the real sample
-  double* squares = nullptr;      // sums of chunks of a clipped gradient's
-  float* scratch = nullptr;       // per thread
+  Moments moments;
+  // Of each row of G's update: the cross-entropy of the class that was asked for, the head that has
+  // it, and the slope by its logits.
+  double* surprises = nullptr;
+  const PlannedHead** asked = nullptr;
+  float* asked_grads = nullptr;
+  int64_t asked_stride = 0;
+  float* mixes = nullptr;     // of points between: the share of the real sample
+  double* squares = nullptr;  // sums of chunks of a clipped gradient's
+  float* scratch = nullptr;   // per thread
   int64_t scratch_stride = 0;
 
   bool of_g() const { return update >= d_steps; }

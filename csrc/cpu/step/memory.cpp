@@ -139,6 +139,23 @@ void plan_parts(Arena& arena, const Job& job, Network& network, bool between) {
   }
 }
 
+void plan_terms(Arena& arena, Job& job) {
+  const int64_t width = job.g.layers.back().out;
+  if (job.g.hardens())
+    job.shares = arena.take<float>(job.padded * job.g.layers.back().above->stride);
+  if (job.g.term(TermOf::moments)) {
+    for (float** moment : {&job.moments.mean, &job.moments.of_mean, &job.moments.of_deviation})
+      *moment = arena.take<float>(round_up(width, kBlock));
+    job.moments.squares = arena.take<double>(2 * round_up(width, kBlock) / kBlock);
+  }
+  if (job.g.term(TermOf::conditional)) {
+    job.surprises = arena.take<double>(job.padded);
+    job.asked = arena.take<const PlannedHead*>(job.padded);
+    job.asked_stride = round_up(job.g.asked(false), 16);
+    job.asked_grads = arena.take<float>(job.padded * job.asked_stride);
+  }
+}
+
 void connect(Layer& layer, Field& below, Field& above, int lift) {
   layer.below = &below;
   layer.above = &above;
@@ -155,6 +172,7 @@ Skeleton skeleton(const Job& job) {
   if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
   made.between = any(job, Place::between);
   made.lerped = !job.joined();
+  made.moments = job.g.term(TermOf::moments) != nullptr;
   return made;
 }
 
@@ -198,8 +216,7 @@ size_t plan_memory(Job& job, void* base) {
     }
   for (Network* network : {&job.g, &job.d}) plan_parts(arena, job, *network, made.between);
   if (made.penalised) plan_penalties(arena, job, made.between, made.topmost());
-  if (job.g.hardens())
-    job.shares = arena.take<float>(job.padded * job.g.layers.back().above->stride);
+  plan_terms(arena, job);
   job.halves = arena.take<float>((made.between ? 3 : 2) * job.padded * widest);
   for (Network* network : {&job.g, &job.d}) plan_grads(arena, job, *network);
   job.loss_parts = arena.take<double>(kSegments * job.units);

@@ -69,6 +69,8 @@ std::string enums_op() {
   FASTGAN_PARTS(FASTGAN_ENTRY)
   start("HeadOf");
   FASTGAN_HEADS(FASTGAN_ENTRY)
+  start("TermOf");
+  FASTGAN_TERMS(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");
@@ -108,11 +110,13 @@ int64_t memory_op(const Tensor& plan, const Tensor& settings, int64_t threads) {
 }
 
 // Where a measured step adds up; null if none is.
-double* checked_sums(const std::optional<Tensor>& sums, const Tensor& like, Apart& apart) {
+double* checked_sums(const Job& job, const std::optional<Tensor>& sums, const Tensor& like,
+                     Apart& apart) {
   if (!sums) return nullptr;
+  const int64_t numbers = kSums + static_cast<int64_t>(job.g.terms.size());
   check_table(*sums, "sums", ScalarType::Double, "float64", like, "memory");
-  STD_TORCH_CHECK(sums->numel() == kSums, "sums has shape ", shape_of(*sums), "; expected [", kSums,
-                  "]");
+  STD_TORCH_CHECK(sums->numel() == numbers, "sums has shape ", shape_of(*sums), "; expected [",
+                  numbers, "]");
   apart.written(*sums, "sums");
   return static_cast<double*>(sums->mutable_data_ptr());
 }
@@ -163,6 +167,7 @@ void take_condition(Job& job, const std::optional<Tensor>& condition,
                       "condition is not of the kind or the width that plan says");
       if (labels) classes = std::min(classes, part.classes);
     }
+  if (const int64_t asked = job.g.asked(true)) classes = std::min(classes, asked);
   for (int64_t i = 0; labels && i < stored; ++i)
     STD_TORCH_CHECK(0 <= source.labels[i] && source.labels[i] < classes, "condition[", i, "] is ",
                     source.labels[i], "; expected a label of 0 to ", classes - 1);
@@ -219,7 +224,7 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
     job.profile = static_cast<double*>(profile->mutable_data_ptr());
     apart.written(*profile, "profile");
   }
-  job.sums = checked_sums(sums, plan, apart);
+  job.sums = checked_sums(job, sums, plan, apart);
   apart.written(memory, "memory");
   apart.written(statistics, "statistics");
   apart.read(images, "images");
@@ -276,6 +281,7 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
                   "; expected 0 <= rank < ranks <= ", kMostRanks);
   STD_TORCH_CHECK(job.g.parts.empty() && job.d.parts.empty(),
                   "plan has parts made of conditions, which a step in parts does not know");
+  STD_TORCH_CHECK(job.g.terms.empty(), "plan has terms, which a step in parts does not know");
   if (ranks > 1)
     for (const Network* network : {&job.g, &job.d})
       for (const Layer& l : network->layers)
@@ -301,7 +307,7 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
     part.apart.read(images, "images");
     if (order) part.apart.read(*order, "order");
   }
-  job.sums = checked_sums(sums, plan, part.apart);
+  job.sums = checked_sums(job, sums, plan, part.apart);
   part.place(memory);
   if (job.sums && rows == 0) std::fill_n(job.sums, kScoreSums, 0.0);
   const int64_t numbers = gradients.numel();
@@ -321,7 +327,7 @@ void move_op(const Tensor& plan, const Tensor& settings, const std::vector<Tenso
   STD_TORCH_CHECK(rates.numel() == 2, "rates has shape ", shape_of(rates), "; expected [2]");
   job.rates = static_cast<const double*>(rates.const_data_ptr());
   part.apart.read(rates, "rates");
-  job.sums = checked_sums(sums, plan, part.apart);
+  job.sums = checked_sums(job, sums, plan, part.apart);
   part.place(memory);
   run(job);
   for (float* counter : job.of_g() ? part.decoded.g_counters : part.decoded.d_counters)

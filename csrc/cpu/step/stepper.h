@@ -91,6 +91,16 @@ class Stepper {
   void heads_backward(const Layer& layer, int from, int segments);
   void activate_heads(float* x, const float* noise) const;
   void harden(float* x) const;
+  struct Toward {
+    double mean, deviation;
+  };
+  void moments(const Layer& layer);
+  Toward moments_apart() const;
+  Toward moments_weights() const;
+  void add_moments(const Toward& by, const float* values, float* grads) const;
+  void ask(const float* logits, int64_t row) const;
+  void add_asked(int64_t row, float* grads) const;
+  void write_terms();
 
   void penalties_of_update();
   void penalise(const Phase& phase);
@@ -233,6 +243,7 @@ void Stepper::end_phase() {
 #include "cpu/step/backward.h"
 #include "cpu/step/penalty.h"
 #include "cpu/step/row_norm.h"
+#include "cpu/step/terms.h"
 #include "cpu/step/heads.h"
 #include "cpu/step/measure.h"
 #include "cpu/step/weight_grads.h"

@@ -68,6 +68,9 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::heads:
       heads(layer, from, segments);
       break;
+    case Phase::moments:
+      moments(layer);
+      break;
     case Phase::heads_backward:
       heads_backward(layer, from, segments);
       break;
@@ -78,6 +81,7 @@ void Stepper::carry_out(const Phase& phase) {
       if (of_g) {
         write(Statistic::g_loss, static_cast<float>(mean(job_.loss_parts, kFakeForG)));
         for (const Layer& l : job_.g.layers) copy_statistics(l);
+        if (job_.sums) write_terms();
       } else {
         write(Statistic::d_loss, static_cast<float>(mean(job_.loss_parts, kReal)) +
                                      static_cast<float>(mean(job_.loss_parts, kFake)));

@@ -269,6 +269,7 @@ class Chain {
       case Phase::split:
       case Phase::tables:
       case Phase::heads:
+      case Phase::moments:
       case Phase::heads_backward:
       case Phase::norm_tangent:  // and no plan has a LayerNorm
       case Phase::norm_bend:

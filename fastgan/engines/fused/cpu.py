@@ -123,7 +123,7 @@ class FusedEngine(Engine):
             self._forget_gradients()
             while done < n:
                 if p.world.size > 1:
-                    self._sums = _no_sums() if measuring and done + 1 == n else None
+                    self._sums = self._no_sums() if measuring and done + 1 == n else None
                     self._step_of_ranks(statistics[done])
                     done += 1
                     continue
@@ -133,7 +133,8 @@ class FusedEngine(Engine):
                 else:
                     images, order, count = self._fed(), None, 1
                     self._refresh()  # a user's code has run meanwhile
-                self._sums = _no_sums() if measuring and done + count == n else None
+                wanted = (measuring or p.terms) and done + count == n
+                self._sums = self._no_sums() if wanted else None
                 self._run(images, order, count, statistics[done : done + count])
                 done += count
         except BaseException:
@@ -143,7 +144,9 @@ class FusedEngine(Engine):
             self.unreported = statistics[:done] if whole else None
             raise
         if self._sums is not None:
-            self.measured = measures_of(self._sums)
+            values = self._sums[len(SUMS) :].float()
+            self.logged = {t.name: x for t, x in zip(p.terms, values, strict=True)}
+            self.measured = measures_of(self._sums[: len(SUMS)]) if measuring else None
         return statistics
 
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
@@ -335,9 +338,10 @@ class FusedEngine(Engine):
         pairs = (line.split(" ", 1) for line in lines.splitlines())
         return [(name, float(work)) for work, name in pairs]
 
-
-def _no_sums() -> Tensor:
-    return torch.zeros(len(SUMS), dtype=torch.float64, device="cpu")
+    def _no_sums(self) -> Tensor:
+        """What a step is measured by, and the values of its terms behind."""
+        count = len(SUMS) + len(self.problem.terms)
+        return torch.zeros(count, dtype=torch.float64, device="cpu")
 
 
 def _zeros(size: int) -> Tensor:

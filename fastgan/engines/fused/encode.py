@@ -19,10 +19,13 @@ from fastgan.engines.fused.support import (
     averages,
     penalty_form,
 )
+from fastgan.engines.fused.terms import KINDS as TERMS
+from fastgan.engines.fused.terms import kind_of
 from fastgan.engines.scores import batch_sizes
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
+    from fastgan.terms import Term
 
 
 _NEVER = (1 << 63) - 1
@@ -75,6 +78,7 @@ class PlanEncoder:
         self._inputs(g, p.optimizer_g, averages(p))
         self._inputs(d, p.optimizer_d, {})
         self._heads(g)
+        self._terms(p.terms)
         self._integers += [p.g_steps, len(p.penalties)]
         for penalty in p.penalties:
             place = PENALTY_PLACES.index(penalty.at)
@@ -177,8 +181,12 @@ class PlanEncoder:
         self._integers += [len(ends.heads), ends.index]
         for head in ends.heads:
             kind, activation = HEADS.index(head.kind), ACTIVATIONS.index(head.activation)
-            self._integers += [kind, activation, head.width, int(head.hard)]
+            self._integers += [kind, activation, head.width, int(head.hard), int(head.asked)]
             self._reals.append(head.by)
+
+    def _terms(self, terms: tuple[Term, ...]) -> None:
+        self._integers += [len(terms), *(TERMS.index(kind_of(term)) for term in terms)]
+        self._reals += [term.weight for term in terms]
 
 
 def samples_per_epoch(problem: Problem) -> int:

@@ -30,7 +30,7 @@ from fastgan.plain import real
 
 KINDS = ("columns", "softmax", "gumbel")
 """What heads are, by their numbers in csrc/step/enums.h."""
-_EACH = ("none", "leaky_relu", "tanh", "sigmoid")
+EACH = ("none", "leaky_relu", "tanh", "sigmoid")
 """Activations of single columns: those whose output tells their derivative."""
 
 _aten = torch.ops.aten
@@ -46,6 +46,8 @@ class Head(NamedTuple):
     by: float = 0.0
     """LeakyReLU's negative slope; the temperature of the others."""
     hard: bool = False
+    asked: bool = False
+    """Whether labels name its classes, for `terms.Conditional`."""
 
 
 class Call(NamedTuple):
@@ -66,7 +68,8 @@ class Ends:
     calls: list[Call] = field(default_factory=list)
     """In the order of the forward."""
     index: int = 0
-    """Which of the network's modules with noise it is, in the order of modules()."""
+    """Which of the network's Heads it is, in the order of modules()."""
+    module: Heads | None = None
 
     def computed(self, x: Tensor) -> Tensor:
         """The output of what the layer has made, [batch, columns], the batch that was followed."""
@@ -107,6 +110,7 @@ class Cutter:
         self._taken: list[tuple[int, Head]] = []
         self._calls: list[Call] = []
         self._index = 0
+        self._whole: Heads | None = None
 
     def takes(self, node: fx.Node, current: fx.Node | None) -> bool:
         """Whether a call is of pieces, or begins to cut the current output."""
@@ -146,7 +150,7 @@ class Cutter:
         if not self._calls or not torch.equal(made.reshape(-1), whole):
             return None
         self._pieces.clear()
-        return Ends(self._heads(), self._calls, self._index)
+        return Ends(self._heads(), self._calls, self._index, self._whole)
 
     def _module(self, node: fx.Node, where: str, what: str) -> Any:
         m = self._network.get_submodule(node.target)
@@ -205,7 +209,7 @@ class Cutter:
     def _each(
         self, places: Tensor, where: str, what: str, kind: str | None, slope: float
     ) -> Tensor:
-        if kind not in _EACH or not 0 <= slope < float("inf"):
+        if kind not in EACH or not 0 <= slope < float("inf"):
             raise NoPlan(f"{where}: {what} of some columns has no fused form")
         self._take(places.flatten(1)[:, None], where, Head("columns", 0, kind, float(slope)))
         self._calls.append(Call(places, partial(_each_of, kind, float(slope))))
@@ -248,8 +252,7 @@ class Cutter:
         if places.shape != (self._batch, m.columns) or self._calls:
             raise NoPlan(f"{where}: Heads is fused on the whole output of a layer")
         of_network = [other for other in self._network.modules() if type(other) is Heads]
-        drawing = [other for other in of_network if other.choices]
-        self._index = drawing.index(m) if m.choices else 0
+        self._index, self._whole = of_network.index(m), m
         at = 0
         for kind, width, temperature, hard in m.heads:
             head = Head(kind, width, by=temperature, hard=hard)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import ops, torch_private
-from fastgan.engines.fused import plan
+from fastgan.engines.fused import plan, terms
 from fastgan.engines.fused.activations import BENDS_KEPT
 from fastgan.engines.fused.inputs import condition_of
 from fastgan.engines.fused.proof import prove
@@ -63,6 +63,7 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     prove(d, p.discriminator, "discriminator", shape, of_d)
     if p.loss.scores == "logits":
         plan.absorb_sigmoid(d)
+    terms.join(p, g)
     _check_pair(p, g, d)
     _check_optimizer(p.optimizer_g, g, "optimizer_g")
     _check_optimizer(p.optimizer_d, d, "optimizer_d")
@@ -151,8 +152,7 @@ def _check_loss(problem: Problem) -> None:
     p = problem
     if p.loss is None:
         raise plan.NoPlan(f"{name_of(p.method)} is a method of its own, which has no fused form")
-    if p.terms:
-        raise plan.NoPlan(f"the term {p.terms[0].name!r} of G's loss has no fused form")
+    terms.check(p)
     for name, default in _DEFAULTS.items():
         if (value := getattr(p.config, name)) != default:
             raise plan.NoPlan(f"{name}={value} has no fused form")
