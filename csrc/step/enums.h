@@ -20,6 +20,8 @@ namespace fastgan {
 // What columns of a network's input are of a sample's condition: its own numbers, a 1 at the place
 // of its label and zeros, or the row of a trained table that the label names.
 #define FASTGAN_PARTS(entry) entry(numbers) entry(one_hot) entry(embedding)
+// What a layer takes of several fields of one width, or side by side.
+#define FASTGAN_JOINS(entry) entry(add) entry(concat)
 // Of products; everything else is in float32. A plan asks for one of the first two; on a GPU, TF32
 // is another way to take fp32.
 #define FASTGAN_PRECISIONS(entry) entry(fp32) entry(bf16) entry(tf32)
@@ -46,6 +48,7 @@ enum class Loss : int64_t { FASTGAN_LOSSES(FASTGAN_ENTRY) };
 enum class Penalty : int64_t { FASTGAN_PENALTIES(FASTGAN_ENTRY) };
 enum class Place : int64_t { FASTGAN_PLACES(FASTGAN_ENTRY) };
 enum class PartOf : int64_t { FASTGAN_PARTS(FASTGAN_ENTRY) };
+enum class JoinOf : int64_t { FASTGAN_JOINS(FASTGAN_ENTRY) };
 enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
 enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
 enum class Sum : int64_t { FASTGAN_SUMS(FASTGAN_ENTRY) };
@@ -59,6 +62,7 @@ constexpr int64_t kLosses = FASTGAN_LOSSES(FASTGAN_COUNT);
 constexpr int64_t kPenalties = FASTGAN_PENALTIES(FASTGAN_COUNT);
 constexpr int64_t kPlaces = FASTGAN_PLACES(FASTGAN_COUNT);
 constexpr int64_t kPartsOf = FASTGAN_PARTS(FASTGAN_COUNT);
+constexpr int64_t kJoinsOf = FASTGAN_JOINS(FASTGAN_COUNT);
 constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
 constexpr int64_t kSums = FASTGAN_SUMS(FASTGAN_COUNT);
 constexpr int64_t kScoreSums = static_cast<int64_t>(Sum::d_gradient);
