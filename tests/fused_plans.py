@@ -149,6 +149,66 @@ def with_heads():
     return g, d
 
 
+class Add(nn.Module):
+    """What comes in beside what a block makes of it, as a sum."""
+
+    def __init__(self, *block, shortcut=None):
+        super().__init__()
+        self.block, self.shortcut = nn.Sequential(*block), shortcut or nn.Identity()
+
+    def forward(self, x):
+        return self.shortcut(x) + self.block(x)
+
+
+class Concat(nn.Sequential):
+    """What a block makes of what comes in, and that behind it, as in CTGAN's generator."""
+
+    def forward(self, x):
+        return torch.cat([super().forward(x), x], 1)
+
+
+def normed(n, m, act):
+    return nn.Linear(n, m), nn.BatchNorm1d(m), act
+
+
+def added():
+    """Sums past one layer and several, one in the other, from the inputs, with new widths."""
+    inner = Add(nn.Linear(33, 33), nn.Dropout(0.1))
+    g = mlp(
+        Add(nn.Linear(9, 40), nn.ReLU(), nn.Linear(40, 9), nn.Tanh()),
+        Add(*normed(9, 33, nn.LeakyReLU(0.2)), inner, shortcut=nn.Linear(9, 33, bias=False)),
+        nn.Linear(33, 36),
+        nn.Tanh(),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        Add(nn.Linear(36, 70), nn.SiLU(), nn.Linear(70, 36)),
+        nn.Linear(36, 33),
+        nn.LayerNorm(33),
+        nn.LeakyReLU(0.2),
+        nn.Dropout(0.2),
+        Add(nn.Linear(33, 33), nn.BatchNorm1d(33), nn.LeakyReLU(0.2)),
+        nn.Linear(33, 1),
+    )
+    return g, d
+
+
+def concatenated():
+    """CTGAN's generator, and a discriminator whose score sees its input, too."""
+    g = mlp(
+        Concat(*normed(9, 40, nn.ReLU())),
+        Concat(*normed(49, 40, nn.ReLU())),
+        nn.Linear(89, 36),
+        nn.Tanh(),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        Concat(nn.Linear(36, 50), nn.ELU(), nn.Linear(50, 33), nn.LayerNorm(33), nn.ReLU()),
+        nn.Linear(69, 1),
+    )
+    return g, d
+
+
 def plain_norm():
     g = mlp(
         nn.Linear(16, 64),
@@ -216,6 +276,8 @@ PLANS = {
         {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
     ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
+    "added": (added, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2, "g_steps": 2}),
+    "concatenated": (concatenated, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "hinge"}),
     "rows normed": (rows_normed, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "heads": (with_heads, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),

@@ -63,6 +63,13 @@ class Fused:
         image = width()
         generator = [layer(width()) for _ in range(rng.randrange(3))] + [layer(image)]
         critic = [layer(width()) for _ in range(rng.randrange(3))] + [layer(1, last=True)]
+        joins = []
+        for layers in (generator, critic):
+            joins.append([])
+            if (n := len(layers) - 1) and rng.random() < 0.4:
+                # The last layer takes the one before it beside another node.
+                joins[-1].append((n, 1, n, rng.randrange(n + 1)))
+                layers[-1] = replace(layers[-1], source=n + 2)
         batch = rng.choice((2, 3, 8, 40))
         penalties = [
             (rng.randrange(2), rng.randrange(3), rng.choice((1, 1, 2)), 10.0)
@@ -70,6 +77,7 @@ class Fused:
         ]
         options = {
             "networks": (generator, critic),
+            "joins": tuple(joins),
             "latent": width(),
             "image": image,
             "batch": batch,
@@ -89,9 +97,12 @@ class Fused:
         elif clips != (math.inf, math.inf):
             self.case = plans.Case(**options, clips=clips, g_steps=rng.choice((1, 2)))
         # What the kernels of a GPU know of it.
-        plain = [[replace(one, row_norm=False) for one in own] for own in options["networks"]]
+        plain = [
+            [replace(one, row_norm=False, source=None) for one in own]
+            for own in options["networks"]
+        ]
         curved = any(one.activation in ("gelu", "gelu_tanh", "silu") for one in critic)
-        options |= {"networks": plain, "clips": self.case.clips}
+        options |= {"networks": plain, "joins": ((), ()), "clips": self.case.clips}
         options["penalties"] = () if curved else self.case.penalties
         self.on_cuda = plans.Case(**options)
         self.memory = {}

@@ -284,10 +284,7 @@ def state_like(change, i=8):
 
 
 BAD = [
-    (
-        replaced(0, torch.ones_like),
-        r"state\[1\], a num_batches_tracked, must be a contiguous int64",
-    ),
+    (replaced(0, torch.ones_like), r"plan\[13\], layers before a join, is 1; expected 0 to 0"),
     (replaced(0, lambda t: t[:-1]), "plan is too short: it ends before"),
     (replaced(0, lambda t: torch.cat([t, t[:1]])), "longer than the networks"),
     (replaced(0, lambda t: t.int()), "plan must be a contiguous vector of int64"),
@@ -301,10 +298,11 @@ BAD = [
     (with_integer(7, 2), r"plan\[7\], precision"),
     (with_integer(8, 9), r"plan\[8\], decoupled"),
     (with_integer(9, 1 << 40), r"plan\[9\], step counters"),
-    (with_integer(15, 1 << 62), r"plan\[15\], features"),
-    (with_integer(19, 1 << 20), r"plan\[19\], dropout's threshold"),
-    (with_integer(20, -1), r"plan\[20\], dropout's number"),
-    (with_integer(21, 1 << 50), r"plan\[21\], weight, is"),
+    (with_integer(15, -1), r"plan\[15\], joins, is -1; expected 0 to 1024"),
+    (with_integer(17, 1 << 62), r"plan\[17\], features"),
+    (with_integer(21, 1 << 20), r"plan\[21\], dropout's threshold"),
+    (with_integer(22, -1), r"plan\[22\], dropout's number"),
+    (with_integer(23, 1 << 50), r"plan\[23\], weight, is"),
     (with_real(0, float("nan")), "real label is nan in settings"),
     (with_real(2, 1.0), "beta is 1"),
     (with_real(3, -0.5), "beta2 is -0.5"),
@@ -353,7 +351,8 @@ BAD = [
 def test_the_places_that_the_list_above_speaks_of():
     case = plans.Case()
     assert case.integers[9:14] == [4, 0, 1, 2, 3] and case.integers[14] == 2
-    assert case.integers[15:21] == [6, 1, 0, 0, 0, 0] and case.integers[21:24] == [4, 5, 6]
+    assert case.integers[15:17] == [0, 0]
+    assert case.integers[17:23] == [6, 1, 0, 0, 0, 0] and case.integers[23:26] == [4, 5, 6]
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD)

@@ -1,6 +1,7 @@
 """The parts of a fused step that processes take: gradients of a rank's rows, then the move."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,12 @@ CASES = {
     "clipped": {"clips": (0.01, 0.05)},
     "bounded": {"clips": (0.003, math.inf)},
     "larger than a block": {"networks": DEEP, "batch": 75, "count": 100},
+    "branched": {
+        "networks": [[replace(layer, norm=False) for layer in own] for own in plans.BRANCHED],
+        "joins": plans.JOINS,
+        "penalties": ((1, 0, 1, 10.0), (0, 1, 2, 2.0)),
+        "d_steps": 2,
+    },
     "one thread": {"threads": 1, "networks": DEEP},
 }
 

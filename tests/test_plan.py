@@ -174,6 +174,17 @@ class Call(nn.Module):
         return self.function(self.fc(x), x)
 
 
+class Between(Call):
+    """Something between two Linears of what the first makes and takes."""
+
+    def __init__(self, function, *modules):
+        super().__init__(function)
+        self.last = nn.Sequential(*modules, nn.Linear(12, 3))
+
+    def forward(self, x):
+        return self.last(super().forward(x))
+
+
 class Data(nn.Module):
     def __init__(self):
         super().__init__()
@@ -270,12 +281,31 @@ def sequence(*modules):
         (parametrizations.spectral_norm(nn.Linear(12, 12)), "generator"),
         (nn.Sequential(parametrizations.spectral_norm(nn.Linear(12, 12))), "parametrized"),
         (nn.Sequential(spectral_norm(nn.Linear(12, 12))), "generator.0: hooks would not be called"),
-        (Call(lambda y, x: y + x), "add has no fused form"),
+        (Call(lambda y, x: y + x), "generator ends in a sum or a concatenation"),
+        (Between(lambda y, x: y + 1), "add has no fused form"),
+        (Between(lambda y, x: y.add(x, alpha=2)), "a sum is fused of two tensors of one shape"),
+        (Between(lambda y, x: y + x[:, :1]), "getitem has no fused form"),
+        (
+            Between(lambda y, x: F.relu(y) + y),
+            "takes what generator.fc makes before it is complete",
+        ),
+        (Between(lambda y, x: x + y * F.sigmoid(y)), "mul has no fused form"),
+        (Between(lambda y, x: torch.cat([y, x])), "a concatenation is fused along dimension 1"),
+        (Between(lambda y, x: torch.cat([y], 1)), "a concatenation of 1 tensors has no fused form"),
+        (
+            Between(lambda y, x: torch.cat([y.view(-1, 3, 4), x], 1)),
+            "a concatenation is fused of tensors of as many dimensions",
+        ),
+        (Between(lambda y, x: x), "generator.fc: the output does not depend on it"),
+        (
+            Between(lambda y, x: y + x, nn.BatchNorm1d(12)),
+            "BatchNorm1d on a sum or a concatenation",
+        ),
         (Call(lambda y, x: F.dropout(y)), "use nn.Dropout"),
-        (Call(lambda y, x: x), "does not return the end of one chain"),
+        (Call(lambda y, x: x), "does not return what the last of its layers makes"),
         (Call(lambda y, x: y.flatten(0)), "mixes the samples of a batch"),
         (Call(lambda y, x: y.t()), "t has no fused form"),
-        (Call(lambda y, x: F.relu(x)), "not applied to the layer before it"),
+        (Call(lambda y, x: F.relu(x)), "relu before the first Linear has no fused form"),
         (Data(), "torch.fx cannot trace its forward"),
         (Shared(), "generator.fc: a Linear that is used twice"),
         (Scaled(), "scale"),
@@ -290,6 +320,46 @@ def test_reasons(module, reason):
     with pytest.raises(plan.NoPlan) as error:
         chain(module)
     assert reason in str(error.value)
+
+
+class Skips(nn.Module):
+    """Layers for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(12, 12) for _ in range(4))
+        self.last = nn.Linear(60, 5)
+
+
+def test_sums_and_concatenations_are_joins_of_nodes():
+    class Ctgan(Skips):
+        def forward(self, x):
+            y = torch.cat([torch.relu(self.a(x)), x], 1)
+            return self.last(torch.cat([y, torch.cat((self.b(x), x), dim=-1), x], axis=1))
+
+    class Sums(Skips):
+        def forward(self, x):
+            y = torch.relu(self.a(x)) + x
+            z = torch.add(self.b(y), y)
+            y + x  # which nothing takes
+            z = z.view(-1, 3, 4).add(self.c(z).view(-1, 3, 4)).flatten(1)
+            w = self.d(x)
+            w += z
+            return self.last(torch.concat([w, y, z, x, x], 1))
+
+    net = Ctgan()
+    del net.c, net.d
+    found = plan.read(net, "generator", (12,))
+    assert [(j.kind, j.before, j.nodes) for j in found.joins] == [
+        ("concat", 1, [1, 0]), ("concat", 2, [2, 0]), ("concat", 2, [4, 5, 0])
+    ]  # fmt: skip
+    assert [layer.source for layer in found.layers] == [0, 0, 6] and found.width == 12
+    found = plan.read(Sums(), "generator", (12,))
+    assert [(j.kind, j.before, j.nodes) for j in found.joins] == [
+        ("add", 1, [1, 0]), ("add", 2, [2, 6]), ("add", 3, [7, 3]), ("add", 4, [4, 8]),
+        ("concat", 4, [9, 6, 8, 0, 0]),
+    ]  # fmt: skip
+    assert [layer.source for layer in found.layers] == [0, 6, 7, 0, 10]
 
 
 def test_a_network_that_is_one_layer_is_a_chain():

@@ -28,6 +28,8 @@ class Layer:
     """A LayerNorm."""
     drop: float = 0.0
     bias: bool = True
+    source: int | None = None
+    """The node that it takes; None: the layer before it."""
 
 
 @dataclass
@@ -48,6 +50,15 @@ NORMED = (
     [Layer(6, "elu", norm=True), Layer(12, "tanh", norm=True, drop=0.1)],
     [Layer(40, "sigmoid", bias=False), Layer(9, norm=True, drop=0.3), Layer(1, "none")],
 )
+BRANCHED = (
+    [Layer(6, "elu"), Layer(6, "tanh", norm=True), Layer(12, "tanh", source=5)],
+    [Layer(9, drop=0.3), Layer(9, source=0), Layer(9, source=5), Layer(1, "none", source=6)],
+)
+JOINS = (
+    [(1, 0, 1, 1), (2, 1, 2, 4, 0)],
+    [(2, 0, 1, 2), (3, 1, 3, 5, 0)],
+)
+"""Of each of its networks: the layers before a join, whether it concatenates, the nodes."""
 
 
 @dataclass
@@ -67,6 +78,7 @@ class Case:
     average: bool = True
     bytes: bool = True
     lr: float = 1e-3
+    joins: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ((), ())
     penalties: tuple[tuple[int, int, int, float], ...] = ()
     """Of each the form, the place, the interval and the weight."""
     clips: tuple[float, float] = (math.inf, math.inf)
@@ -88,10 +100,14 @@ class Case:
         self.integers += [self.latent, self.image, self.batch, self.d_steps, self.loss, self.seed]
         self.integers += [self.count, self.precision]
         self.reals += [1.0, 0.9]
-        for layers, width, averaged in zip(
-            self.networks, (self.latent, self.image), (self.average, False), strict=True
+        for layers, width, averaged, joins in zip(
+            self.networks,
+            (self.latent, self.image),
+            (self.average, False),
+            self.joins,
+            strict=True,
         ):
-            self._network(layers, width, averaged)
+            self._network(layers, width, averaged, joins)
         self.integers += [0, 0] * 2  # the inputs have no parts made of conditions
         self._heads()
         self.integers += [self.g_steps, len(self.penalties)]
@@ -123,14 +139,24 @@ class Case:
         self.state.append(tensor)
         return len(self.state) - 1
 
-    def _network(self, layers: list[Layer], width: int, averaged: bool) -> None:
+    def _network(self, layers: list[Layer], width: int, averaged: bool, joins: list) -> None:
         self.reals += [0.5, 0.99, 1e-8, 0.01, *self.clips, math.inf]
         counts = [1 + layer.bias + 2 * (layer.norm or layer.row_norm) for layer in layers]
         steps = [self._place(torch.zeros(())) for _ in range(sum(counts))]
         self.integers += [0, len(steps), *steps, len(layers)]
+        self.integers.append(len(joins))
+        for before, kind, *nodes in joins:
+            self.integers += [before, kind, len(nodes), *nodes]
+        others = [(n, layer.source) for n, layer in enumerate(layers) if layer.source is not None]
+        self.integers += [len(others), *(i for pair in others for i in pair)]
+        widths = {0: width, **{n + 1: layer.out for n, layer in enumerate(layers)}}
+        for _, kind, *nodes in joins:
+            of = [widths[n] for n in nodes]
+            widths[len(widths)] = sum(of) if kind else of[0]
         index = 0
         self.values.append([])
-        for layer in layers:
+        for n, layer in enumerate(layers):
+            width = widths[n if layer.source is None else layer.source]
             threshold = round((1 - layer.drop) * 65536) if layer.drop else 0
             self.integers += [layer.out, ACTIVATIONS.index(layer.activation)]
             self.integers.append(2 if layer.row_norm else int(layer.norm))
@@ -156,7 +182,6 @@ class Case:
                     continue
                 running = torch.zeros(layer.out), torch.ones(layer.out), torch.tensor(0)
                 self.integers += [self._place(t) for t in running]
-            width = layer.out
 
     def forward(self, network: int, x: Tensor, rounded: bool = False) -> Tensor:
         """G (0) or D (1) in float64, without BatchNorm and dropout.

@@ -4,6 +4,7 @@
 #include <cfloat>
 
 #include "common/arena.h"
+#include "step/graph.h"
 #include "step/rows.h"
 
 namespace fastgan {
@@ -158,13 +159,73 @@ class PlanDecoder {
     o.decoupled = flag("decoupled");
     network.updates = updates(counters);
     check_field(in);
+    network.in = in;
     network.layers.resize(static_cast<size_t>(integer("layers", 1, kMostLayers)));
-    for (PlannedLayer& layer : network.layers) {
-      layer.in = in;
-      layer.out = in = integer("features", 1, kMostFeatures);
-      check_field(in);
+    joins(network);
+    const int64_t count = static_cast<int64_t>(network.layers.size());
+    std::vector<int64_t> made{in}, joined;  // widths of the nodes that are there
+    const auto width_of = [&](int64_t node) {
+      const bool of_layer = node <= count;
+      const int64_t at = of_layer ? node : node - count - 1;
+      const std::vector<int64_t>& widths = of_layer ? made : joined;
+      STD_TORCH_CHECK(at < static_cast<int64_t>(widths.size()), "plan takes node ", node,
+                      " of a network before it is made; ", kMade);
+      return widths[static_cast<size_t>(at)];
+    };
+    for (int64_t n = 0; n < count; ++n) {
+      while (joined.size() < network.joins.size() && network.joins[joined.size()].before == n) {
+        PlannedJoin& join = network.joins[joined.size()];
+        measure(join, width_of);
+        joined.push_back(join.width);
+      }
+      PlannedLayer& layer = network.layers[static_cast<size_t>(n)];
+      layer.in = width_of(layer.source);
+      layer.out = integer("features", 1, kMostFeatures);
+      check_field(layer.out);
       read(layer);
+      made.push_back(layer.out);
     }
+    const Graph graph = graph_of(network);
+    for (size_t node = 1; node < graph.nodes.size(); ++node) {
+      const bool last = static_cast<int64_t>(node) == count;
+      const bool taken = !graph.nodes[node].layers.empty() || !graph.nodes[node].joins.empty();
+      STD_TORCH_CHECK(taken != last, "plan has a network whose node ", node,
+                      last ? ", its output, is taken within; " : " is taken by nothing; ", kMade);
+    }
+  }
+
+  // Joins in the order in which they are made, and the layers that take another node than what the
+  // layer before them makes.
+  void joins(PlannedNetwork<PlannedLayer>& network) {
+    const int64_t layers = static_cast<int64_t>(network.layers.size());
+    network.joins.resize(static_cast<size_t>(integer("joins", 0, kMostJoins)));
+    const int64_t last = layers + static_cast<int64_t>(network.joins.size());
+    int64_t before = 0;
+    for (PlannedJoin& join : network.joins) {
+      join.before = before = integer("layers before a join", before, layers - 1);
+      join.of = static_cast<JoinOf>(integer("kind of a join", 0, kJoinsOf - 1));
+      join.nodes.resize(static_cast<size_t>(integer("nodes of a join", 2, kMostJoined)));
+      for (int64_t& node : join.nodes) node = integer("node of a join", 0, last);
+    }
+    for (int64_t n = 0; n < layers; ++n) network.layers[static_cast<size_t>(n)].source = n;
+    for (int64_t left = integer("layers that take another node", 0, layers); left > 0; --left) {
+      const int64_t n = integer("layer that takes another node", 0, layers - 1);
+      network.layers[static_cast<size_t>(n)].source = integer("node of a layer", 0, last);
+    }
+  }
+
+  template <class WidthOf>
+  void measure(PlannedJoin& join, WidthOf width_of) const {
+    join.width = 0;
+    for (const int64_t node : join.nodes) {
+      const int64_t width = width_of(node);
+      STD_TORCH_CHECK(join.of == JoinOf::concat || join.width == 0 || join.width == width,
+                      "plan adds a node of ", width, " values to ", join.width, "; ", kMade);
+      join.width = join.of == JoinOf::concat ? join.width + width : width;
+      STD_TORCH_CHECK(join.width <= kMostFeatures, "plan joins more than ", kMostFeatures,
+                      " values; ", kMade);
+    }
+    check_field(join.width);
   }
 
   void penalties(Plan& plan) {
@@ -186,7 +247,7 @@ class PlanDecoder {
 
   // Columns of the input: with its own they must fill it, side by side.
   void parts(PlannedNetwork<PlannedLayer>& network) {
-    const int64_t in = network.layers.front().in;
+    const int64_t in = network.in;
     network.own_at = integer("first own column", 0, in - 1);
     network.parts.resize(static_cast<size_t>(integer("parts of an input", 0, kMostParts)));
     std::vector<std::pair<int64_t, int64_t>> columns;
@@ -208,6 +269,10 @@ class PlanDecoder {
     }
     const int64_t own = network.own();
     STD_TORCH_CHECK(own >= 1, "plan has an input of conditions alone; ", kMade);
+    const Graph graph = graph_of(network);
+    STD_TORCH_CHECK(!network.embeds() || (graph.sources[0] == 0 && graph.direct(0)),
+                    "plan has an embedding in an input that other layers than the first take; ",
+                    kMade);
     columns.push_back({network.own_at, own});
     std::sort(columns.begin(), columns.end());
     int64_t end = 0;

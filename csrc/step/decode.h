@@ -18,6 +18,8 @@ constexpr int64_t kMostImages = int64_t{1} << 38;
 constexpr int64_t kMostLayers = 1024;             // of a network
 constexpr int64_t kMostParts = 64;                // of an input
 constexpr int64_t kMostHeads = int64_t{1} << 13;  // modules of a network
+constexpr int64_t kMostJoins = 1024;              // of a network
+constexpr int64_t kMostJoined = 64;               // nodes in a join
 constexpr int64_t kMostDropouts = int64_t{1} << 20;
 
 struct DecodedPlan : Plan {

@@ -26,6 +26,8 @@ namespace fastgan {
 // Terms of G's loss: the distance of its columns' means and deviations from those of the real ones,
 // and the cross-entropy of the classes that it was asked for with the logits of its heads.
 #define FASTGAN_TERMS(entry) entry(moments) entry(conditional)
+// What a layer takes of several fields of one width, or side by side.
+#define FASTGAN_JOINS(entry) entry(add) entry(concat)
 // Of products; everything else is in float32. A plan asks for one of the first two; on a GPU, TF32
 // is another way to take fp32.
 #define FASTGAN_PRECISIONS(entry) entry(fp32) entry(bf16) entry(tf32)
@@ -54,6 +56,7 @@ enum class Place : int64_t { FASTGAN_PLACES(FASTGAN_ENTRY) };
 enum class PartOf : int64_t { FASTGAN_PARTS(FASTGAN_ENTRY) };
 enum class HeadOf : int64_t { FASTGAN_HEADS(FASTGAN_ENTRY) };
 enum class TermOf : int64_t { FASTGAN_TERMS(FASTGAN_ENTRY) };
+enum class JoinOf : int64_t { FASTGAN_JOINS(FASTGAN_ENTRY) };
 enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
 enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
 enum class Sum : int64_t { FASTGAN_SUMS(FASTGAN_ENTRY) };
@@ -69,6 +72,7 @@ constexpr int64_t kPlaces = FASTGAN_PLACES(FASTGAN_COUNT);
 constexpr int64_t kPartsOf = FASTGAN_PARTS(FASTGAN_COUNT);
 constexpr int64_t kHeadsOf = FASTGAN_HEADS(FASTGAN_COUNT);
 constexpr int64_t kTermsOf = FASTGAN_TERMS(FASTGAN_COUNT);
+constexpr int64_t kJoinsOf = FASTGAN_JOINS(FASTGAN_COUNT);
 constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
 constexpr int64_t kSums = FASTGAN_SUMS(FASTGAN_COUNT);
 constexpr int64_t kScoreSums = static_cast<int64_t>(Sum::d_gradient);

@@ -16,6 +16,8 @@
 //     join      rows of D's input from what G has made and the samples' conditions
 //     split     the gradient of what G has made from that of D's input
 //     tables    the gradient of columns that embeddings have made
+//     gather    what a layer takes from several nodes of its network (graph.h)
+//     collect   the gradient of a node that several take, and what made it as in backward
 //     squares, clip  where a gradient's norm is bounded, the update leaves its numbers in memory:
 //               their squares are summed, and Adam takes them as long as they may be
 // With penalties on D's slope (cpu/step/penalty.h has the mathematics), on the samples that have
@@ -27,6 +29,8 @@
 //     tangent   the derivative of D in this direction, forward through a layer
 //     bend, bend_sums  what curved activations make of it, backward through a layer
 //     norm_tangent, norm_bend  both through a LayerNorm
+//     slope_collect, gather_tangent, collect_bend  of each of these what gather and collect are of
+//               rows and gradients
 #pragma once
 
 #include <stdint.h>
@@ -34,6 +38,7 @@
 #include <string>
 #include <vector>
 
+#include "step/graph.h"
 #include "step/penalty.h"
 #include "step/plan.h"
 
@@ -57,6 +62,8 @@ struct Phase {
     join,
     split,
     tables,
+    gather,
+    collect,
     points,
     slope,
     direction,
@@ -64,11 +71,14 @@ struct Phase {
     bend,
     bend_sums,
     norm_tangent,
-    norm_bend
+    norm_bend,
+    slope_collect,
+    gather_tangent,
+    collect_bend
   } work;
   int layer;  // of an update: the first. Layers are counted through both networks, G's first
   int other;  // head, backward, sums: the layer that made the field below, or -1; update: past the
-              // last
+              // last; gather: the join of the layer's network; collect: the node
   int from, segments;    // as the layer counts those of the field below it
   bool shared = false;   // G's update, if this D's update is followed by it, has one segment more
   bool trained = false;  // norm_backward: whether BatchNorm's own weights are updated
@@ -76,6 +86,10 @@ struct Phase {
 
   // Of the samples that are penalised; if there are none, it is left out.
   bool of_penalty() const { return work >= points; }
+  bool of_nodes() const {
+    return work == gather || work == collect || work == slope_collect || work == gather_tangent ||
+           work == collect_bend;
+  }
 };
 
 // What decides the phases.
@@ -88,6 +102,7 @@ struct Skeleton {
     bool row_norm;
   };
   std::vector<Layer> layers;
+  Graph g, d;
   int g_layers = 0;
   // BatchNorm takes no phase of its own where the product before it has whole features.
   bool joined = false;
@@ -100,7 +115,9 @@ struct Skeleton {
   int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
   int last() const { return static_cast<int>(layers.size()) - 1; }
-  // D's last layer that is curved, or the one before D.
+  const Graph& graph(int layer) const { return layer < g_layers ? g : d; }
+  int first(int layer) const { return layer < g_layers ? 0 : g_layers; }
+  // D's last layer that is curved, or the one before D; where D is no chain its last.
   int topmost() const;
 };
 
@@ -122,6 +139,8 @@ Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>
   Skeleton skeleton;
   skeleton.joined = joined;
   skeleton.g_layers = static_cast<int>(g.layers.size());
+  skeleton.g = graph_of(g);
+  skeleton.d = graph_of(d);
   skeleton.g_clipped = g.optimizer.longest_grad < INFINITY;
   skeleton.d_clipped = d.optimizer.longest_grad < INFINITY;
   skeleton.heads = !g.heads.empty();

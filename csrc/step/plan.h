@@ -1,10 +1,11 @@
 // What the whole-step programs of both devices are told of the two networks, as
 // fastgan/engines/fused writes it down and decode.cpp reads it. No torch here.
 //
-// A network is a chain of layers
+// A network is layers
 //     Linear -> [BatchNorm or LayerNorm] -> activation -> [dropout]
 // between fields: the latents, what lies between two layers, the images, the logits. A field holds
-// up to three batches, its segments; passes.h numbers them.
+// up to three batches, its segments; passes.h numbers them. Each layer takes what the one before it
+// makes, or another of the network's nodes; graph.h numbers these.
 #pragma once
 
 #include <math.h>
@@ -35,6 +36,7 @@ constexpr bool keeps_slope(Activation a) { return a == Activation::elu || keeps_
 
 struct PlannedLayer {
   int64_t in = 0, out = 0;
+  int64_t source = -1;  // the node that it takes; negative: what the layer before it makes
   Activation activation = Activation::none;
   float slope = 0;  // LeakyReLU's negative slope, >= 0; ELU's alpha, >= 0
   Parameter weight, bias;
@@ -82,6 +84,14 @@ struct PlannedTerm {
   double weight = 0;
 };
 
+// A node that is made of others, each of its own width.
+struct PlannedJoin {
+  JoinOf of = JoinOf::add;
+  int64_t before = 0;  // layers that stand before it
+  int64_t width = 0;
+  std::vector<int64_t> nodes;
+};
+
 struct Optimizer {
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
   bool decoupled = false;
@@ -98,7 +108,10 @@ struct PlannedNetwork {
   std::vector<Layer> layers;
   Optimizer optimizer;
   int64_t updates = 0;  // done before this run: Adam's step counter
-  // Of the input: where its own columns, of latents or samples, begin, and what the others are.
+  std::vector<PlannedJoin> joins;
+  // Of the input: its width, where its own columns, of latents or samples, begin, and what the
+  // others are.
+  int64_t in = 0;
   int64_t own_at = 0;
   std::vector<PlannedPart> parts;
   // Of the output, if it is not the last layer's activation alone.
@@ -111,7 +124,7 @@ struct PlannedNetwork {
     return nullptr;
   }
   int64_t own() const {
-    int64_t width = layers.front().in;
+    int64_t width = in;
     for (const PlannedPart& part : parts) width -= part.width;
     return width;
   }
@@ -194,6 +207,8 @@ template <class Layer>
 void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) {
   to.optimizer = from.optimizer;
   to.updates = from.updates;
+  to.joins = from.joins;
+  to.in = from.in;
   to.own_at = from.own_at;
   to.parts = from.parts;
   to.heads = from.heads;

@@ -26,10 +26,16 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
               std::vector<LayerState>& state, const Pair& plan,
               const std::vector<PartPlan>& parts = {}) {
   for (const PartPlan& part : parts) in += part.width;
+  const Shape shape{layers, plan.joins(layers), in};
+  network.in = in;
+  for (size_t j = 0; j < shape.joins.size(); ++j)
+    network.joins.push_back({shape.joins[j].of, shape.joins[j].before,
+                             shape.width(layers.size() + 1 + j), shape.joins[j].nodes});
   uint32_t dropouts = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
     Layer l;
-    l.in = in;
+    l.source = layers[i].source;
+    l.in = shape.width(shape.source(i));
     l.out = layers[i].out;
     l.activation = layers[i].activation;
     l.slope = static_cast<float>(kSlope);
@@ -60,7 +66,6 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
       l.drop_index = dropouts++;
     }
     network.layers.push_back(l);
-    in = l.out;
   }
   // Parts before the own columns, these, and those behind.
   size_t table = layers.size();
@@ -69,7 +74,7 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
   for (const bool before : {true, false}) {
     if (!before) {
       network.own_at = at;
-      at = network.layers.front().in;
+      at = network.in;
       for (const PartPlan& part : parts) at -= part.before ? 0 : part.width;
     }
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -104,8 +109,8 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
            Instructions instructions = Instructions::fp32, bool measured = true) {
   uint64_t state = 1;
   Run r;
-  r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts);
-  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts);
+  r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts, plan.g_joins);
+  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins);
   r.statistics.resize(kStatistics * steps);
   r.sums.resize(kSums);
   const double rates[2] = {kLr, kLr};

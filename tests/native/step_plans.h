@@ -16,6 +16,12 @@ struct LayerPlan {
   bool norm = false;
   double drop = 0;
   bool row_norm = false;
+  int64_t source = -1;  // the node that it takes; negative: the one before it
+};
+struct JoinPlan {
+  JoinOf of;
+  int64_t before;
+  std::vector<int64_t> nodes;
 };
 struct PartPlan {
   PartOf of;
@@ -38,6 +44,31 @@ struct Pair {
   int64_t g_steps = 1;
   std::vector<PartPlan> g_parts = {}, d_parts = {};
   bool drawn = true;  // fake samples have conditions of their own
+  std::vector<JoinPlan> g_joins = {}, d_joins = {};
+
+  const std::vector<JoinPlan>& joins(const std::vector<LayerPlan>& layers) const {
+    return &layers == &g ? g_joins : d_joins;
+  }
+};
+
+// What the layers and joins of a network take, and how wide nodes are. graph.h numbers them.
+struct Shape {
+  const std::vector<LayerPlan>& layers;
+  const std::vector<JoinPlan>& joins;
+  int64_t in;
+
+  size_t source(size_t layer) const {
+    const int64_t node = layers[layer].source;
+    return node < 0 ? layer : static_cast<size_t>(node);
+  }
+  int64_t width(size_t node) const {
+    if (node == 0) return in;
+    if (node <= layers.size()) return layers[node - 1].out;
+    int64_t sum = 0;
+    const JoinPlan& join = joins[node - layers.size() - 1];
+    for (const int64_t of : join.nodes) sum = join.of == JoinOf::add ? width(of) : sum + width(of);
+    return sum;
+  }
 };
 
 double draw(uint64_t& state) {
@@ -409,6 +440,84 @@ const Pair plans[] = {
      0,
      false,
      {{Penalty::distance_from_one, Place::between, 1, 10}}},
+    {"added",
+     9,
+     23,
+     {{9, kTanh}, {33, kLeaky, true, 0, false, 4}, {23, kTanh, false, 0, false, 5}},
+     {{70, kElu, false, 0.3},
+      {33, kLeaky, true},
+      {33, kTanh, false, 0.2},
+      {1, kNone, false, 0, false, 6}},
+     24,
+     70,
+     Loss::non_saturating,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {},
+     INFINITY,
+     0.1,
+     INFINITY,
+     2,
+     {},
+     {},
+     true,
+     {{JoinOf::add, 1, {1, 0}}, {JoinOf::concat, 2, {2, 4, 0}}},
+     {{JoinOf::add, 3, {3, 2}}, {JoinOf::concat, 3, {5, 0}}}},
+    {"concatenated",
+     6,
+     37,
+     {{40, kLeaky, true}, {40, kElu, true, 0, false, 4}, {37, kTanh, true, 0, false, 5}},
+     {{33, kLeaky, false, 0, true}, {1, kNone, false, 0, false, 3}},
+     20,
+     70,
+     Loss::hinge,
+     1,
+     0,
+     false,
+     0,
+     true,
+     {},
+     INFINITY,
+     INFINITY,
+     INFINITY,
+     1,
+     {{PartOf::one_hot, 5, false}},
+     {{PartOf::one_hot, 5, false}},
+     true,
+     {{JoinOf::concat, 1, {1, 0}}, {JoinOf::concat, 2, {2, 4}}},
+     {{JoinOf::concat, 1, {1, 0}}}},
+    {"two ways, penalised",
+     6,
+     23,
+     {{20, kElu}, {23, kTanh}},
+     {{40, kLeaky, false, 0.3, true},
+      {40, kTanh, false, 0, false, 0},
+      {40, kSilu, false, 0, true, 6},
+      {20, kLeaky, false, 0.2, false, 1},
+      {1, kNone, false, 0, false, 8}},
+     40,
+     100,
+     Loss::least_squares,
+     2,
+     0,
+     false,
+     0,
+     true,
+     {{Penalty::half_square, Place::fake, 1, 30},
+      {Penalty::distance_from_one, Place::between, 3, 3},
+      {Penalty::distance_from_one, Place::real, 2, 1}},
+     INFINITY,
+     INFINITY,
+     INFINITY,
+     1,
+     {},
+     {},
+     true,
+     {},
+     {{JoinOf::add, 2, {1, 2}}, {JoinOf::add, 4, {3, 6, 1}}, {JoinOf::concat, 4, {7, 4, 0}}}},
     {"one curved layer",
      4,
      12,

@@ -35,7 +35,18 @@ struct Reference {
     traces.clear();
     keeps.clear();
     int dropouts = 0;
+    const Shape shape{layers, plan.joins(layers), static_cast<int64_t>(x.size()) / n};
+    std::vector<Matrix> nodes(1 + layers.size() + shape.joins.size());
+    nodes[0] = x;
     for (size_t l = 0; l < layers.size(); ++l) {
+      for (size_t j = 0; j < shape.joins.size(); ++j)
+        if (shape.joins[j].before == static_cast<int64_t>(l))
+          each_joined(shape, j, n, [&](size_t of, int64_t from, int64_t to) {
+            Matrix& join = nodes[layers.size() + 1 + j];
+            join.resize(n * shape.width(layers.size() + 1 + j));
+            join[to] += nodes[of][from];
+          });
+      x = nodes[shape.source(l)];
       const int64_t in = static_cast<int64_t>(x.size()) / n, out = layers[l].out;
       LayerState& s = state[l];
       Trace t;
@@ -97,9 +108,24 @@ struct Reference {
       }
       keeps.push_back(keep);
       traces.push_back(t);
-      x = y;
+      nodes[l + 1] = y;
     }
-    return x;
+    return nodes[layers.size()];
+  }
+
+  // Calls use(node, one of its numbers, that of the join) for all that a join is made of.
+  template <class Use>
+  static void each_joined(const Shape& shape, size_t j, int64_t n, Use use) {
+    const JoinPlan& join = shape.joins[j];
+    const int64_t width = shape.width(shape.layers.size() + 1 + j);
+    for (int64_t b = 0; b < n; ++b) {
+      int64_t at = b * width;
+      for (const int64_t of : join.nodes) {
+        const int64_t taken = shape.width(of);
+        for (int64_t i = 0; i < taken; ++i) use(of, b * taken + i, at + i);
+        at += join.of == JoinOf::add ? 0 : taken;
+      }
+    }
   }
 
   // grads: per layer weight, bias, gamma, beta; added to. Returns the gradient
@@ -107,7 +133,12 @@ struct Reference {
   Matrix backward(const std::vector<LayerPlan>& layers, const std::vector<LayerState>& state,
                   const std::vector<Trace>& traces, const std::vector<std::vector<uint8_t>>& keeps,
                   Matrix g, int64_t n, std::vector<std::vector<Matrix>>* grads) {
+    const Shape shape{layers, plan.joins(layers), static_cast<int64_t>(traces[0].in.size()) / n};
+    std::vector<Matrix> nodes(1 + layers.size() + shape.joins.size());
+    for (size_t node = 0; node < nodes.size(); ++node) nodes[node].resize(n * shape.width(node));
+    nodes[layers.size()] = g;
     for (size_t l = layers.size(); l-- > 0;) {
+      g = nodes[l + 1];
       const Trace& t = traces[l];
       const LayerState& s = state[l];
       const int64_t out = layers[l].out, in = static_cast<int64_t>(t.in.size()) / n;
@@ -161,9 +192,15 @@ struct Reference {
       if (grads)
         for (int64_t b = 0; b < n; ++b)
           for (int64_t o = 0; o < out; ++o) (*grads)[l][1][o] += g[b * out + o];
-      g = down;
+      Matrix& source = nodes[shape.source(l)];
+      for (size_t e = 0; e < down.size(); ++e) source[e] += down[e];
+      for (size_t j = shape.joins.size(); j-- > 0;)
+        if (shape.joins[j].before == static_cast<int64_t>(l))
+          each_joined(shape, j, n, [&](size_t of, int64_t from, int64_t to) {
+            nodes[of][from] += nodes[layers.size() + 1 + j][to];
+          });
     }
-    return g;
+    return nodes[0];
   }
 
   // A network's input: its own columns, and those of what belongs to stored samples.

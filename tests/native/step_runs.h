@@ -14,10 +14,13 @@ struct Run {
 };
 
 std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& layers, bool last_bias,
-                                   uint64_t& state, const std::vector<PartPlan>& parts = {}) {
+                                   uint64_t& state, const std::vector<PartPlan>& parts = {},
+                                   const std::vector<JoinPlan>& joins = {}) {
   for (const PartPlan& part : parts) in += part.width;
+  const Shape shape{layers, joins, in};
   std::vector<LayerState> all;
   for (const LayerPlan& l : layers) {
+    in = shape.width(shape.source(all.size()));
     LayerState s;
     s.width = l.out;
     s.weight.fill(l.out * in, std::sqrt(3.0 / static_cast<double>(in)), 0, state);
@@ -35,7 +38,6 @@ std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& lay
       s.average_var.assign(l.out, 1);
     }
     all.push_back(s);
-    in = l.out;
   }
   for (const PartPlan& part : parts) {
     if (part.of != PartOf::embedding) continue;
@@ -68,8 +70,8 @@ double mean(const Matrix& values) {
 Run reference(const Pair& plan, const Images& images, int64_t steps) {
   uint64_t state = 1;
   Run r;
-  r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts);
-  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts);
+  r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts, plan.g_joins);
+  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins);
   Reference ref{plan, 0x123456789abcdefu};
   const int64_t per_epoch = (plan.count + plan.batch - 1) / plan.batch;
   for (int64_t t = 0; t < steps; ++t) {

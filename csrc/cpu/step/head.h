@@ -40,7 +40,7 @@ void Stepper::head_rows(const Layer* lower, int segment, Range within) {
   });
   score(segment, within, scores, slopes);
   const bool split = job_.joined() && segment == kFakeForG;  // which comes next
-  if (lower == nullptr && !due(segment) && !split) return;
+  if (lower == nullptr && layer.direct && !due(segment) && !split) return;
   for (int64_t i = within.begin; i < within.end; ++i) {
     const float grad = rows(field, field.grads, segment)[i * field.stride];
     float* __restrict const to = rows(below, below.grads, segment) + i * below.stride;

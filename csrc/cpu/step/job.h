@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/step/nodes.h"
 #include "cpu/team.h"
 #include "step/passes.h"
 #include "step/phases.h"
@@ -92,6 +93,7 @@ struct Layer : PlannedLayer {
   // Set by plan_memory.
   int64_t middle = 0;  // the output at which the second half of sums begins; 0: they are not cut
   Field *below = nullptr, *above = nullptr;
+  bool direct = true;        // its product is the gradient of its input or of one other layer's
   int lift = 0;              // segment s below becomes segment s + lift above
   float* normed = nullptr;   // normalised values, as rows of `above`, by segments below
   float* slopes = nullptr;   // derivatives of activations that keep them, likewise
@@ -131,6 +133,9 @@ struct Job : PlannedStep, ImageSource {
   // D's input, which G's last layer writes; where conditions are joined to it, `made` instead.
   Field latents, images, made;
   std::vector<Field> g_fields, d_fields;  // between layers; d_fields ends with the scores
+  // Of nodes that are made of others, and of the gradients of layers that share a node with one
+  // before them: their rows are the node's.
+  std::vector<Field> g_joined, d_joined, g_shared, d_shared;
   std::vector<PlannedPenalty> penalties;
 
   int64_t first_step = 0, steps = 0;
@@ -150,8 +155,11 @@ struct Job : PlannedStep, ImageSource {
   double* profile = nullptr;  // [phases][2]: thread 0's seconds working, waiting; or null
 
   // Set by plan_memory.
-  std::vector<Phase> d_phases, g_phases;      // of an update of D, and of G
-  std::vector<Phase> more_phases;             // of G's others in a step, if there are any
+  std::vector<Node> g_nodes, d_nodes;
+  std::vector<Join> g_joins, d_joins;
+  std::vector<Phase> d_phases, g_phases;  // of an update of D, and of G
+  std::vector<Phase> more_phases;         // of G's others in a step, if there are any
+  bool lerped = false;  // D's first layer makes the products at points between from the others
   int64_t blocks = 0, padded = 0, units = 0;  // of the largest batch
   float* halves = nullptr;        // the second halves of sums, rows of whichever field is at hand
   double* loss_parts = nullptr;   // [segment][unit of rows]

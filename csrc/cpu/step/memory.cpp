@@ -107,6 +107,10 @@ void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
     return take_segments<float>(arena, job, kFake + 1, between, stride);
   };
   job.images.tangents = job.images.grads;
+  for (Field& field : job.d_joined) {
+    field.tangents = take(field.stride);
+    field.bends = take(field.stride);
+  }
   for (size_t i = 0; i < job.d.layers.size(); ++i) {
     Layer& layer = job.d.layers[i];
     const int n = static_cast<int>(job.g.layers.size() + i);
@@ -122,6 +126,12 @@ void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
     layer.norm_bends = take(above.stride);
     layer.warps = take(above.stride);
     layer.turned = take(above.stride);
+  }
+  for (size_t i = 0; i < job.d.layers.size(); ++i) {
+    Field& shared = job.d_shared[i];
+    if (job.d.layers[i].below != &shared) continue;
+    shared.tangents = job.d_nodes[static_cast<size_t>(job.d.layers[i].source)].field->tangents;
+    shared.bends = take(shared.stride);
   }
   job.coefficients = arena.take<float>((kFake + 1) * job.padded);
   job.mixes = arena.take<float>(job.padded);
@@ -156,13 +166,72 @@ void plan_terms(Arena& arena, Job& job) {
   }
 }
 
-void connect(Layer& layer, Field& below, Field& above, int lift) {
-  layer.below = &below;
-  layer.above = &above;
-  layer.lift = lift;
-  layer.middle = (layer.out + kBlock - 1) / kBlock / 2 * kBlock;
-  below.width = layer.in;
-  above.width = layer.out;
+// Fields of a network's nodes, layers between them. Of layers that take the same node the first has
+// its gradients, and the others their own.
+void connect(Job& job, Network& network) {
+  const bool of_g = &network == &job.g;
+  const Graph graph = graph_of(network);
+  std::vector<Field>& between = of_g ? job.g_fields : job.d_fields;
+  std::vector<Field>& joined = of_g ? job.g_joined : job.d_joined;
+  std::vector<Field>& shared = of_g ? job.g_shared : job.d_shared;
+  std::vector<Node>& nodes = of_g ? job.g_nodes : job.d_nodes;
+  std::vector<Join>& joins = of_g ? job.g_joins : job.d_joins;
+  const size_t count = network.layers.size();
+  between.resize(of_g ? count - 1 : count);
+  joined.resize(network.joins.size());
+  shared.resize(count);
+  Field& input = of_g ? job.latents : job.images;
+  input.width = network.in;
+  // The gradient of D's input goes on to G, through `split` where that is not all of it.
+  nodes = {{&input, of_g || job.joined() ? nullptr : &job.g.layers.back(), false, {}}};
+  for (size_t i = 0; i < count; ++i) {
+    Layer& layer = network.layers[i];
+    const bool last = of_g && i + 1 == count;
+    layer.above = !last ? &between[i] : job.joined() ? &job.made : &job.images;
+    layer.lift = last ? 1 : 0;
+    if (!last || job.joined()) layer.above->width = layer.out;
+    nodes.push_back({layer.above, &layer, false, {}});
+  }
+  joins.clear();
+  for (size_t j = 0; j < joined.size(); ++j) {
+    const PlannedJoin& join = network.joins[j];
+    joined[j].width = join.width;
+    joins.push_back({&joined[j], join.of == JoinOf::add, {}});
+    for (const int64_t node : join.nodes)
+      joins.back().of.push_back(nodes[static_cast<size_t>(node)].field);
+    nodes.push_back({&joined[j], nullptr, false, {}});
+  }
+  for (size_t i = 0; i < count; ++i) {
+    Layer& layer = network.layers[i];
+    layer.source = graph.sources[i];
+    Node& node = nodes[static_cast<size_t>(layer.source)];
+    layer.below = node.kept ? &shared[i] : node.field;
+    if (node.kept) node.shares.push_back({&shared[i], 0});
+    node.kept = true;
+    // A sum that is not cut is whole in one phase.
+    layer.direct = graph.direct(static_cast<int>(i));
+    layer.middle = layer.direct ? (layer.out + kBlock - 1) / kBlock / 2 * kBlock : 0;
+  }
+  for (size_t j = 0; j < joined.size(); ++j) {
+    int64_t at = 0;
+    for (const int64_t node : network.joins[j].nodes) {
+      nodes[static_cast<size_t>(node)].shares.push_back({&joined[j], at});
+      if (!joins[j].adds) at += nodes[static_cast<size_t>(node)].field->width;
+    }
+  }
+}
+
+// Rows of the nodes that they share are theirs, too.
+void plan_shared(Arena& arena, const Job& job, Network& network, bool before) {
+  const bool of_g = &network == &job.g;
+  for (Layer& layer : network.layers) {
+    const Field& node =
+        *(of_g ? job.g_nodes : job.d_nodes)[static_cast<size_t>(layer.source)].field;
+    if (layer.below == &node) continue;
+    *layer.below = node;
+    layer.below->grads = layer.below->grad_factors =
+        take_segments<float>(arena, job, of_g ? 2 : kSegments, before, node.stride);
+  }
 }
 
 Skeleton skeleton(const Job& job) {
@@ -171,7 +240,7 @@ Skeleton skeleton(const Job& job) {
   // The gradients of a part wait for those of other ranks first.
   if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
   made.between = any(job, Place::between);
-  made.lerped = !job.joined();
+  made.lerped = job.lerped;
   made.moments = job.g.term(TermOf::moments) != nullptr;
   return made;
 }
@@ -183,19 +252,8 @@ size_t plan_memory(Job& job, void* base) {
   job.blocks = ((job.batch + job.ranks - 1) / job.ranks + kBlock - 1) / kBlock;
   job.padded = job.blocks * kBlock;
   job.units = job.padded / kRowUnit;
-  const size_t g = job.g.layers.size(), d = job.d.layers.size();
-  job.g_fields.resize(g - 1);
-  job.d_fields.resize(d);
-  for (size_t i = 0; i < g; ++i) {
-    const bool last = i + 1 == g;
-    connect(job.g.layers[i], i ? job.g_fields[i - 1] : job.latents,
-            !last          ? job.g_fields[i]
-            : job.joined() ? job.made
-                           : job.images,
-            last ? 1 : 0);
-  }
-  for (size_t i = 0; i < d; ++i)
-    connect(job.d.layers[i], i ? job.d_fields[i - 1] : job.images, job.d_fields[i], 0);
+  for (Network* network : {&job.g, &job.d}) connect(job, *network);
+  job.lerped = !job.joined() && graph_of(job.d).chain();
   const Skeleton made = skeleton(job);
   job.d_phases = phases_of(made, false);
   job.g_phases = phases_of(made, true);
@@ -208,6 +266,10 @@ size_t plan_memory(Job& job, void* base) {
   if (job.joined()) plan_field(arena, job, job.made, kSegments, true);
   for (Field& field : job.g_fields) plan_field(arena, job, field, 2, true);
   for (Field& field : job.d_fields) plan_field(arena, job, field, kSegments, true, made.between);
+  for (Field& field : job.g_joined) plan_field(arena, job, field, 2, true);
+  for (Field& field : job.d_joined) plan_field(arena, job, field, kSegments, true, made.between);
+  plan_shared(arena, job, job.g, false);
+  plan_shared(arena, job, job.d, made.between);
   int64_t widest = 0;
   for (Network* network : {&job.g, &job.d})
     for (Layer& layer : network->layers) {

@@ -71,6 +71,8 @@ std::string enums_op() {
   FASTGAN_HEADS(FASTGAN_ENTRY)
   start("TermOf");
   FASTGAN_TERMS(FASTGAN_ENTRY)
+  start("JoinOf");
+  FASTGAN_JOINS(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");
@@ -298,9 +300,8 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
   const int64_t rows = first_of_rank(whole, rank + 1, ranks) - first;
   if (!job.of_g()) {
     const int64_t before = number / per_epoch - step * job.d_steps / per_epoch;
-    static_cast<ImageSource&>(job) =
-        check_images(images, order ? job.count : rows, job.d.layers.front().in, order,
-                     times(before + 1, job.count), plan);
+    static_cast<ImageSource&>(job) = check_images(images, order ? job.count : rows, job.d.own(),
+                                                  order, times(before + 1, job.count), plan);
     if (order)
       check_order(job.order + before * job.count + first_row(number, job.batch, per_epoch) + first,
                   rows, job.stored);

@@ -12,7 +12,7 @@
 // gradient by the score, so of rows that are penalised the field's `grads` are delta and c waits.
 // Where nothing above is curved, both products are one, delta^T (c x + t): the rows become c x + t
 // (fold), and only c x is left for the bias. Elsewhere `bends` are c delta + rho, and the products
-// are two.
+// are two; so they are everywhere if D is no chain, where a field may be that of several layers.
 
 void Stepper::penalties_of_update() {
   for (const Place place : {Place::between, Place::real, Place::fake})
@@ -28,7 +28,8 @@ void Stepper::penalise(const Phase& phase) {
     return;
   }
   const Layer& layer = job_.layer(phase.layer);
-  const Layer* const lower = phase.other < 0 ? nullptr : &job_.layer(phase.other);
+  const Layer* const lower =
+      phase.other < 0 || phase.of_nodes() ? nullptr : &job_.layer(phase.other);
   if (points_between) points();
   // Segments next to each other go together.
   int end = kBetween, done = 0;
@@ -61,6 +62,11 @@ void Stepper::penalise(const Phase& phase) {
         break;
       case Phase::norm_bend:
         row_norm_backward(layer, from, segments, &Field::bends);
+        break;
+      case Phase::slope_collect:
+      case Phase::gather_tangent:
+      case Phase::collect_bend:
+        of_nodes(phase, from, segments);
         break;
       default:
         break;
@@ -255,7 +261,7 @@ void Stepper::head_tangent(const Layer* lower, int from, int segments) {
           bend += second_derivative<kind>(score, delta) * v;
       });
       rows(field, field.bends, segment)[i * field.stride] = bend;
-      if (lower == nullptr) continue;
+      if (lower == nullptr && layer.direct) continue;
       float* __restrict const to = rows(below, below.bends, segment) + i * below.stride;
       for (int64_t j = 0; j < layer.in; ++j) to[j] = bend * weight[j];
     }

@@ -56,6 +56,7 @@ class Stepper {
   void condition_row(const Network& network, const Field& input, int segment, int64_t row) const;
   void join(int segment);
   void split(const Layer& layer, const Layer& lower, int segment);
+  void of_nodes(const Phase& phase, int from, int segments);
 
   struct Rows;
   struct Weight;
@@ -72,6 +73,8 @@ class Stepper {
   void score(int segment, Range within, const float* scores, const float* slopes);
 
   using Form = float* Field::*;  // which of a field's arrays
+  void gather(const Join& join, int from, int segments, Form form);
+  void collect(const Node& node, const Layer* maker, int from, int segments, Form form);
   void backward(const Layer& layer, const Layer* lower, int from, int segments,
                 Form form = &Field::grads, int at = 0);
   void sum_backward(const Layer& layer, const Layer& lower, int from, int segments,
@@ -250,6 +253,7 @@ void Stepper::end_phase() {
 #include "cpu/step/update.h"
 #include "cpu/step/clip.h"
 #include "cpu/step/conditions.h"
+#include "cpu/step/graph.h"
 #include "cpu/step/walk.h"
 
 }  // namespace

@@ -28,8 +28,9 @@ void Stepper::carry_out(const Phase& phase) {
     return;
   }
   const Layer& layer = job_.layer(phase.layer);
-  const Layer* const lower =
-      phase.other < 0 || phase.work == Phase::update ? nullptr : &job_.layer(phase.other);
+  const Layer* const lower = phase.other < 0 || phase.work == Phase::update || phase.of_nodes()
+                                 ? nullptr
+                                 : &job_.layer(phase.other);
   const int front = phase.front && due(kBetween) ? 1 : 0, from = phase.from - front;
   const int segments = phase.segments + front + (phase.shared && last_ ? 1 : 0);
   switch (phase.work) {
@@ -42,7 +43,7 @@ void Stepper::carry_out(const Phase& phase) {
       fed_ += batch_;
       break;
     case Phase::forward:
-      if (front > 0 && &layer == &job_.d.layers.front() && !job_.joined())
+      if (front > 0 && &layer == &job_.d.layers.front() && job_.lerped)
         first_forward(layer);
       else
         forward(layer, from, segments);
@@ -96,6 +97,10 @@ void Stepper::carry_out(const Phase& phase) {
       break;
     case Phase::split:
       split(layer, *lower, from);
+      break;
+    case Phase::gather:
+    case Phase::collect:
+      of_nodes(phase, from, segments);
       break;
     case Phase::tables:
       table_products(phase.layer == 0 ? job_.g : job_.d, from, segments);

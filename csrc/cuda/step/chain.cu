@@ -273,6 +273,11 @@ class Chain {
       case Phase::heads_backward:
       case Phase::norm_tangent:  // and no plan has a LayerNorm
       case Phase::norm_bend:
+      case Phase::gather:  // or is more than a chain
+      case Phase::collect:
+      case Phase::slope_collect:
+      case Phase::gather_tangent:
+      case Phase::collect_bend:
         break;
     }
   }

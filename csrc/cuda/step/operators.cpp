@@ -7,6 +7,7 @@
 #include "cuda/step/job.h"
 #include "step/arguments.h"
 #include "step/decode.h"
+#include "step/graph.h"
 
 namespace fastgan::cuda::step {
 
@@ -21,6 +22,9 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
                   "plan has heads, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
                   "; the fused step on CUDA does one update of G");
+  STD_TORCH_CHECK(
+      graph_of(decoded.g).chain() && graph_of(decoded.d).chain(),
+      "plan has a network that is no chain, which the fused step on CUDA does not know");
   for (const auto* network : {&decoded.g, &decoded.d})
     for (const PlannedLayer& l : network->layers)
       STD_TORCH_CHECK(!l.row_norm,

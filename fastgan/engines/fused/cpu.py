@@ -97,10 +97,10 @@ class FusedEngine(Engine):
 
     def _shapes(self) -> str:
         def widths(chain: plan.Chain) -> str:
-            linears = [layer.linear for layer in chain.layers]
-            return "-".join(
-                str(n) for n in [linears[0].in_features, *(m.out_features for m in linears)]
-            )
+            outs = [layer.linear.out_features for layer in chain.layers]
+            joins = len(chain.joins)
+            with_joins = f" with {joins} join{'s' * (joins > 1)}" if joins else ""
+            return "-".join(map(str, [chain.width, *outs])) + with_joins
 
         return f"G {widths(self._g)}, D {widths(self._d)}"
 

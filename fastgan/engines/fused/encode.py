@@ -13,6 +13,7 @@ from fastgan.engines.fused.activations import ACTIVATIONS
 from fastgan.engines.fused.heads import KINDS as HEADS
 from fastgan.engines.fused.heads import Ends
 from fastgan.engines.fused.inputs import KINDS, OWN
+from fastgan.engines.fused.nodes import KINDS as JOIN_KINDS
 from fastgan.engines.fused.support import (
     LOSS_NUMBERS,
     PENALTY_PLACES,
@@ -62,8 +63,8 @@ class PlanEncoder:
         """
         p = problem
         self._integers += [
-            g.layers[0].linear.in_features,
-            d.layers[0].linear.in_features,
+            g.width,
+            d.width,
             batch_sizes(p)[0],
             p.d_steps,
             LOSS_NUMBERS[p.loss.name],
@@ -117,8 +118,17 @@ class PlanEncoder:
         steps = [self._place(optimizer.state[p]["step"]) for p in parameters]
         decoupled = isinstance(optimizer, torch.optim.AdamW)
         self._integers += [int(decoupled), len(steps), *steps, len(chain.layers)]
+        self._joins(chain)
         for layer in chain.layers:
             self._layer(layer, optimizer, averages)
+
+    def _joins(self, chain: plan.Chain) -> None:
+        self._integers.append(len(chain.joins))
+        for join in chain.joins:
+            kind = JOIN_KINDS.index(join.kind)
+            self._integers += [join.before, kind, len(join.nodes), *join.nodes]
+        others = [(n, layer.source) for n, layer in enumerate(chain.layers) if layer.source != n]
+        self._integers += [len(others), *(i for pair in others for i in pair)]
 
     def _layer(
         self, layer: plan.Layer, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
@@ -167,7 +177,7 @@ class PlanEncoder:
         columns = chain.inputs.columns
         widths = [0 if part is OWN else part.width for part in columns]
         own = columns.index(OWN)
-        widths[own] = chain.layers[0].linear.in_features - sum(widths)
+        widths[own] = chain.width - sum(widths)
         self._integers += [sum(widths[:own]), len(columns) - 1]
         for i, part in enumerate(columns):
             if part is OWN:

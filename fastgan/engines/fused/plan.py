@@ -1,9 +1,10 @@
 """Reads a pair of modules into the layer plan of the fused engine, or says why it cannot.
 
-A network fits when its forward, traced by torch.fx, is a chain of layers
+A network fits when its forward, traced by torch.fx, is of layers
 
     Linear -> [BatchNorm1d or LayerNorm] -> [activation] -> [Dropout]
 
+each of which takes the one before it, or sums and concatenations of those before it (see nodes.py),
 with any number of changes of shape that keep the batch in front, conditions joined to its input
 (see inputs.py), and columns of a generator's output with activations of their own (see heads.py).
 What the network's classes are called does not matter; what they compute does.
@@ -26,6 +27,7 @@ from fastgan.engines.fused import activations
 from fastgan.engines.fused.heads import Cutter, Ends
 from fastgan.engines.fused.inputs import Condition, Inputs, Reader
 from fastgan.engines.fused.inputs import check as check_inputs
+from fastgan.engines.fused.nodes import Join, Nodes
 from fastgan.engines.fused.trace import NoPlan, trace
 from fastgan.nn import LinearLeakyReLU
 
@@ -54,6 +56,10 @@ class Layer:
     """What becomes of its columns, where that is not the same for all."""
     stage: int = 0
     """How far along linear, norm, activation, dropout, ends the layer has come."""
+    taken: bool = False
+    """Whether anything takes its output."""
+    source: int = 0
+    """The number of the node that it takes."""
 
     @property
     def batch_norm(self) -> nn.BatchNorm1d | None:
@@ -74,10 +80,14 @@ class Layer:
 
 @dataclass
 class Chain:
-    """A network as a chain of layers."""
+    """A network as layers, one after another in the order in which they run."""
 
     layers: list[Layer]
+    width: int
+    """Of the input, with what is joined to it."""
     inputs: Inputs = field(default_factory=Inputs)
+    joins: list[Join] = field(default_factory=list)
+    """What layers take beside the input and each other's outputs."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -108,8 +118,14 @@ def read(
     _check_module(module, name)
     chain = _Walk(module, name, input_shape, condition).run(trace(module, name))
     check_inputs(chain.inputs, condition)
-    if not chain.layers:
-        raise NoPlan(f"{name} has no Linear layer")
+    if chain.inputs.tables and (
+        chain.layers[0].source or any(0 in join.nodes for join in chain.joins)
+    ):
+        where = next(part.where for part in chain.inputs.parts if part.embedding)
+        raise NoPlan(
+            f"{where}: an Embedding in an input that others than the first Linear take has no "
+            "fused form; one_hot has"
+        )
     _check_parameters(module, name, chain, device)
     return chain
 
@@ -155,10 +171,10 @@ _SHAPE_FUNCTIONS = {
 
 
 class _Walk:
-    """Follows the one tensor of a traced forward from the input to the output.
+    """Follows the tensors of a traced forward from the input to the output.
 
-    Its shape is carried along by a tensor without data, so that arithmetic on sizes and every kind
-    of view get torch's own answers.
+    Their shapes are carried along by tensors without data, so that arithmetic on sizes and every
+    kind of view get torch's own answers.
     """
 
     def __init__(
@@ -174,10 +190,12 @@ class _Walk:
         self.layers: list[Layer] = []
         self.dropouts = [m for m in module.modules() if type(m) is nn.Dropout]
         self.used: Counter[nn.Module] = Counter()
-        self.current: fx.Node | None = None
         self.values: dict[fx.Node, object] = {}
+        self.nodes = Nodes(self.layers, self.values)
+        self.width: int | None = None
         self.joined = Reader(condition, self.values, _BATCH)
         self.cutter = Cutter(module, self.values, _BATCH)
+        self.cut_node: fx.Node | None = None
 
     def run(self, graph: fx.Graph) -> Chain:
         for node in graph.nodes:
@@ -188,11 +206,12 @@ class _Walk:
             elif node.op == "call_module":
                 self.call_module(node)
             elif node.op == "output":
-                if node.args[0] is not self.current:
-                    raise NoPlan(f"{self.name} does not return the end of one chain of layers")
+                if not self.layers:
+                    raise NoPlan(f"{self.name} has no Linear layer")
+                joins = self.nodes.finish(node.args[0], self.name)
             else:
                 self.call(node)
-        return Chain(self.layers, self.joined.inputs)
+        return Chain(self.layers, self.width, self.joined.inputs, joins)
 
     def of_tensor(self, target: str) -> str:
         path, _, tensor = target.rpartition(".")
@@ -206,15 +225,16 @@ class _Walk:
         return f"{self.name}.{inside}" if inside else self.name
 
     def start(self, node: fx.Node) -> None:
-        if self.current is not None:
+        if self.width is not None:
             if self.joined.start(node):
                 return
             if node.args:  # an argument with a default
                 self.values[node] = node.args[0]
                 return
             raise NoPlan(f"{self.name} takes more than one input")
-        self.current = node
+        self.nodes.start(node)
         self.values[node] = torch.empty(self.shape, device="meta")
+        self.width = math.prod(self.shape[1:])
 
     def where(self, node: fx.Node) -> str:
         """What a message calls the place: the innermost module that makes the call."""
@@ -223,15 +243,20 @@ class _Walk:
         return self.path(path[-1] if path else "")
 
     def follow(self, node: fx.Node, where: str, what: str) -> Tensor:
-        """The tensor that comes in, which must be the one that the chain has come to."""
-        if not node.args or node.args[0] is not self.current:
-            raise NoPlan(f"{where}: {what} is not applied to the layer before it alone")
-        return self.values[self.current]
+        """The tensor that comes in."""
+        if not node.args or node.args[0] not in self.nodes:
+            raise NoPlan(f"{where}: {what} is not applied to what a layer makes, or to the input")
+        return self.values[node.args[0]]
 
-    def advance(self, node: fx.Node, tensor: Tensor, where: str) -> None:
+    def comes_in(self, node: fx.Node) -> fx.Node | None:
+        """What comes in, if it is such a tensor."""
+        return node.args[0] if node.args and node.args[0] in self.nodes else None
+
+    def move(self, node: fx.Node, tensor: Tensor, where: str) -> None:
+        """The tensor that comes in, in another shape."""
         if tensor.dim() < 1 or tensor.shape[0] != _BATCH:
             raise NoPlan(f"{where}: a change of shape mixes the samples of a batch")
-        self.current = node
+        self.nodes.move(node, node.args[0])
         self.values[node] = tensor
 
     def call_module(self, node: fx.Node) -> None:
@@ -244,28 +269,33 @@ class _Walk:
         if self.joined.takes(node):
             self.joined.module(node, m, where)
             return
-        if self.cutter.takes(node, self.current):
+        if self.cutter.takes(node, self.comes_in(node)):
             self.cut(node, where, kind)
             return
         x = self.follow(node, where, kind)
         if type(m) in (nn.Flatten, nn.Unflatten):
-            self.advance(node, m.forward(x), where)
+            self.move(node, m.forward(x), where)
             return
-        if isinstance(m, nn.Identity):
-            self.advance(node, x, where)
+        if isinstance(m, nn.Identity) or (type(m) is nn.Dropout and _idle(m)):
+            self.move(node, x, where)
             return
         if type(m) in (nn.Linear, LinearLeakyReLU):
-            self.linear(m, x, where)
-            x = x.new_empty(_BATCH, m.out_features)
-        elif type(m) in NORMS:
-            self.norm(m, x, where)
+            self.linear(node, m, x, where)
+            return
+        if type(m) in NORMS:
+            self.norm(node, m, x, where)
         elif type(m) is nn.Dropout:
-            self.dropout(m, where)
+            self.dropout(node, m, where)
         elif (said := activations.MODULES.get(type(m))) is not None:
-            self.activation(*said(m), where, kind)
+            self.activation(node, *said(m), where, kind)
         else:
             raise NoPlan(f"{where}: {kind} has no fused form")
-        self.advance(node, x, where)
+        self.further(node)
+
+    def further(self, node: fx.Node) -> None:
+        """One more part of a layer."""
+        self.nodes.further(node, node.args[0])
+        self.values[node] = self.values[node.args[0]]
 
     def call(self, node: fx.Node) -> None:
         """A function or a method: arithmetic on sizes, a change of shape or an activation."""
@@ -276,65 +306,73 @@ class _Walk:
         if target in _QUESTIONS and node.op == "call_method":
             self.values[node] = getattr(args[0], target)(*args[1:], **kwargs)
             return
-        moved = any(n is self.current for n in node.all_input_nodes)
+        moved = any(n in self.nodes for n in node.all_input_nodes)
         told = target is getattr and args[1] in ("shape", "dtype", "device")
         if self.joined.takes(node) and not told:
             self.join(node, where, what, args, kwargs)
             return
-        if self.cutter.takes(node, self.current) and not told:
+        if self.cutter.takes(node, self.comes_in(node)) and not told:
             self.cut(node, where, what)
+            return
+        if self.nodes.joins(node):
+            self.values[node] = self.nodes.join(node, where)
             return
         if target in _ARITHMETIC and (not moved or told):
             self.values[node] = target(*args, **kwargs)
             return
         if target in _SHAPE_METHODS and node.op == "call_method":
             x = self.follow(node, where, what)
-            self.advance(node, getattr(x, target)(*args[1:], **kwargs), where)
+            self.move(node, getattr(x, target)(*args[1:], **kwargs), where)
             return
         if target in _SHAPE_FUNCTIONS:
             x = self.follow(node, where, what)
-            self.advance(node, target(x, *args[1:], **kwargs), where)
+            self.move(node, target(x, *args[1:], **kwargs), where)
             return
         function = activations.METHODS.get(target) if node.op == "call_method" else target
         if (said := activations.FUNCTIONS.get(function)) is not None:
-            x = self.follow(node, where, what)
-            self.activation(*said(*args[1:], **kwargs), where, what)
-            self.advance(node, x, where)
+            self.follow(node, where, what)
+            self.activation(node, *said(*args[1:], **kwargs), where, what)
+            self.further(node)
             return
         hint = "; use nn.Dropout" if target is F.dropout else ""
         raise NoPlan(f"{where}: {what} has no fused form{hint}")
 
     def join(self, node: fx.Node, where: str, what: str, args: tuple, kwargs: dict) -> None:
         """A call of what comes of the condition."""
-        joined = self.joined.function(node, self.current, where, what, args, kwargs)
+        own = next((n for n in node.all_input_nodes if n in self.nodes), None)
+        joined = self.joined.function(node, own, where, what, args, kwargs)
         if joined is None:
             return
         if self.layers:
             raise NoPlan(f"{where}: a condition that is joined behind a layer has no fused form")
-        self.advance(node, joined, where)
+        self.nodes.start(node)
+        self.values[node] = joined
+        self.width = joined.shape[1]
 
     def cut(self, node: fx.Node, where: str, what: str) -> None:
         """A call of some columns of a layer's output."""
-        if not self.layers:
-            raise NoPlan(f"{where}: {what} before the first Linear has no fused form")
-        if self.layers[-1].stage > 0:
-            raise NoPlan(f"{where}: {what} is fused only right after a Linear")
-        ends = self.cutter.step(node, self.values[self.current], self.current, where, what)
-        if ends is not None:
-            self.layers[-1].ends, self.layers[-1].stage = ends, 4
-            self.advance(node, self.values[node], where)
+        if self.cut_node is None:
+            if self.nodes.unfinished(node.args[0], where, what).stage > 0:
+                raise NoPlan(f"{where}: {what} is fused only right after a Linear")
+            self.cut_node = node.args[0]
+        whole = self.cut_node
+        ends = self.cutter.step(node, self.values[whole], whole, where, what)
+        if ends is None:
+            return
+        layer = self.nodes.unfinished(whole, where, what)
+        layer.ends, layer.stage = ends, 4
+        self.nodes.further(node, whole)
+        self.cut_node = None
 
-    def last(self, where: str, what: str, stage: int, after: str) -> Layer:
+    def layer(self, node: fx.Node, where: str, what: str, stage: int, after: str) -> Layer:
         """The layer that takes one more part, if the part comes in the order that is fused."""
-        if not self.layers:
-            raise NoPlan(f"{where}: {what} before the first Linear has no fused form")
-        layer = self.layers[-1]
+        layer = self.nodes.unfinished(node.args[0], where, what)
         if layer.stage >= stage:
             raise NoPlan(f"{where}: {what} is fused only after {after}")
         layer.stage = stage
         return layer
 
-    def linear(self, m: nn.Linear | LinearLeakyReLU, x: Tensor, where: str) -> None:
+    def linear(self, node: fx.Node, m: nn.Linear | LinearLeakyReLU, x: Tensor, where: str) -> None:
         if self.used[m] > 1:
             raise NoPlan(f"{where}: a Linear that is used twice has no fused form")
         if x.dim() != 2:
@@ -344,15 +382,17 @@ class _Walk:
             )
         if x.shape[1] != m.in_features:
             raise NoPlan(f"{where}: takes {m.in_features} features, but gets {x.shape[1]}")
-        if self.layers and self.layers[-1].ends is not None:
+        if any(layer.ends is not None for layer in self.layers):
             raise NoPlan(
                 f"{where}: a Linear behind columns with activations of their own has no fused form"
             )
         self.layers.append(Layer(where, m))
         if isinstance(m, LinearLeakyReLU):
-            self.activation("leaky_relu", m.negative_slope, where, "LeakyReLU")
+            self.set_activation(self.layers[-1], "leaky_relu", m.negative_slope, where, "LeakyReLU")
+        self.nodes.layer(node, node.args[0], where)
+        self.values[node] = x.new_empty(_BATCH, m.out_features)
 
-    def norm(self, m: nn.BatchNorm1d | nn.LayerNorm, x: Tensor, where: str) -> None:
+    def norm(self, node: fx.Node, m: nn.BatchNorm1d | nn.LayerNorm, x: Tensor, where: str) -> None:
         kind = type(m).__name__
         if self.used[m] > 1:
             raise NoPlan(f"{where}: a {kind} that is used twice has no fused form")
@@ -364,26 +404,34 @@ class _Walk:
             )
         if isinstance(m, nn.BatchNorm1d) and not m.training:
             raise NoPlan(f"{where}: BatchNorm1d is in eval mode; call .train()")
-        self.last(where, kind, 1, "a Linear, before its activation").norm = m
+        self.layer(node, where, kind, 1, "a Linear, before its activation").norm = m
 
-    def activation(self, kind: str | None, slope: float, where: str, what: str) -> None:
+    def activation(
+        self, node: fx.Node, kind: str | None, slope: float, where: str, what: str
+    ) -> None:
         if kind is None:
             raise NoPlan(f"{where}: {what} of this kind has no fused form")
-        layer = self.last(where, what, 2, "a Linear or its norm, before its Dropout")
+        layer = self.layer(node, where, what, 2, "a Linear or its norm, before its Dropout")
+        self.set_activation(layer, kind, slope, where, what)
+
+    def set_activation(self, layer: Layer, kind: str, slope: float, where: str, what: str) -> None:
+        layer.stage = 2
         if not (math.isfinite(slope) and slope >= 0):
             raise NoPlan(
                 f"{where}: {what} is fused with a slope of at least 0; this one has {slope}"
             )
         layer.activation, layer.slope = kind, float(slope)
 
-    def dropout(self, m: nn.Dropout, where: str) -> None:
-        if not m.training or m.p == 0:
-            return
+    def dropout(self, node: fx.Node, m: nn.Dropout, where: str) -> None:
         if self.used[m] > 1:
             raise NoPlan(f"{where}: a Dropout that is used twice has no fused form")
-        layer = self.last(where, "Dropout", 3, "a Linear or its activation")
+        layer = self.layer(node, where, "Dropout", 3, "a Linear or its activation")
         layer.dropout = m
         layer.dropout_index = next(i for i, d in enumerate(self.dropouts) if d is m)
+
+
+def _idle(m: nn.Dropout) -> bool:
+    return not m.training or m.p == 0
 
 
 def _check_module(module: nn.Module, name: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastgan import random
 from fastgan.engines.fused.activations import OPERATORS
 from fastgan.engines.fused.inputs import Condition
-from fastgan.engines.fused.plan import Chain, NoPlan
+from fastgan.engines.fused.plan import Chain, Layer, NoPlan
 from fastgan.engines.probe import copied, first_line, randomness_kept, undisturbed
 from fastgan.nn import LinearLeakyReLU
 
@@ -93,21 +93,34 @@ def _conditions(condition: Condition | None, chain: Chain, device: torch.device)
 def _computed(
     chain: Chain, of_copy: dict[nn.Module, nn.Module], x: Tensor, condition: Tensor | None = None
 ) -> Tensor:
-    x = chain.inputs.joined(x, condition, of_copy)
-    for layer in chain.layers:
-        linear, x = of_copy[layer.linear], x.reshape(_SAMPLES, -1)
-        if isinstance(linear, LinearLeakyReLU):  # our own
-            x = linear(x)
-            continue
-        x = F.linear(x, linear.weight, linear.bias)
-        norm = of_copy.get(layer.norm)
-        if isinstance(norm, nn.LayerNorm):
-            x = torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        elif norm is not None:
-            x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
-        x = OPERATORS[layer.activation](x, layer.slope)
-        x = x if layer.ends is None else layer.ends.computed(x)
-    return x
+    made = [chain.inputs.joined(x, condition, of_copy).reshape(_SAMPLES, -1)]
+    joined: list[Tensor] = []
+
+    def node(n: int) -> Tensor:
+        return made[n] if n <= len(chain.layers) else joined[n - len(chain.layers) - 1]
+
+    for i, layer in enumerate(chain.layers):
+        for join in chain.joins[len(joined) :]:
+            if join.before > i:
+                break
+            parts = [node(n) for n in join.nodes]
+            joined.append(torch.cat(parts, 1) if join.kind == "concat" else sum(parts))
+        made.append(_layer(layer, of_copy, node(layer.source)))
+    return made[-1]
+
+
+def _layer(layer: Layer, of_copy: dict[nn.Module, nn.Module], x: Tensor) -> Tensor:
+    linear = of_copy[layer.linear]
+    if isinstance(linear, LinearLeakyReLU):  # our own
+        return linear(x)
+    x = F.linear(x, linear.weight, linear.bias)
+    norm = of_copy.get(layer.norm)
+    if isinstance(norm, nn.LayerNorm):
+        x = torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    elif norm is not None:
+        x = torch.batch_norm(x, norm.weight, norm.bias, None, None, True, 0.0, norm.eps, False)
+    x = OPERATORS[layer.activation](x, layer.slope)
+    return x if layer.ends is None else layer.ends.computed(x)
 
 
 def _same(a: Tensor | None, b: Tensor | None, noise: float | Tensor) -> bool:

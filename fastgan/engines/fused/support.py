@@ -227,6 +227,11 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
             raise plan.NoPlan(f"{layer.name}: shares a parameter or a buffer with the generator")
         if layer.dropout is not None and layer.dropout in set(p.generator.modules()):
             raise plan.NoPlan(f"{layer.name}: shares its Dropout with the generator")
+    for chain, which in ((g, "generator"), (d, "discriminator")):
+        if chain.joins and p.device.type != "cpu":
+            raise plan.NoPlan(
+                f"{which}: a sum or a concatenation of layers has a fused form on the CPU only"
+            )
     layers = [layer for chain in (g, d) for layer in chain.layers]
     for layer in layers:
         if isinstance(layer.norm, nn.LayerNorm) and p.device.type != "cpu":
