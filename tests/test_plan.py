@@ -284,7 +284,7 @@ def sequence(*modules):
         (Call(lambda y, x: y + x), "generator ends in a sum or a concatenation"),
         (Between(lambda y, x: y + 1), "add has no fused form"),
         (Between(lambda y, x: y.add(x, alpha=2)), "a sum is fused of two tensors of one shape"),
-        (Between(lambda y, x: y + x[:, :1]), "getitem has no fused form"),
+        (Between(lambda y, x: y + x[:, :1]), "getitem before the first Linear has no fused form"),
         (
             Between(lambda y, x: F.relu(y) + y),
             "takes what generator.fc makes before it is complete",
