@@ -61,7 +61,10 @@ class Fused:
             return rng.choice((1, 3, 8, 17, 33, 70))
 
         image = width()
-        generator = [layer(width()) for _ in range(rng.randrange(3))] + [layer(image)]
+        heads = self.heads(rng, image)
+        generator = [layer(width()) for _ in range(rng.randrange(3))] + [
+            plans.Layer(image, "none") if heads else layer(image)
+        ]
         critic = [layer(width()) for _ in range(rng.randrange(3))] + [layer(1, last=True)]
         joins = []
         for layers in (generator, critic):
@@ -90,6 +93,8 @@ class Fused:
             "threads": rng.choice((1, 1, 2, 3)),
             "draw": rng.randrange(1 << 30),
         }
+        if heads:
+            options |= {"heads": heads, "terms": rng.choice(((), (), ((0, 2.0),)))}
         self.case = plans.Case(**options)
         clips = rng.choice((1e-3, math.inf, math.inf)), rng.choice((0.1, math.inf, math.inf))
         if not options["precision"] and not any(one.norm for one in critic):
@@ -103,9 +108,23 @@ class Fused:
         ]
         curved = any(one.activation in ("gelu", "gelu_tanh", "silu") for one in critic)
         options |= {"networks": plain, "joins": ((), ()), "clips": self.case.clips}
+        options |= {"heads": (), "terms": ()}
         options["penalties"] = () if curved else self.case.penalties
         self.on_cuda = plans.Case(**options)
         self.memory = {}
+
+    @staticmethod
+    def heads(rng: random.Random, columns: int) -> tuple:
+        import written_plans as plans
+
+        heads = []
+        while columns and (heads or rng.random() < 0.3):
+            kind, wide = rng.choice(("columns", "softmax", "gumbel")), rng.randint(1, columns)
+            activation = rng.choice(plans.ACTIVATIONS[:4]) if kind == "columns" else "none"
+            hard = kind == "gumbel" and rng.random() < 0.5
+            heads.append(plans.Head(kind, wide, activation, rng.choice((0.2, 1.0)), hard))
+            columns -= wide
+        return tuple(heads)
 
     def _memory(self, size: int) -> Tensor:
         import written_plans as plans
@@ -125,9 +144,9 @@ class Fused:
             arguments[8] = torch.zeros(phases, 2, dtype=torch.float64)
         return [*arguments, self.sums(rng)]
 
-    @staticmethod
-    def sums(rng: random.Random) -> Tensor | None:
-        return rng.choice((None, torch.zeros(14, dtype=torch.float64)))
+    def sums(self, rng: random.Random) -> Tensor | None:
+        count = 14 + len(self.case.terms)
+        return rng.choice((None, torch.zeros(count, dtype=torch.float64)))
 
     def part(self, rng: random.Random, moves: bool) -> list:
         c, update = self.case, rng.randrange(self.case.d_steps + self.case.g_steps)

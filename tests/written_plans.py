@@ -46,6 +46,12 @@ class Head:
 
 
 PAIR = ([Layer(6), Layer(12, "tanh")], [Layer(9, drop=0.3), Layer(1, "none")])
+HEADED = ([Layer(6), Layer(12, "none")], [Layer(9, drop=0.3), Layer(1, "none")])
+HEADS = (
+    Head("columns", 2, "tanh"),
+    Head("softmax", 3, by=0.5),
+    Head("gumbel", 7, by=0.7, hard=True),
+)
 NORMED = (
     [Layer(6, "elu", norm=True), Layer(12, "tanh", norm=True, drop=0.1)],
     [Layer(40, "sigmoid", bias=False), Layer(9, norm=True, drop=0.3), Layer(1, "none")],

@@ -119,7 +119,7 @@ class StepContext:
             z = None if self.z is None else self.z.to(self._step.dtypes[1])
             condition = self.fake_cond if p.conditioned[1] else None
             made = self.G(*conditions.arguments(p, 1, z, condition))
-        self._heads = self._step.heads_of_g()
+        self._heads = self._step.masks[1].taken()
         return converted(made, self._step.dtypes[0])
 
     @property

@@ -87,6 +87,11 @@ class Masks:
         self.heads = []
         self._chosen[:] = [0] * len(self._chosen)
 
+    def taken(self) -> list[tuple[Heads, Tensor]]:
+        """`heads`, which are not kept."""
+        found, self.heads = self.heads, []
+        return found
+
     def _torchs_own(self) -> bool:
         return (
             self.in_backward

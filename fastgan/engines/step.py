@@ -45,7 +45,6 @@ from fastgan.terms import ADAPTIVE, Term, adapted
 
 if TYPE_CHECKING:
     from fastgan.engines.narrow import Narrowed
-    from fastgan.heads import Heads
     from fastgan.problem import Problem
 
 NAN = float("nan")
@@ -91,6 +90,7 @@ class Step:
         dtypes: of D's and G's weights.
         new: the share of G's weights in their average after a step, as a number or on the device.
         measures: what is added up in a step, if it is to be measured.
+        masks: of D and of G: what their dropouts and heads draw.
     """
 
     traces = False  # True: what is done is recorded, to be compiled
@@ -113,7 +113,7 @@ class Step:
         self._adversarial = True
         self._plays_game = isinstance(problem.method, LossMethod)
         self._cast = problem.precision != "fp32"
-        self._masks: list[Masks | None] = [None, None]
+        self.masks: list[Masks | None] = [None, None]
         self.measures = Measuring(problem, self.updates)
         self._rows = sync_norm.Rows(problem.world)
         self._convolutions = Convolutions(problem, traced=self.traces)
@@ -150,9 +150,9 @@ class Step:
         ]
         with ExitStack() as stack:
             for i, network in enumerate((p.discriminator, p.generator)):
-                if self._masks[i] is None or not self._masks[i].fits(network):
-                    self._masks[i] = Masks(self.draws, network)
-                stack.enter_context(self._masks[i].in_place())
+                if self.masks[i] is None or not self.masks[i].fits(network):
+                    self.masks[i] = Masks(self.draws, network)
+                stack.enter_context(self.masks[i].in_place())
                 for layer in sync_norm.layers(network) if p.world.size > 1 else ():
                     forward = sync_norm.forward_of(layer, self._rows)
                     stack.enter_context(forward_replaced(layer, forward))
@@ -349,17 +349,12 @@ class Step:
     ) -> Any:  # fmt: skip
         """A pass of D (0) or G (1), with its masks and in the run's precision."""
         grad = torch.is_grad_enabled()
-        self._masks[which].begin(number, counter, size, grad=grad)
+        self.masks[which].begin(number, counter, size, grad=grad)
         self._rows.size = size
         if which == 0 and self.problem.augmentation is not None and self._is_whole(function):
             args = self._augmented(AUGMENT_STREAM + number, counter, size, args)
         with self._autocast():
             return self._convolutions.call(function, args, kwargs, penalised=self._penalised)
-
-    def heads_of_g(self) -> list[tuple[Heads, Tensor]]:
-        """What G's last pass called of Heads, with what each was given; they are not kept."""
-        found, self._masks[1].heads = self._masks[1].heads, []
-        return found
 
     def _augmented(self, stream: int, counter: Counter, size: int, args: tuple) -> tuple:
         p = self.problem
@@ -426,12 +421,12 @@ class Step:
     @contextmanager
     def in_backward(self):
         """What recomputes a pass meanwhile draws from torch's generator."""
-        for masks in self._masks:
+        for masks in self.masks:
             masks.in_backward = True
         try:
             yield
         finally:
-            for masks in self._masks:
+            for masks in self.masks:
                 masks.in_backward = False
 
     @contextmanager

@@ -21,7 +21,7 @@ from fastgan.engines.fused.support import (
     penalty_form,
 )
 from fastgan.engines.fused.terms import KINDS as TERMS
-from fastgan.engines.fused.terms import kind_of
+from fastgan.engines.fused.terms import named
 from fastgan.engines.scores import batch_sizes
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class PlanEncoder:
             self._reals.append(head.by)
 
     def _terms(self, terms: tuple[Term, ...]) -> None:
-        self._integers += [len(terms), *(TERMS.index(kind_of(term)) for term in terms)]
+        self._integers += [len(terms), *(TERMS.index(named(term)) for term in terms)]
         self._reals += [term.weight for term in terms]
 
 

@@ -16,7 +16,7 @@ KINDS = ("moments", "conditional")
 """What terms are, by their numbers in csrc/step/enums.h."""
 
 
-def kind_of(term: terms.Term) -> str | None:
+def named(term: terms.Term) -> str | None:
     """What a term is, if it has a fused form."""
     if term.of is terms.moments:
         return "moments"
@@ -28,7 +28,7 @@ def check(problem: Problem) -> None:
     p, seen = problem, set()
     for term in p.terms:
         what = f"the term {term.name!r} of G's loss"
-        kind = kind_of(term)
+        kind = named(term)
         if kind is None:
             raise NoPlan(f"{what} has no fused form")
         if not isinstance(term.weight, float):
@@ -58,7 +58,7 @@ def join(problem: Problem, g: Chain) -> None:
             width = last.linear.out_features
             last.ends = Ends([Head("columns", width, last.activation, last.slope)])
             last.activation, last.slope = "none", 0.0
-        if kind_of(term) == "conditional":
+        if named(term) == "conditional":
             _ask(term, what, g, last.ends)
 
 
@@ -67,14 +67,14 @@ def _ask(term: terms.Term, what: str, g: Chain, ends: Ends) -> None:
         raise NoPlan(f"{what} has a fused form where G ends in fastgan.nn.Heads")
     labels = [part.classes for part in g.inputs.parts if part.kind != "numbers"]
     try:
-        named = term.of.of(ends.module)
+        found = term.of.of(ends.module)
     except ValueError as error:
         raise NoPlan(f"{what}: {error}") from error
     if not labels:
         raise NoPlan(f"{what} has a fused form where G is given a label")
-    if min(labels) > (classes := sum(width for *_, width in named)):
+    if min(labels) > (classes := sum(width for *_, width in found)):
         raise NoPlan(f"{what}: its heads have {classes} classes, and G takes {min(labels)} labels")
-    starts = {at for _, at, _ in named}
+    starts = {at for _, at, _ in found}
     at = 0
     for i, head in enumerate(ends.heads):
         if at in starts:
