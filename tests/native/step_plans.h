@@ -473,7 +473,7 @@ const Pair plans[] = {
      {{33, kLeaky, false, 0, true}, {1, kNone, false, 0, false, 3}},
      20,
      70,
-     Loss::hinge,
+     Loss::least_squares,
      1,
      0,
      false,
