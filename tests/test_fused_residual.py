@@ -14,7 +14,7 @@ from torch import nn
 
 from fastgan import data, ops
 from fastgan.engines.eager import EagerEngine
-from fastgan.engines.fused import FusedEngine
+from fastgan.engines.fused import FusedEngine, plan
 from fastgan.engines.fused.nodes import KINDS, MOST_JOINED, MOST_JOINS
 from fastgan.problem import make_problem
 
@@ -126,6 +126,46 @@ def test_an_embedding_that_goes_past_a_layer_is_refused_by_name():
 
 
 # --- The plan
+
+
+class Skips(nn.Module):
+    """Layers for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(12, 12) for _ in range(4))
+        self.last = nn.Linear(60, 5)
+
+
+def test_sums_and_concatenations_are_joins_of_nodes():
+    class Ctgan(Skips):
+        def forward(self, x):
+            y = torch.cat([torch.relu(self.a(x)), x], 1)
+            return self.last(torch.cat([y, torch.cat((self.b(x), x), dim=-1), x], axis=1))
+
+    class Sums(Skips):
+        def forward(self, x):
+            y = torch.relu(self.a(x)) + x
+            z = torch.add(self.b(y), y)
+            y + x  # which nothing takes
+            z = z.view(-1, 3, 4).add(self.c(z).view(-1, 3, 4)).flatten(1)
+            w = self.d(x)
+            w += z
+            return self.last(torch.concat([w, y, z, x, x], 1))
+
+    net = Ctgan()
+    del net.c, net.d
+    found = plan.read(net, "generator", (12,))
+    assert [(j.kind, j.before, j.nodes) for j in found.joins] == [
+        ("concat", 1, [1, 0]), ("concat", 2, [2, 0]), ("concat", 2, [4, 5, 0])
+    ]  # fmt: skip
+    assert [layer.source for layer in found.layers] == [0, 0, 6] and found.width == 12
+    found = plan.read(Sums(), "generator", (12,))
+    assert [(j.kind, j.before, j.nodes) for j in found.joins] == [
+        ("add", 1, [1, 0]), ("add", 2, [2, 6]), ("add", 3, [7, 3]), ("add", 4, [4, 8]),
+        ("concat", 4, [9, 6, 8, 0, 0]),
+    ]  # fmt: skip
+    assert [layer.source for layer in found.layers] == [0, 6, 7, 0, 10]
 
 
 def test_the_engine_tells_its_joins_and_their_phases():
