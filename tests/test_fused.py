@@ -72,7 +72,11 @@ def test_updates_are_as_good_as_torch_in_float32(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["reference, ragged", "deep", "norms", "several of G", "rows normed", "smooth", "heads"]
+    "name",
+    [
+        *("reference, ragged", "deep", "norms", "several of G", "rows normed", "smooth"),
+        *("heads", "added"),
+    ],
 )
 def test_threads_change_no_bit(name):
     results = []
@@ -100,7 +104,7 @@ def test_one_call_or_many(name):
     "name",
     [
         *("reference", "reference, ragged", "deep", "norms", "single layers", "rows normed"),
-        *("smooth", "heads"),
+        *("smooth", "heads", "added", "concatenated"),
     ],
 )
 def test_bf16_is_as_good_as_autocast(name):
@@ -121,9 +125,7 @@ def test_bf16_is_as_good_as_autocast(name):
     assert ours["d"] ** 0.5 < 1.5 * torchs["d"] ** 0.5
 
 
-@pytest.mark.parametrize(
-    "name", ["reference, ragged", "deep", "norms", "rows normed", "smooth", "heads"]
-)
+@pytest.mark.parametrize("name", ["reference, ragged", "deep", "norms", "smooth", "heads", "added"])
 def test_bf16_bits_do_not_depend_on_threads_or_calls(name):
     runs = []
     for threads, parts in ((1, [8]), (2, [1, 2, 5]), (3, [8])):

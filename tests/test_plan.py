@@ -322,46 +322,6 @@ def test_reasons(module, reason):
     assert reason in str(error.value)
 
 
-class Skips(nn.Module):
-    """Layers for them."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c, self.d = (nn.Linear(12, 12) for _ in range(4))
-        self.last = nn.Linear(60, 5)
-
-
-def test_sums_and_concatenations_are_joins_of_nodes():
-    class Ctgan(Skips):
-        def forward(self, x):
-            y = torch.cat([torch.relu(self.a(x)), x], 1)
-            return self.last(torch.cat([y, torch.cat((self.b(x), x), dim=-1), x], axis=1))
-
-    class Sums(Skips):
-        def forward(self, x):
-            y = torch.relu(self.a(x)) + x
-            z = torch.add(self.b(y), y)
-            y + x  # which nothing takes
-            z = z.view(-1, 3, 4).add(self.c(z).view(-1, 3, 4)).flatten(1)
-            w = self.d(x)
-            w += z
-            return self.last(torch.concat([w, y, z, x, x], 1))
-
-    net = Ctgan()
-    del net.c, net.d
-    found = plan.read(net, "generator", (12,))
-    assert [(j.kind, j.before, j.nodes) for j in found.joins] == [
-        ("concat", 1, [1, 0]), ("concat", 2, [2, 0]), ("concat", 2, [4, 5, 0])
-    ]  # fmt: skip
-    assert [layer.source for layer in found.layers] == [0, 0, 6] and found.width == 12
-    found = plan.read(Sums(), "generator", (12,))
-    assert [(j.kind, j.before, j.nodes) for j in found.joins] == [
-        ("add", 1, [1, 0]), ("add", 2, [2, 6]), ("add", 3, [7, 3]), ("add", 4, [4, 8]),
-        ("concat", 4, [9, 6, 8, 0, 0]),
-    ]  # fmt: skip
-    assert [layer.source for layer in found.layers] == [0, 6, 7, 0, 10]
-
-
 def test_a_network_that_is_one_layer_is_a_chain():
     assert summary(chain(nn.Linear(12, 5))) == [(5, False, "none", 0.0, 0)]
     assert summary(chain(LinearLeakyReLU(12, 5, negative_slope=0.1))) == [
