@@ -179,6 +179,10 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   m.def(
       "fused_cuda_why_not_persistent(Tensor plan, Tensor settings, Tensor[] state, Tensor memory, "
       "bool tf32) -> str");
+  // How many jobs like this one launch of the persistent kernel takes; 0 if it cannot run the plan.
+  m.def(
+      "fused_cuda_most_at_once(Tensor plan, Tensor settings, Tensor[] state, Tensor memory, "
+      "bool tf32) -> int");
   // Launches `steps` steps from the clock on, on the current stream. plan and settings are on the
   // CPU, everything else on the device of memory. clock int64 [5]: the next step, the step of row
   // 0 of rates and statistics, the epoch of the first permutation of order, and the updates that
@@ -186,11 +190,18 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // permutations of the epochs; or, without, float32 [d_steps, batch, ...], the batches of one
   // step. rates float64 [rows, 2], statistics float32 [rows, 4]. What the clock and the order say
   // is known on the device only: an image that they name and is not there is NaN, and so is the
-  // learning rate of a step outside the tables. Safe in graph capture. stamps, of the persistent
-  // kernel, int64 [3 + phases of all steps]: nanoseconds, clock64() at the start and after every
-  // phase, nanoseconds.
+  // learning rate of a step outside the tables. The chain is safe in graph capture. stamps, of the
+  // persistent kernel, int64 [3 + phases of all steps]: nanoseconds, clock64() at the start and
+  // after every phase, nanoseconds.
   m.def(
       "fused_cuda_run(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor(c!) clock, Tensor rates, Tensor(d!) statistics, "
       "Tensor(e!)? stamps, int steps, bool tf32, bool persistent) -> ()");
+  // The same of several jobs in one launch of the persistent kernel, each with the bits that it has
+  // alone. Every list has an entry of each job; state has the tensors of all, one job after
+  // another, and sizes how many each has.
+  m.def(
+      "fused_cuda_run_together(Tensor[] plan, Tensor[] settings, Tensor(a!)[] state, int[] sizes, "
+      "Tensor(b!)[] memory, Tensor[] images, Tensor[] order, Tensor(c!)[] clock, Tensor[] rates, "
+      "Tensor(d!)[] statistics, int steps, bool tf32) -> ()");
 }

@@ -174,6 +174,31 @@ class Fused:
         tables = [c.images, c.order, clock, rates, statistics, stamps]
         return [*shared, *tables, rng.randrange(3), False, persistent]
 
+    def together_on_cuda(self, rng: random.Random) -> list:
+        """Two jobs of one plan, whose tensors are their own."""
+        c = self.on_cuda
+        size = torch.ops.fastgan.fused_cuda_memory(c.plan, c.settings, 2)
+        count = rng.choice((1, 2))
+        states = [c.state, [t.clone() for t in c.state]][:count]
+
+        def each(make) -> list:
+            return [make() for _ in range(count)]
+
+        return [
+            [c.plan] * count,
+            [c.settings] * count,
+            [t for state in states for t in state],
+            [len(c.state)] * count,
+            [self._memory(size), self._memory(size + 256)][:count],
+            [c.images] * count,
+            [c.order] * count,
+            each(lambda: torch.tensor([0, 0, 0, 0, 0])),
+            each(lambda: torch.zeros(3, 2, dtype=torch.float64)),
+            each(lambda: torch.zeros(3, 4)),
+            rng.randrange(3),
+            False,
+        ]
+
 
 OPERATORS = {
     "fused_products": (Fused, lambda f, rng: [rng.choice(("fp32", "bf16"))]),
@@ -190,7 +215,12 @@ OPERATORS = {
         Fused,
         lambda f, rng: [*f.plan_on_cuda(), f.on_cuda.state, f._memory(256), False],
     ),
+    "fused_cuda_most_at_once": (
+        Fused,
+        lambda f, rng: [*f.plan_on_cuda(), f.on_cuda.state, f._memory(256), False],
+    ),
     "fused_cuda_run": (Fused, lambda f, rng: f.run_cuda(rng)),
+    "fused_cuda_run_together": (Fused, lambda f, rng: f.together_on_cuda(rng)),
 }
 """name: (what makes a case of a random generator, the sound arguments of a case)."""
 
@@ -312,11 +342,16 @@ def affordable(name: str, arguments: list) -> bool:
     at = {"fused_run": 10, "fused_wake": 0, "fused_gradients": 11, "fused_move": 7}.get(name)
     if at is not None and isinstance(arguments[at], int) and 8 < arguments[at] <= 4096:
         return False
-    plan = arguments[0]
-    if not name.endswith("_run") or not isinstance(plan, Tensor):
+    if not name.endswith(("_run", "_together")):
         return True
-    usable = plan.dtype == torch.int64 and plan.dim() == 1 and plan.device.type == "cpu"
-    return not (usable and plan.numel() > 3 and 64 < int(plan[3]) <= 1 << 20)
+    return not any(
+        plan.dtype == torch.int64
+        and plan.dim() == 1
+        and plan.device.type == "cpu"
+        and plan.numel() > 3
+        and 64 < int(plan[3]) <= 1 << 20
+        for plan in tensors_in(arguments[:1])
+    )
 
 
 def call(name: str, arguments: list) -> str:

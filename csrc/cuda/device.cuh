@@ -58,6 +58,9 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
 // Belongs into every loop that waits for another thread's write. The emulator runs the others here.
 __device__ __forceinline__ void spin_wait() {}
 
+// Tells the compiler that p leads to global memory, which it knows only of a kernel's parameters.
+__device__ __forceinline__ void assume_global(const void* p) { __builtin_assume(__isGlobal(p)); }
+
 // Asks for the line of global memory at p, which must be in an allocation, to come to the L2 cache.
 __device__ __forceinline__ void prefetch(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));

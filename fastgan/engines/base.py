@@ -29,7 +29,7 @@ on around a call (autocast, no_grad) does not count.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -37,6 +37,7 @@ from torch import Tensor
 from fastgan import statistics
 
 if TYPE_CHECKING:
+    from fastgan.engines.gangs import Gang
     from fastgan.problem import Problem
 
 
@@ -50,6 +51,9 @@ class Engine(ABC):
     Attributes:
         name: the name under which `fastgan.engines.choose` knows the engine.
         beside: whether several can step at the same time, each in a thread; see `turns`.
+        company: what runs that are beside each other must have in common to step in one launch of
+            a device; None where each steps by itself.
+        most_at_once: how many runs like this one such a launch takes.
         problem: the problem; its modules, optimisers and average are updated in place.
         step: steps done so far; set it to continue a run from there.
         logged: numbers that a method logged in the last step, by name: scalars on the device.
@@ -61,7 +65,9 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    beside: ClassVar[bool] = False
+    beside: bool = False
+    company: Hashable | None = None
+    most_at_once: int = 1
 
     def __init__(self, problem: Problem):
         """Prepare to run the problem from step 0; CannotRun if trying shows that it cannot be."""
@@ -102,6 +108,10 @@ class Engine(ABC):
     def memory_bytes(self) -> int | None:
         """Bytes held besides the networks, their optimisers and the samples, if they are known."""
         return None
+
+    def gang(self, runs: int) -> Gang:
+        """What launches so many runs of this one's company together."""
+        raise NotImplementedError(f"engine {self.name} has no company")
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing
         """Give back what the engine holds besides the problem."""

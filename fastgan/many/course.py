@@ -6,8 +6,8 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -111,14 +111,17 @@ class Course:
         (self.ensemble.out / LOG).write_bytes(b"".join(lines))
 
     def _train(self, waiting: Sequence[Member]) -> None:
-        several = [member for member in waiting if member.beside]
+        several: dict[Hashable | None, list[Member]] = {}
+        for member in waiting:
+            if member.beside:
+                several.setdefault(member.trainer.engine.company, []).append(member)
         single = [member for member in waiting if not member.beside]
         before, shown = torch.get_num_threads(), self.ensemble.progress
         shown.start(self.ensemble.members)
         try:
-            if several:
-                with threads(1):
-                    self._at_once(several)
+            for company, members in several.items():
+                if not self.stopping:
+                    self._at_once(members, together=company is not None)
             if single and not self.stopping:
                 said = single[0].trainer.explanation
                 shown.say(f"{_count(single)} one after the other: {said}")
@@ -135,39 +138,56 @@ class Course:
         out = self.ensemble.out
         shown.say(f"{shown.line()}{'' if out is None else f'; look at {out}'}")
 
-    def _at_once(self, members: Sequence[Member]) -> None:
-        """Train members in threads, each from its beginning to its end."""
+    def _at_once(self, members: Sequence[Member], *, together: bool) -> None:
+        """Train members in threads, each from its beginning to its end.
+
+        Args:
+            members: of one company.
+            together: whether their steps go to a device in one launch, or each thread does its own.
+        """
         for member in members:
             t = member.trainer
             t.explanation = f"engine {t.engine.name}: {t.engine.describe()}"
-        count = min(self.ensemble.at_once, len(members))
-        said = members[0].trainer.explanation
-        self.ensemble.progress.say(f"{_count(members)}, {count} at once: {said}")
+        first, count = members[0].trainer, self._places(members, together)
+        way = f"{count} at once{' in one launch' if together else ''}"
+        self.ensemble.progress.say(f"{_count(members)}, {way}: {first.explanation}")
+        gang = first.engine.gang(count) if together else None
         turns, queue = Turns(), deque(members)
 
         def work() -> None:
-            while queue and not self.stopping:
-                try:
-                    member = queue.popleft()
-                except IndexError:  # another thread has just taken the last
-                    return
-                try:
-                    with turns.taken(member.trainer.random_states.outside):
-                        self._one(member)
-                except BaseException as error:  # of a callback that ends the program
-                    self._ended = error
+            with nullcontext() if gang is None else gang.joined():
+                while queue and not self.stopping:
+                    try:
+                        member = queue.popleft()
+                    except IndexError:  # another thread has just taken the last
+                        return
+                    try:
+                        with turns.taken(member.trainer.random_states.outside):
+                            self._one(member)
+                    except BaseException as error:  # of a callback that ends the program
+                        self._ended = error
 
         workers = [threading.Thread(target=work, name=f"fastgan {i}") for i in range(count)]
         try:
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                while worker.is_alive():
-                    worker.join(0.1)
-                    self.ensemble.progress.show()
+            with threads(torch.get_num_threads() if together else 1):
+                for worker in workers:
+                    worker.start()
+                for worker in workers:
+                    while worker.is_alive():
+                        worker.join(0.1)
+                        self.ensemble.progress.show()
         except BaseException as error:
             self._ended = error
             raise
+
+    def _places(self, members: Sequence[Member], together: bool) -> int:
+        """How many of some members are trained at once."""
+        asked, count = self.ensemble.at_once, len(members)
+        if not together:
+            return min(asked or torch.get_num_threads(), count)
+        most = min(member.trainer.engine.most_at_once for member in members)
+        # As evenly as they go into so many launches: fewer members have more of the device each.
+        return min(asked or -(-count // -(-count // most)), most, count)
 
     def _one(self, member: Member) -> None:
         t = member.trainer

@@ -37,7 +37,8 @@ class Ensemble:
     Each member is an ordinary run, bit for bit that of a `Trainer` with the same settings, and with
     `out` it has a directory of its own, with which all commands for runs work. Members whose steps
     are whole programs in C++ (engine `fused` on the CPU, data in memory) are trained several at
-    once, one thread each, and wait for nobody; their numbers depend neither on the number of
+    once, one thread each, and wait for nobody; on CUDA, those whose steps are one persistent kernel
+    share a launch, each with its part of the GPU. Their numbers depend neither on the number of
     threads nor on what runs beside them. Others are trained one after the other, each with all
     threads. A member that diverges or fails is marked with the reason, and the others go on.
 
@@ -50,7 +51,8 @@ class Ensemble:
             settings for each, as `fastgan.grid` makes them. "data" may be anything that `data` may.
         callbacks: a function that makes the callbacks of one member, as each keeps a state.
         out: directory of the whole. Default: the setting `out`.
-        at_once: members that are trained at once. Default: torch.get_num_threads().
+        at_once: members that are trained at once. Default: torch.get_num_threads(), and on CUDA as
+            many as one launch takes.
         **overrides: settings of all members, laid over `config`. A loss, method or other object of
             your own is copied for each member.
 
@@ -91,7 +93,8 @@ class Ensemble:
             place = {} if self.out is None else {"out": self.out / names[i]}
             one = configs[i].with_(**place)
             made = self._new(i, one, make_pair, _data_of(given[i], data), shared)
-            if made.engine.beside and one.threads not in (None, 1):
+            beside = made.engine.beside and made.engine.company is None
+            if beside and one.threads not in (None, 1):
                 raise ConfigError(
                     f"threads is {one.threads}, and members that are trained at once have one "
                     "each; leave it out, and say how many with at_once="
@@ -196,9 +199,7 @@ class Ensemble:
                 "lambda: [fastgan.Alarms()], as each keeps a state of its own"
             )
         self._make_callbacks = callbacks
-        self.at_once = (
-            torch.get_num_threads() if at_once is None else integer(1).take("at_once", at_once)
-        )
+        self.at_once = None if at_once is None else integer(1).take("at_once", at_once)
         self.progress = Progress(console)
         self.out: Path | None = None
         self.goal: dict[str, Any] | None = None

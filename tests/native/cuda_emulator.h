@@ -107,6 +107,11 @@ static inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cud
   memset(to, value, bytes);
   return cudaSuccess;
 }
+static inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                          cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
 
 // --- What kernels call ---
 
@@ -280,6 +285,7 @@ cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 bl
 }
 
 static inline void spin_wait() { emulator::spin(); }
+static inline void assume_global(const void*) {}
 // Reads the byte, so that a tool for memory errors sees an address outside.
 static inline void prefetch(const void* p) {
   [[maybe_unused]] const volatile char byte = *static_cast<const volatile char*>(p);

@@ -9,7 +9,7 @@
 // sum is split between blocks.
 //
 // Two programs run the phases: the chain (a kernel a phase, any plan) and the persistent kernel
-// (one kernel for many steps).
+// (one kernel for many steps, and for several jobs).
 //
 // With penalties (cpu/step/penalty.h has the mathematics), a penalty that is due at some updates
 // has its kernels launched at all of them: whether it is due is a number in memory, like the step.
@@ -87,7 +87,6 @@ struct Step : PlannedStep, ImageSource {
   int64_t latent_copy = 0, image_copy = 0;
   Adam<float>* adam = nullptr;                        // [copy][2]: D, G
   float *loss_rows = nullptr, *score_rows = nullptr;  // [segment][batch]
-  uint32_t* barrier = nullptr;                        // of the persistent kernel
   // With penalties; null without.
   SlopeWeights* slopes = nullptr;  // of the update at hand, by segments from kBetween on
   float* coefficients = nullptr;  // [segments from kBetween on][batch]: the loss's slope by a score
@@ -102,8 +101,10 @@ struct Job : Step {
   Precision precision = Precision::fp32;
   int64_t steps = 0;
   std::vector<Phase> d_phases, g_phases;  // of an update of D, and of G; set by plan_memory
-  // Where block 0 of the persistent kernel writes its clock, if anywhere: nanoseconds(), clock64()
-  // at the start and after every phase, nanoseconds() again.
+  // Of the persistent kernel. Where its description of the job stands in memory; where the job's
+  // first block writes its clock, if anywhere: nanoseconds(), clock64() at the start and after
+  // every phase, nanoseconds() again.
+  void* program = nullptr;
   int64_t* stamps = nullptr;
 
   const Layer& layer(int n) const {
@@ -135,8 +136,13 @@ int64_t chain_length(const Job& job);
 const char* why_not_persistent(const Job& job, const Device& device);
 // Whether a phase is one of that kernel's, with a barrier after it.
 bool in_persistent(const Phase& phase);
-// The same steps in one cooperative launch; needs a job planned with two copies.
-cudaError_t run_persistent(const Job& job, const Device& device, cudaStream_t stream);
+// How many jobs like this one launch of it takes; 0 where it takes none.
+int most_at_once(const Job& job, const Device& device);
+// Bytes of its description of a job.
+size_t program_bytes();
+// The same steps in one cooperative launch, of jobs that each take so many at once, are planned
+// with two copies and have one precision.
+cudaError_t run_persistent(const std::vector<Job>& jobs, const Device& device, cudaStream_t stream);
 
 // Moves the clock on by `steps`.
 cudaError_t advance(Clock* clock, int64_t steps, cudaStream_t stream);

@@ -145,7 +145,7 @@ size_t plan_memory(Job& job, int copies, void* base) {
   job.adam = arena.take<Adam<float>>(2 * copies);
   job.loss_rows = arena.take<float>(kSegments * job.batch);
   job.score_rows = arena.take<float>(kSegments * job.batch);
-  job.barrier = arena.take<uint32_t>(1);
+  if (copies > 1) job.program = arena.take<unsigned char>(static_cast<int64_t>(program_bytes()));
   if (skeleton.penalised) take_penalties(arena, job, skeleton);
   const int64_t of_g = take_grads(arena, job.g), of_d = take_grads(arena, job.d);
   if (of_g + of_d > 0) job.squares = arena.take<double>(std::max(of_g, of_d));

@@ -88,13 +88,21 @@ std::string why_not_persistent_op(const Tensor& plan, const Tensor& settings,
   return reason ? reason : "";
 }
 
-void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
-            const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
-            const Tensor& clock, const Tensor& rates, const Tensor& statistics,
-            const std::optional<Tensor>& stamps, int64_t steps, bool tf32, bool persistent) {
+int64_t most_at_once_op(const Tensor& plan, const Tensor& settings,
+                        const std::vector<Tensor>& state, const Tensor& memory, bool tf32) {
   check_given(memory, "memory");
   const OnDeviceOf on(memory);
-  Apart apart;
+  const Job job = job_of(plan, settings, &state, memory, tf32, nullptr);
+  Device device;
+  STD_CUDA_CHECK(device_properties(device));
+  return most_at_once(job, device);
+}
+
+// A job with all that a launch needs to know; what it reads and writes is noted in `apart`.
+Job whole_job(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+              const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
+              const Tensor& clock, const Tensor& rates, const Tensor& statistics, int64_t steps,
+              bool tf32, int copies, Apart& apart) {
   Job job = job_of(plan, settings, &state, memory, tf32, &apart);
   job.rows = check_statistics(statistics, memory);
   job.statistics = static_cast<float*>(statistics.mutable_data_ptr());
@@ -118,8 +126,25 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   if (order) job.ordered = order->numel();
   job.permutations = static_cast<uint64_t>(job.ordered / job.count);
 
-  const int copies = persistent ? 2 : 1;
   plan_memory(job, copies, check_memory(memory, plan_memory(job, copies, nullptr), 256));
+  apart.written(memory, "memory");
+  apart.written(statistics, "statistics");
+  apart.written(clock, "clock");
+  apart.read(images, "images");
+  apart.read(rates, "rates");
+  if (order) apart.read(*order, "order");
+  return job;
+}
+
+void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+            const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
+            const Tensor& clock, const Tensor& rates, const Tensor& statistics,
+            const std::optional<Tensor>& stamps, int64_t steps, bool tf32, bool persistent) {
+  check_given(memory, "memory");
+  const OnDeviceOf on(memory);
+  Apart apart;
+  Job job = whole_job(plan, settings, state, memory, images, order, clock, rates, statistics, steps,
+                      tf32, persistent ? 2 : 1, apart);
   if (stamps) {
     STD_TORCH_CHECK(persistent, "stamps are the persistent kernel's, and persistent is False");
     int64_t count = 0;
@@ -129,12 +154,6 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
     job.stamps = static_cast<int64_t*>(stamps->mutable_data_ptr());
     apart.written(*stamps, "stamps");
   }
-  apart.written(memory, "memory");
-  apart.written(statistics, "statistics");
-  apart.written(clock, "clock");
-  apart.read(images, "images");
-  apart.read(rates, "rates");
-  if (order) apart.read(*order, "order");
   apart.check();
   if (steps == 0) return;
   Device device;
@@ -145,7 +164,57 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   }
   const char* const reason = why_not_persistent(job, device);
   STD_TORCH_CHECK(reason == nullptr, "the persistent kernel cannot run this: ", reason);
-  STD_CUDA_CHECK(run_persistent(job, device, on.stream()));
+  STD_CUDA_CHECK(run_persistent({std::move(job)}, device, on.stream()));
+}
+
+void run_together_op(const std::vector<Tensor>& plan, const std::vector<Tensor>& settings,
+                     const std::vector<Tensor>& state, const std::vector<int64_t>& sizes,
+                     const std::vector<Tensor>& memory, const std::vector<Tensor>& images,
+                     const std::vector<Tensor>& order, const std::vector<Tensor>& clock,
+                     const std::vector<Tensor>& rates, const std::vector<Tensor>& statistics,
+                     int64_t steps, bool tf32) {
+  const size_t count = plan.size();
+  STD_TORCH_CHECK(count > 0, "plan is an empty list; expected one of each job");
+  const auto one_each = [&](size_t n, const char* name) {
+    STD_TORCH_CHECK(n == count, name, " has ", n, " entries, and plan ", count,
+                    "; expected one of each job");
+  };
+  one_each(sizes.size(), "sizes");
+  const std::pair<const std::vector<Tensor>*, const char*> lists[] = {
+      {&settings, "settings"}, {&memory, "memory"}, {&images, "images"},        {&order, "order"},
+      {&clock, "clock"},       {&rates, "rates"},   {&statistics, "statistics"}};
+  for (const auto& [list, name] : lists) one_each(list->size(), name);
+  check_given(memory[0], "memory");
+  const OnDeviceOf on(memory[0]);
+  Device device;
+  STD_CUDA_CHECK(device_properties(device));
+  Apart apart;
+  std::vector<Job> jobs;
+  auto next = state.begin();
+  for (size_t n = 0; n < count; ++n) {
+    STD_TORCH_CHECK(sizes[n] >= 0 && sizes[n] <= state.end() - next, "sizes[", n, "] is ", sizes[n],
+                    ", and state has ", state.end() - next, " tensors left");
+    const std::vector<Tensor> own(next, next + sizes[n]);
+    next += sizes[n];
+    check_given(memory[n], "memory");
+    STD_TORCH_CHECK(memory[n].device() == memory[0].device(), "memory[", n,
+                    "] is on another device than memory[0]; jobs of one launch share one");
+    check_given(order[n], "order");
+    jobs.push_back(whole_job(plan[n], settings[n], own, memory[n], images[n], order[n], clock[n],
+                             rates[n], statistics[n], steps, tf32, 2, apart));
+    STD_TORCH_CHECK(jobs[n].precision == jobs[0].precision, "plan[", n,
+                    "] has another precision than plan[0]; jobs of one launch share one");
+    const char* const reason = why_not_persistent(jobs[n], device);
+    STD_TORCH_CHECK(reason == nullptr, "the persistent kernel cannot run plan[", n, "]: ", reason);
+    const int most = most_at_once(jobs[n], device);
+    STD_TORCH_CHECK(count <= static_cast<size_t>(most), "plan has ", count,
+                    " jobs, and a launch takes ", most, " like plan[", n, "]; give fewer");
+  }
+  STD_TORCH_CHECK(next == state.end(), "state has ", state.size(),
+                  " tensors, which are more than sizes says");
+  apart.check();
+  if (steps == 0) return;
+  STD_CUDA_CHECK(run_persistent(jobs, device, on.stream()));
 }
 
 }  // namespace
@@ -158,7 +227,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, FASTGAN_DEVICE, m) {
   m.impl("fused_cuda_why_not_persistent", TORCH_BOX(&why_not_persistent_op));
+  m.impl("fused_cuda_most_at_once", TORCH_BOX(&most_at_once_op));
   m.impl("fused_cuda_run", TORCH_BOX(&run_op));
+  m.impl("fused_cuda_run_together", TORCH_BOX(&run_together_op));
 }
 
 }  // namespace fastgan::cuda::step

@@ -2,21 +2,28 @@
 
 Two programs do the same steps. The chain takes one kernel for each phase of a step; a CUDA graph of
 it is captured once and replayed, because its kernels read the number of the step from the device.
-The persistent kernel does many steps in one launch, and keeps the weights and their moments on chip
-meanwhile. Which of them runs is a matter of shapes; `describe` says which, and why not the other.
+The persistent kernel does many steps in one launch, of one run or of several side by side, and
+keeps the weights and their moments on chip meanwhile. Which of them runs is a matter of shapes;
+`describe` says which, and why not the other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fastgan import torch_private
+from fastgan.engines import gangs
 from fastgan.engines.capture import CudaRecorder, Work
 from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
+from fastgan.engines.gangs import Gang
 from fastgan.engines.scores import batch_sizes
 from fastgan.statistics import STATISTICS, table
 
@@ -44,8 +51,6 @@ class FusedCudaEngine(FusedEngine):
     measures = False
     _stamps: Tensor | None = None
 
-    beside = False
-
     def describe(self) -> str:
         """Shapes, precision, program and working memory in one line."""
         p = self.problem
@@ -69,6 +74,31 @@ class FusedCudaEngine(FusedEngine):
     def persistent(self) -> bool:
         """Whether one kernel carries out the steps, and not a graph of the chain."""
         return not self._why_chain
+
+    @property
+    def beside(self) -> bool:
+        """Whether others can step in the same launch, which the persistent kernel alone can do."""
+        return self.persistent
+
+    @property
+    def company(self) -> tuple | None:
+        """Device and precision: what one launch has one of."""
+        return (self.problem.device, self.problem.precision) if self.persistent else None
+
+    @property
+    def most_at_once(self) -> int:
+        """How many runs like this one a launch takes: each needs its weights on chip."""
+        return torch.ops.fastgan.fused_cuda_most_at_once(*self._plan[:3], self._clock, self._tf32())
+
+    def gang(self, runs: int) -> Gang:
+        """What launches so many runs together, on the stream of now; one precision is all's."""
+        device = self.problem.device
+        here: Callable[[], AbstractContextManager] = nullcontext
+        if device.type == "cuda":
+            # A new thread has the first device and its default stream.
+            stream = torch.cuda.current_stream(device)
+            here = partial(torch.cuda.stream, stream)
+        return Gang(runs, lambda jobs, n: _launch_together(jobs, n, self._tf32()), here)
 
     def profile(self, n: int) -> list[tuple[str, float, float, float]]:
         """Do n steps of the persistent kernel and time them by its own clock.
@@ -225,7 +255,11 @@ class FusedCudaEngine(FusedEngine):
 
     def _launch(self, images: Tensor, ordered: bool, n: int) -> None:
         if not self._why_chain:
-            self._enqueue(images, ordered, n)
+            gang = gangs.mine()
+            if gang is None or not ordered:
+                self._enqueue(images, ordered, n)
+            else:
+                gang.steps(self._job(images), n)
             return
         pointers = (images.data_ptr(), images.dtype, ordered, self._tf32(), id(self._plan))
         if pointers != self._pointers:
@@ -245,6 +279,11 @@ class FusedCudaEngine(FusedEngine):
                 self._graphs[size]()
             n %= size
 
+    def _job(self, images: Tensor) -> tuple[Tensor | list[Tensor], ...]:
+        """What a launch of several runs is told of this one."""
+        tables = self._order_table, self._clock, self._rate_table, self._table
+        return *self._plan[:3], self._memory, images, *tables
+
     def _enqueue(self, images: Tensor, ordered: bool, steps: int) -> None:
         torch.ops.fastgan.fused_cuda_run.default(
             *self._plan[:3],
@@ -259,3 +298,16 @@ class FusedCudaEngine(FusedEngine):
             self._tf32(),
             not self._why_chain,
         )
+
+
+def _launch_together(jobs: Sequence[tuple], steps: int, tf32: bool) -> None:
+    plans, settings, states, *rest = zip(*jobs, strict=True)
+    torch.ops.fastgan.fused_cuda_run_together.default(
+        plans,
+        settings,
+        [tensor for state in states for tensor in state],
+        [len(state) for state in states],
+        *rest,
+        steps,
+        tf32,
+    )
