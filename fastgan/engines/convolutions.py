@@ -67,7 +67,7 @@ class Convolutions:
         """For G and D: convolutions that have a faster pass, and all."""
         self._rectified: list[norms.Slopes] = [{}, {}]
         config = problem.config
-        if not _may(problem):
+        if not may_take(problem):
             return
         wanted = config.channels_last
         for channels_last in (True, False) if wanted is None else (wanted,):
@@ -83,6 +83,11 @@ class Convolutions:
                 if self._joins and channels_last and not _hooked(problem):
                     self._rectified = rectified
                 return
+
+    @property
+    def taken(self) -> bool:
+        """Whether a pass of one of them is by an operator of fastgan's."""
+        return self._mode is not None
 
     def call(self, function: Any, args: tuple, kwargs: dict, *, penalised: bool) -> Any:
         """A pass, whose convolutions are taken; rectifiers too, if it may be penalised."""
@@ -118,7 +123,7 @@ class Convolutions:
         return [", ".join(said)]
 
 
-def _may(problem: Problem) -> bool:
+def may_take(problem: Problem) -> bool:
     """Whether taking calls is possible at all: what it costs to ask is a walk of the networks."""
     p = problem
     if p.device.type != "cpu" or p.precision != "fp32" or "cpu" not in library.KERNELS:
