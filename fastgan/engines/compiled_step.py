@@ -146,7 +146,8 @@ class CompiledStep(Step):
         functions = self.functions.values()
         known = sum(function.kept for function in functions)
         taken = self._convolutions.taken
-        made = f"{len(functions) - known} functions" if known < len(functions) else ""
+        new = f"{len(functions) - known} functions{'' if taken else ' compiled'}"
+        made = new if known < len(functions) else ""
         again = f"{known} kept from an earlier run" if known else ""
         took = " and ".join(filter(None, (made, again)))
         before, after = self.milliseconds(step)
