@@ -7,6 +7,7 @@ import torch
 from operator_cases import needs_library
 from test_convolutions import after, always, made
 from torch import nn
+from torch.nn import functional as F
 
 from fastgan import engines, ops
 from fastgan.engines import norms
@@ -54,6 +55,35 @@ class Later(Body):
         return self.main[5:](self.main[:4](x)) if self.parted else self.main(x)
 
 
+class Folded(Body):
+    """No rectifier that an operator knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.main[4] = nn.LeakyReLU(-0.1)
+
+
+class Called(Body):
+    """The rectifier is a function."""
+
+    by = staticmethod(lambda h: F.leaky_relu(h, 0.2))
+
+    def forward(self, x):
+        return self.main[5:](self.by(self.main[:4](x)))
+
+
+class Method(Called):
+    """It is one of the tensor's, in place."""
+
+    by = staticmethod(lambda h: h.relu_())
+
+
+class Twice(Called):
+    """There are two."""
+
+    by = staticmethod(lambda h: torch.relu(h) - F.leaky_relu(-h, 0.1))
+
+
 class Shared(Body):
     """One rectifier in two places."""
 
@@ -87,7 +117,8 @@ R1, GP = {"penalties": "r1"}, {"penalties": "wgan-gp", "loss": "wasserstein"}
     [
         (Body, 2, {}), (Body, 2, R1), (Body, 2, GP), (Body, 2, {"accumulate": 2}),
         (Body, 2, {"ema": 0.9}), (lambda: Body(False), 2, R1), (Twin, 2, R1), (Skips, 1, R1),
-        (Before, 1, R1), (Shared, 1, {}), (Body, 0, {"channels_last": False}),
+        (Before, 1, R1), (Shared, 2, {}), (Called, 2, {}), (Called, 2, R1), (Method, 2, GP),
+        (Twice, 1, {}), (Folded, 1, {}), (Body, 0, {"channels_last": False}),
     ],
 )  # fmt: skip
 def test_a_step_is_that_of_torch(every, kind, joined, options, monkeypatch):
@@ -127,6 +158,29 @@ def test_a_pair_that_is_parted_later_is_told(every):
     assert not any("forward" in vars(m) for m in problem.discriminator.modules())
 
 
+def test_another_rectifier_between_two_runs_counts(every):
+    found = []
+    for options in ({}, {"operators": "torch"}):
+        problem = made(Body, **options)
+        engine, _ = engines.choose(problem, "eager")
+        engine.run(1)
+        problem.discriminator.main[4] = nn.ReLU()
+        engine.run(1)
+        found.append([w.detach() for w in problem.discriminator.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=3e-5)
+
+
+def test_another_use_of_what_a_norm_returns_is_told(every):
+    problem = made(Called)
+    engine, _ = engines.choose(problem, "eager")
+    engine.run(1)
+    for by in (lambda h: F.leaky_relu(h, 0.3), torch.tanh, lambda h: h):
+        problem.discriminator.by = by
+        with pytest.raises(RuntimeError, match="were called apart in this pass"):
+            engine.run(1)
+
+
 def test_hooks_and_replaced_layers_count(every):
     problem = made(Body, **R1)
     engine, _ = engines.choose(problem, "eager")
@@ -142,25 +196,18 @@ def test_hooks_and_replaced_layers_count(every):
     hook.remove()
 
 
-def test_pairs_are_neighbours_of_plain_kinds():
+def test_norms_are_of_plain_kinds():
     class Own(nn.BatchNorm2d):
         pass
 
-    act = nn.ReLU()
     network = nn.Sequential(
-        nn.BatchNorm2d(3), nn.ReLU(),
-        nn.BatchNorm2d(3), nn.Identity(), nn.ReLU(),
-        Own(3), nn.ReLU(),
-        nn.BatchNorm2d(3, affine=False), nn.ReLU(),
-        nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU(),
-        nn.BatchNorm2d(3, momentum=None), nn.ReLU(),
-        nn.BatchNorm2d(3), nn.LeakyReLU(-0.1),
+        nn.BatchNorm2d(3), Own(3), nn.BatchNorm2d(3, affine=False),
+        nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, momentum=None),
         nn.Sequential(nn.BatchNorm2d(3), nn.LeakyReLU(0.3)),
-        nn.BatchNorm2d(3), act, nn.BatchNorm2d(3), act,
     )  # fmt: skip
-    assert norms.pairs_of(network) == [("0", "1"), ("15.0", "15.1")]
+    assert norms.norms_of(network) == ["0", "5.0"]
     network[0].register_forward_pre_hook(lambda m, x: None)
-    assert norms.pairs_of(network) == [("15.0", "15.1")]
+    assert norms.norms_of(network) == ["5.0"]
 
 
 def test_small_images_are_torchs(always, monkeypatch):

@@ -315,9 +315,8 @@ CATALOGUE = {
             "fastgan-compile",
             "fastgan:Engine",
             "fp32",
-            "fastgan, engine compile: compiled updates inside a replayed step",
+            "fastgan, engine compile: compiled or recorded updates, on a GPU in a replayed step",
             options={"engine": "compile"},
-            devices=CUDA,
         ),
         Entry(
             "fastgan-compile-bf16",
@@ -390,7 +389,7 @@ MANY = {
 }
 """Those of a race of many pairs; a step is one step of one pair."""
 
-CONV = "example,eager-first,eager,compile,jax-jit,jax-scan,fastgan-eager"
+CONV = "example,eager-first,eager,compile,jax-jit,jax-scan,fastgan-eager,fastgan-compile"
 """Those of a race of convolutions."""
 
 

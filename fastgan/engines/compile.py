@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan import torch_private
-from fastgan.engines import kept, sync_norm
+from fastgan.engines import convolutions, kept, sync_norm
 from fastgan.engines.base import CannotRun
 from fastgan.engines.compiled_step import CompiledStep
 from fastgan.engines.eager import EagerEngine
@@ -32,6 +32,9 @@ logger = logging.getLogger("fastgan")
 
 class CompileEngine(EagerEngine):
     """Runs any pair of modules with TorchInductor, on the CPU and on CUDA.
+
+    Updates whose convolutions are taken by fastgan's operators, on the CPU, are traced and not
+    compiled: see `fastgan.engines.recorded`.
 
     On CUDA whole steps of it are recorded where the engine `graph` could record them; see
     `CompiledGraphEngine`.
@@ -81,7 +84,9 @@ class CompileEngine(EagerEngine):
         p = problem
         if p.divided:
             return "fully_shard gathers and frees weights within a pass"
-        if reason := _no_compiler(p.device) or unsupported_parts(p):
+        # Updates whose convolutions are fastgan's need no compiler; whether they are shows later.
+        lacks = None if convolutions.may_take(p) else _no_compiler(p.device)
+        if reason := lacks or unsupported_parts(p):
             return reason
         if p.precision == "fp16":
             return "precision 'fp16' scales losses by what it learns; use 'bf16' or 'fp32'"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgan import torch_private
 from fastgan.data.batch import Batch, map_condition, tensors_of
-from fastgan.engines import agree, kept, probe
+from fastgan.engines import agree, kept, probe, recorded
 from fastgan.engines.base import CannotRun
 from fastgan.engines.capture import Watch
 from fastgan.engines.draws import Counter
@@ -145,13 +145,15 @@ class CompiledStep(Step):
         """What there is to say of the functions of a step, which took so long to make."""
         functions = self.functions.values()
         known = sum(function.kept for function in functions)
-        made = f"{len(functions) - known} functions compiled" if known < len(functions) else ""
+        taken = self._convolutions.taken
+        new = f"{len(functions) - known} functions{'' if taken else ' compiled'}"
+        made = new if known < len(functions) else ""
         again = f"{known} kept from an earlier run" if known else ""
         took = " and ".join(filter(None, (made, again)))
         before, after = self.milliseconds(step)
         return (
-            f"losses and gradients by TorchInductor ({took}, {seconds:.1f} s; {after:.3g} ms a "
-            f"step, {before:.3g} without)"
+            f"losses and gradients {'recorded' if taken else 'by TorchInductor'} ({took}, "
+            f"{seconds:.1f} s; {after:.3g} ms a step, {before:.3g} without)"
         )
 
     def __call__(self, shape: StepShape) -> tuple[Tensor, ...]:
@@ -215,8 +217,11 @@ class CompiledStep(Step):
         inputs = list({id(t): t for t in (*moving, *state)}.values())
         graph, inputs = self._trace(key, work, inputs, state)
         try:
-            with torch.no_grad():
-                code, known = kept.code_of(graph, inputs, self.compiler)
+            with untouched(p, state), torch.no_grad():
+                if self._convolutions.taken:
+                    code, known = recorded.simplified(graph, inputs).forward, False
+                else:
+                    code, known = kept.code_of(graph, inputs, self.compiler)
             with untouched(p, state), torch.no_grad():
                 found = list(code(*inputs))
                 found_state = [t.detach().clone() for t in state]

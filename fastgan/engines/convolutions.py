@@ -35,12 +35,12 @@ _TRIED = 2
 class Convolutions:
     """Which road the convolutions of a problem's networks take, a function of their shapes."""
 
-    def __init__(self, problem: Problem, *, traced: bool = False):
-        """Look at the networks, by passes of copies; what is traced, its compiler joins itself."""
+    def __init__(self, problem: Problem):
+        """Look at the networks, by passes of copies."""
         self._problem = problem
         self._plays_game = isinstance(problem.method, LossMethod)
         # Another method may want what zeros show, several ranks a norm over all of them.
-        self._joins = self._plays_game and not traced and problem.world.size == 1
+        self._joins = self._plays_game and problem.world.size == 1
         self._shapes: list[tuple] | None = None
         self.look()
 
@@ -51,34 +51,43 @@ class Convolutions:
             self._shapes = shapes
             self._look_closely()
         p, found = self._problem, []
-        for network, pairs in zip((p.generator, p.discriminator), self._pairs, strict=True):
-            still = norms.pairs_of(network) if pairs else []
-            found += [tuple(map(network.get_submodule, pair)) for pair in pairs if pair in still]
+        for network, slopes in zip((p.generator, p.discriminator), self._rectified, strict=True):
+            still = norms.norms_of(network) if slopes else []
+            found += [
+                (network.get_submodule(name), slopes[name]) for name in slopes if name in still
+            ]
         self._norms = norms.Norms(found)
+        if self._mode is not None:
+            self._mode.norms = self._norms
 
     def _look_closely(self) -> None:
         problem = self._problem
         self._mode: _Taken | None = None
         self._counts: list[tuple[int, int]] = []
         """For G and D: convolutions that have a faster pass, and all."""
-        self._pairs: list[list[norms.Names]] = [[], []]
+        self._rectified: list[norms.Slopes] = [{}, {}]
         config = problem.config
-        if not _may(problem):
+        if not may_take(problem):
             return
         wanted = config.channels_last
         for channels_last in (True, False) if wanted is None else (wanted,):
             if channels_last and wanted is None and _hooked(problem):
                 continue
             try:
-                counts, pairs = _counted(problem, channels_last)
+                counts, rectified = _counted(problem, channels_last)
             except Exception:  # a view that the other format does not allow, say
                 continue
             if any(faster for faster, _ in counts):
                 self._mode, self._counts = _Taken(channels_last), counts
                 # A hook may look at any module.
                 if self._joins and channels_last and not _hooked(problem):
-                    self._pairs = pairs
+                    self._rectified = rectified
                 return
+
+    @property
+    def taken(self) -> bool:
+        """Whether a pass of one of them is by an operator of fastgan's."""
+        return self._mode is not None
 
     def call(self, function: Any, args: tuple, kwargs: dict, *, penalised: bool) -> Any:
         """A pass, whose convolutions are taken; rectifiers too, if it may be penalised."""
@@ -109,12 +118,12 @@ class Convolutions:
         said = [f"convolutions by fastgan's operators: {counts}"]
         if self._mode.channels_last:
             said.append("in channels-last memory")
-        if joined := sum(map(len, self._pairs)):
+        if joined := sum(map(len, self._rectified)):
             said.append(f"{joined} BatchNorm2d with their rectifiers")
         return [", ".join(said)]
 
 
-def _may(problem: Problem) -> bool:
+def may_take(problem: Problem) -> bool:
     """Whether taking calls is possible at all: what it costs to ask is a walk of the networks."""
     p = problem
     if p.device.type != "cpu" or p.precision != "fp32" or "cpu" not in library.KERNELS:
@@ -140,9 +149,9 @@ def _channels_first(problem: Problem) -> bool:
 
 def _counted(
     problem: Problem, channels_last: bool
-) -> tuple[list[tuple[int, int]], list[list[norms.Names]]]:
+) -> tuple[list[tuple[int, int]], list[norms.Slopes]]:
     """What `Convolutions` keeps of G and D; ValueError where a network would show the format."""
-    p, counts, pairs = problem, [], []
+    p, counts, rectified = problem, [], []
     originals = p.generator, p.discriminator
     with probe.tried(p) as (g, d):
         batch = len(p.world.rows(min(p.batch_size, len(p.data))))
@@ -150,14 +159,14 @@ def _counted(
             (originals[0], g, probe.given_g(p, g, _TRIED)),
             (originals[1], d, probe.given_d(p, d, probe.samples(p, _TRIED))),
         ):
-            watched = norms.Watched(network, norms.pairs_of(original))
+            watched = norms.Watched(network, norms.norms_of(original))
             with _Counted(channels_last, batch, watched) as seen, watched.in_place():
                 network(*given)
             if channels_last and p.config.channels_last is None and _shows(network):
                 raise ValueError("an attribute holds a tensor of a pass")
             counts.append((sum(seen.faster), len(seen.faster)))
-            pairs.append(watched.whole())
-    return counts, pairs
+            rectified.append(watched.whole())
+    return counts, rectified
 
 
 def _hooked(problem: Problem) -> bool:
@@ -197,9 +206,15 @@ def _with_plain_gradient(x: Tensor) -> Tensor:
 def _shapes(problem: Problem) -> list[tuple]:
     hooked = _hooked(problem)
     return [(hooked,)] + [
-        (type(m), w.shape)
+        (type(m), getattr(m, "negative_slope", None), *_sizes(m))
         for network in (problem.generator, problem.discriminator)
         for m in network.modules()
+    ]
+
+
+def _sizes(m: nn.Module) -> list[torch.Size]:
+    return [
+        w.shape
         for w in torch_private.parameters(m).values()
         if w is not None and not isinstance(w, nn.parameter.UninitializedTensorMixin)
     ]
@@ -214,7 +229,7 @@ def _leaky_relu(x, negative_slope=0.01, inplace=False):
 
 
 class _Taken(TorchFunctionMode):
-    """Takes torch's convolutions to ours."""
+    """Takes torch's convolutions to ours, and leaves out rectifiers whose work is done."""
 
     roads = {torch.conv2d: ops.conv2d, torch.conv_transpose2d: ops.conv_transpose2d}
     rectifiers = {
@@ -231,10 +246,13 @@ class _Taken(TorchFunctionMode):
         super().__init__()
         self.channels_last = channels_last
         self.penalised = False
+        self.norms = norms.Norms([])
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run the call, or ours in its place."""
         kwargs = kwargs or {}
+        if self.norms.rectified(func, args, kwargs):
+            return args[0]
         road = self.roads.get(func)
         rectified = self.rectifiers.get(func) if self.penalised else None
         # What activation checkpointing records it does again in the backward pass, where nothing
@@ -268,8 +286,9 @@ class _Counted(_Taken):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Run the call, which is told."""
-        self.watched.used(args)
-        return super().__torch_function__(func, types, args, kwargs)
+        out = super().__torch_function__(func, types, args, kwargs)
+        self.watched.used(func, args, kwargs or {}, out)
+        return out
 
     def call(self, road, *args, **kwargs):
         """See the class."""

@@ -116,7 +116,7 @@ class Step:
         self.masks: list[Masks | None] = [None, None]
         self.measures = Measuring(problem, self.updates)
         self._rows = sync_norm.Rows(problem.world)
-        self._convolutions = Convolutions(problem, traced=self.traces)
+        self._convolutions = Convolutions(problem)
         self._look_at_end()
 
     def describe(self) -> list[str]:

@@ -1,0 +1,190 @@
+"""A trace of an update as operations that are called one after the other, without what is idle.
+
+Where most of an update is spent in operators of fastgan's, a compiler has little left to fuse, and
+takes half a minute for it. The trace alone saves autograd and the Python of modules; its results
+are autograd's to the bit. What is taken out changes no number: results that nothing uses (autograd
+makes gradients of weights where a penalty asks for those of samples), copies of copies, and memory
+of results that may lie where an operand did.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+_aten = torch.ops.aten
+
+_IN_PLACE = {
+    _aten.relu.default: _aten.relu_.default,
+    _aten.leaky_relu.default: _aten.leaky_relu_.default,
+    _aten.tanh.default: _aten.tanh_.default,
+    _aten.add.Tensor: _aten.add_.Tensor,
+    _aten.mul.Tensor: _aten.mul_.Tensor,
+    _aten.div.Tensor: _aten.div_.Tensor,
+}
+"""Element by element, from the first operand."""
+_INTO_GRADIENT = {
+    _aten.threshold_backward.default: _aten.threshold_backward.grad_input,
+    _aten.leaky_relu_backward.default: _aten.leaky_relu_backward.grad_input,
+    _aten.tanh_backward.default: _aten.tanh_backward.grad_input,
+}
+"""The same, of operations that are told where their result goes."""
+
+
+_FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def simplified(graph: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
+    """The same operations on the same tensors, fewer and with less memory.
+
+    Args:
+        graph: a trace of operations of torch without branches; it is changed.
+        inputs: what it is called with. It is called once, and writes where it writes.
+    """
+    for node in graph.graph.nodes:
+        if node.target is _aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code(_does_more)
+    looked = _Looking(graph)
+    looked.run(*inputs)
+    for node in graph.graph.nodes:
+        _shorten(node, looked)
+    graph.graph.eliminate_dead_code(_does_more)
+    _reuse(graph.graph, looked)
+    graph.recompile()
+    return graph
+
+
+def _does_more(node: fx.Node) -> bool:
+    """Whether a node does more than to return something."""
+    if node.op != "call_function":
+        return True
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return seeded or bool(_written(node))
+
+
+def _written(node: fx.Node) -> list[fx.Node]:
+    """What an operation writes into."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+    written = [
+        given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write
+    ]
+    found = [
+        n for value in written for n in (value if isinstance(value, (list, tuple)) else (value,))
+    ]
+    return [n for n in found if isinstance(n, fx.Node)]
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies."""
+
+    memory: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    whole: bool
+    """Whether it fills its memory."""
+
+
+class _Looking(fx.Interpreter):
+    """Runs a graph and notes where its tensors lie, and which memory is written into later."""
+
+    def __init__(self, graph: fx.GraphModule):
+        super().__init__(graph)
+        self.places: dict[fx.Node, _Place] = {}
+        self.written: set[int] = set()
+        self.given: set[int] = set()
+        """Memory of what goes in, and of what comes out."""
+        self._numbers = count()
+        self._held: dict[fx.Node, dict[int, int]] = {}
+        """Of a node that is alive: numbers of memory by its address."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """See `fx.Interpreter`."""
+        alive = {at: number for node in self.env for at, number in self._held[node].items()}
+        value = super().run_node(n)
+        own = self._held[n] = {}
+        for t in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                at = storage.data_ptr()
+                own[at] = alive.setdefault(at, next(self._numbers))
+                whole = t.numel() > 0 and t.numel() * t.element_size() == storage.nbytes()
+                if t is value:
+                    self.places[n] = _Place(own[at], t.shape, t.stride(), t.dtype, whole)
+        if n.op in ("placeholder", "output"):
+            self.given |= set(own.values())
+        if n.op == "call_function":
+            self.written |= {self.places[x].memory for x in _written(n) if x in self.places}
+        return value
+
+    def stay(self, *nodes: fx.Node) -> bool:
+        """Whether nothing writes into what these have returned."""
+        return not {self.places[n].memory for n in nodes} & self.written
+
+    def lie_together(self, node: fx.Node, other: fx.Node) -> None:
+        """What lay where a result did now lies where another one does."""
+        own, taken = self.places[node].memory, self.places[other].memory
+        if own in self.given:
+            self.given.add(taken)
+        for n, place in self.places.items():
+            if place.memory == own:
+                self.places[n] = place._replace(memory=taken)
+
+
+def _shorten(node: fx.Node, looked: _Looking) -> None:
+    """Take out what makes another tensor of the same values where nobody can tell."""
+    places = looked.places
+    if node.target is _aten.reshape.default:
+        x = node.args[0]
+        while x.target is _aten.reshape.default and places[x].memory == places[node].memory:
+            x = x.args[0]
+        if places[x] == places[node]:
+            node.replace_all_uses_with(x)
+    elif node.target is _aten.clone.default and node.kwargs.get("memory_format") in _FORMATS:
+        while (x := node.args[0]).target is _aten.clone.default and looked.stay(x, x.args[0]):
+            node.replace_input_with(x, x.args[0])
+        alike = places[x][1:] == places[node][1:] and places[x].whole
+        if alike and looked.stay(node, x) and places[x].memory not in looked.given:
+            node.replace_all_uses_with(x)
+            looked.lie_together(node, x)
+
+
+def _reuse(graph: fx.Graph, looked: _Looking) -> None:
+    """Let results lie where the operand did whose last use their operation is."""
+    places = looked.places
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    memory = {node: places[node].memory for node in graph.nodes if node in places}
+    last: dict[int, int] = {}
+    for node, own in memory.items():
+        uses = [order[user] for user in node.users]
+        used = len(order) if node.op == "placeholder" else max(uses, default=0)
+        last[own] = max(last.get(own, 0), used)
+    for node in list(graph.nodes):
+        if node.target not in _IN_PLACE and node.target not in _INTO_GRADIENT:
+            continue
+        x, out = node.args[0], places[node]
+        others = [n for n in node.all_input_nodes if n is not x]
+        if (
+            x not in memory
+            or places[x][1:] != out[1:]
+            or not out.whole
+            or last[memory[x]] != order[node]
+            or sum(a is x for a in node.args) > 1
+            or any(memory.get(n) == memory[x] for n in others)
+        ):
+            continue
+        if node.target in _IN_PLACE:
+            node.target = _IN_PLACE[node.target]
+        else:
+            node.target = _INTO_GRADIENT[node.target]
+            node.kwargs = {**node.kwargs, "grad_input": x}
+        own, taken = memory[node], memory[x]
+        last[taken] = last.pop(own)
+        memory.update({n: taken for n, at in memory.items() if at == own})
