@@ -165,7 +165,10 @@ def test_the_noise_of_gumbel_softmax_is_that_of_heads():
 
 
 REFUSED = {
-    "order": (lambda x: torch.cat([x[:, 5:].tanh(), x[:, :5]], 1), "end of one chain of layers"),
+    "order": (
+        lambda x: torch.cat([x[:, 5:].tanh(), x[:, :5]], 1),
+        "does not return what the last of its layers makes",
+    ),
     "a part": (lambda x: x[:, :36:2].tanh(), "columns that do not lie side by side"),
     "twice": (
         lambda x: torch.cat([x[:, :5].tanh().sigmoid(), x[:, 5:]], 1),

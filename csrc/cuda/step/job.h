@@ -45,7 +45,7 @@ struct Clock {
 constexpr int64_t kGradChunk = 1024;
 FASTGAN_HD int64_t chunks_of(int64_t numbers) { return (numbers + kGradChunk - 1) / kGradChunk; }
 
-struct Layer : PlannedLayer {
+struct alignas(16) Layer : PlannedLayer {
   // Set by plan_memory. A row of a field is its width rounded up to 4 long.
   float *x = nullptr, *y = nullptr;            // the fields below and above
   float *grad_x = nullptr, *grad_y = nullptr;  // null where nothing below is trained

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from fastgan import torch_private
-from fastgan.engines.fused import activations
+from fastgan.engines.fused import activations, modules
 from fastgan.engines.fused.heads import Cutter, Ends
 from fastgan.engines.fused.inputs import Condition, Inputs, Reader
 from fastgan.engines.fused.inputs import check as check_inputs
@@ -115,7 +114,7 @@ def read(
     Raises:
         NoPlan: the module is no such chain; the message says where and why.
     """
-    _check_module(module, name)
+    modules.check(module, name)
     chain = _Walk(module, name, input_shape, condition).run(trace(module, name))
     check_inputs(chain.inputs, condition)
     if chain.inputs.tables and (
@@ -126,7 +125,7 @@ def read(
             f"{where}: an Embedding in an input that others than the first Linear take has no "
             "fused form; one_hot has"
         )
-    _check_parameters(module, name, chain, device)
+    modules.check_parameters(module, name, chain, device)
     return chain
 
 
@@ -137,11 +136,6 @@ def absorb_sigmoid(chain: Chain) -> bool:
         return False
     last.activation = "none"
     return True
-
-
-def on(tensor: Tensor, device: torch.device) -> bool:
-    """Whether a tensor is on a device; one without an index is any of its kind."""
-    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
 def flops(chain: Chain) -> int:
@@ -432,42 +426,3 @@ class _Walk:
 
 def _idle(m: nn.Dropout) -> bool:
     return not m.training or m.p == 0
-
-
-def _check_module(module: nn.Module, name: str) -> None:
-    for path, m in module.named_modules():
-        where = f"{name}.{path}" if path else name
-        if "forward" in m.__dict__:
-            raise NoPlan(f"{where}: its forward was replaced on the instance")
-        if any(torch_private.hooks_of(m)):
-            raise NoPlan(f"{where}: hooks would not be called")
-        if torch_private.is_compiled(m):
-            raise NoPlan(f"{where}: is compiled by torch.compile")
-    if torch_private.global_hooks():
-        raise NoPlan("hooks for all modules or optimisers would not be called")
-
-
-def _check_parameters(module: nn.Module, name: str, chain: Chain, device: torch.device) -> None:
-    used = Counter(id(p) for p in chain.parameters)
-    for path, p in module.named_parameters():
-        where = f"{name}.{path}"
-        if used[id(p)] > 1:
-            raise NoPlan(f"{where}: a parameter that two layers share has no fused form")
-        if not used[id(p)]:
-            raise NoPlan(f"{where}: no layer of the traced forward uses it")
-        if not p.requires_grad:
-            raise NoPlan(
-                f"{where}: requires_grad is False, and the fused engine trains every weight"
-            )
-        if p.dtype != torch.float32:
-            raise NoPlan(f"{where}: is {str(p.dtype).removeprefix('torch.')}; float32 is fused")
-        if not on(p, device):
-            raise NoPlan(f"{where}: is on {p.device}, and the device is {device}")
-        if not p.is_contiguous():
-            raise NoPlan(f"{where}: is not contiguous")
-        if torch_private.gradient_hooks(p):
-            raise NoPlan(f"{where}: gradient hooks would not be called")
-        if type(p.data) is not Tensor:
-            raise NoPlan(f"{where}: is a {type(p.data).__name__}")
-    if math.prod(chain.layers[-1].linear.weight.shape) == 0:
-        raise NoPlan(f"{name} has a layer without features")

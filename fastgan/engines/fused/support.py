@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import ops, torch_private
-from fastgan.engines.fused import plan, terms
+from fastgan.engines.fused import modules, plan, terms
 from fastgan.engines.fused.activations import BENDS_KEPT
 from fastgan.engines.fused.inputs import condition_of
 from fastgan.engines.fused.proof import prove
@@ -338,5 +338,5 @@ def _check_average(problem: Problem) -> None:
     for own, average in pairs:
         if own.shape != average.shape or own.dtype != average.dtype or not average.is_contiguous():
             raise plan.NoPlan("ema: is not a contiguous copy of the generator")
-        if not plan.on(average, problem.device):
+        if not modules.on(average, problem.device):
             raise plan.NoPlan(f"ema: is on {average.device}")
