@@ -51,13 +51,16 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   const auto apart = [&](int n) {
     return layer(n).row_norm || (layer(n).norm && !skeleton.joined);
   };
+  const auto summed = [&](int n) { return layer(n).norm && skeleton.summed; };
   std::vector<Phase> phases;
   const auto forward = [&](int n, int start, int count, bool shared) {
     phases.push_back({Phase::forward, n, -1, start, count, shared});
+    if (summed(n)) phases.push_back({Phase::norm_sums, n, -1, start, count, shared});
     if (apart(n)) phases.push_back({Phase::norm, n, -1, start, count, shared});
   };
   // What follows once the gradient of layer n's activations is there.
   const auto norm_backward = [&](int n) {
+    if (summed(n)) phases.push_back({Phase::norm_backward_sums, n, -1, below(n), segments});
     if (layer(n).norm || layer(n).row_norm)
       phases.push_back({Phase::norm_backward, n, -1, below(n), segments, false, of_g == (n < g)});
   };
@@ -83,7 +86,7 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   const auto split = [&](int n) {
     if (!skeleton.parts || n != g) return false;
     phases.push_back({Phase::split, g, g - 1, from, segments});
-    if (layer(g - 1).row_norm) norm_backward(g - 1);
+    if (apart(g - 1)) norm_backward(g - 1);
     return true;
   };
   const bool cut = skeleton.parts && last == g;
@@ -148,6 +151,10 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {update + network + " backward " + number + ", sums", 0};
     case Phase::norm_backward:
       return {update + network + " norm backward " + number, 0};
+    case Phase::norm_sums:
+      return {(phase.shared ? "both: " : update) + network + " norm " + number + ", sums", 0};
+    case Phase::norm_backward_sums:
+      return {update + network + " norm backward " + number + ", sums", 0};
     case Phase::squares:
       return {update + network + " squares of gradients", 0};
     case Phase::clip:

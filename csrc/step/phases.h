@@ -4,6 +4,9 @@
 //     inputs    what an update takes from outside: images, latents, on the CPU masks
 //     forward   y = dropout(activation(x weight^T + bias)), for all segments that may share it
 //     norm      the norm's statistics and what follows them, where they have a phase of their own
+//     norm_sums, norm_backward_sums  where ranks share a batch, before a BatchNorm's phases: the
+//     sums
+//               of this rank's rows, for which a part of an update ends
 //     head      D's last layer, of width 1: scores, losses, their gradients, and the gradient of
 //               the field below through the activation and dropout that made it
 //     backward  the same gradient for any other layer
@@ -45,6 +48,8 @@ struct Phase {
     backward,
     sums,
     norm_backward,
+    norm_sums,
+    norm_backward_sums,
     update,
     squares,
     clip,
@@ -70,6 +75,9 @@ struct Phase {
 
   // Of the samples that are penalised; if there are none, it is left out.
   bool of_penalty() const { return work >= points; }
+  // Whether what follows needs the sums of other ranks.
+  bool ends_part() const { return work == norm_sums || work == norm_backward_sums; }
+  bool of_norm() const { return ends_part() || work == norm || work == norm_backward; }
 };
 
 // What decides the phases.
@@ -85,6 +93,7 @@ struct Skeleton {
   int g_layers = 0;
   // BatchNorm takes no phase of its own where the product before it has whole features.
   bool joined = false;
+  bool summed = false;  // a BatchNorm's sums are those of several ranks; it is not joined then
   bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
   bool penalised = false, between = false;    // some of D's updates; at points between
   bool lerped = false;  // at these, products of D's first layer are made from those of the others
