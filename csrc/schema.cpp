@@ -152,11 +152,15 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // statistics; of this rank's rows, and as parts of the whole batch's. Permutations of order begin
   // with that of the step's first update; without order, images are this rank's rows of the update.
   // sums: as above, of D's last update its scores', as parts of the whole batch's; of a move its
-  // network's.
+  // network's. With BatchNorms over several ranks an update has further parts: the result is the
+  // phase to go on with, 0 at the end. Until then each rank has left its sums in its row of
+  // moments, float64 [ranks, 4 * features of the widest BatchNorm], and goes on when it has those
+  // of all.
   m.def(
       "fused_gradients(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor(c!) gradients, int step, int update, int rank, "
-      "int ranks, int threads, Tensor(d!)? sums=None) -> ()");
+      "int ranks, int threads, Tensor(d!)? sums=None, int phase=0, Tensor(e!)? moments=None) -> "
+      "int");
   // Clips them as the plan says, and moves; rates: those of D and G.
   m.def(
       "fused_move(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "

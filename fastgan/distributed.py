@@ -118,6 +118,13 @@ class World:
                 torch.distributed.all_reduce(tensor)
         return tensor
 
+    def gather_(self, rows: Tensor) -> Tensor:
+        """Every rank's row of a contiguous [size, ...], of which each has its own; in place."""
+        if self.size > 1:
+            with _told(self.rank, self.size):
+                torch.distributed.all_gather(list(rows.unbind()), rows[self.rank].clone())
+        return rows
+
     def spread_(self, tensors: Iterable[Tensor]) -> None:
         """Give every rank what the first has, in place."""
         if self.size > 1:

@@ -155,11 +155,14 @@ class Fused:
         if moves:
             return [*shared, gradients, c.rates, update, c.threads, self.sums(rng)]
         ranks = rng.choice((1, 2, 3, 50))
+        widest = max((one.out for own in c.networks for one in own if one.norm), default=0)
         images, order = c.images, c.order
         if rng.random() < 0.2:
             images, order = torch.zeros(c.batch, c.image), None
         where = [rng.choice((0, 1, 5)), update, rng.randrange(ranks), ranks]
-        return [*shared, images, order, gradients, *where, c.threads, self.sums(rng)]
+        moments = torch.zeros(ranks, 4 * widest, dtype=torch.float64) if widest else None
+        told = [self.sums(rng), rng.choice((0, 0, 4, 9)), moments if ranks > 1 else None]
+        return [*shared, images, order, gradients, *where, c.threads, *told]
 
     def plan_on_cuda(self) -> list[Tensor]:
         return [self.on_cuda.plan, self.on_cuda.settings]

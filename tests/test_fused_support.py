@@ -7,7 +7,6 @@ from pairs import changed
 from torch import nn
 
 from fastgan import losses, ops
-from fastgan.distributed import World
 from fastgan.engines import CannotRun, choose
 from fastgan.engines.fused import FusedEngine, support
 from fastgan.problem import Problem
@@ -103,7 +102,6 @@ def test_reasons_in_the_settings(changes, reason):
         (lambda p: p.discriminator.append(nn.Dropout(0.5)), "Dropout on the logits"),
         (lambda p: p.discriminator.append(nn.LayerNorm(1)), "LayerNorm on the logits"),
         (lambda p: setattr(p.optimizer_d, "step", lambda: None), "its step was replaced"),
-        (lambda p: changed(p, world=World(0, 2)), "BatchNorm1d over 2 ranks"),
     ],
 )
 def test_reasons_in_the_parts(change, reason):

@@ -29,6 +29,7 @@ class Phases {
   // Whether a layer's norm has phases of its own: BatchNorm where the product before it has not
   // whole features, LayerNorm always.
   bool apart(int n) const { return layer(n).row_norm || (layer(n).norm && !skeleton_.joined); }
+  bool summed(int n) const { return layer(n).norm && skeleton_.summed; }
   int from() const { return of_g_ ? kFakeForG : kReal; }
   int segments() const { return of_g_ ? 1 : 2; }
   // As a layer counts the segments below it: those of G's layers are one less.
@@ -60,6 +61,7 @@ class Phases {
   void forward(int n, int start, int count, bool shared) {
     gather(Phase::gather, n, start, count, shared);
     all.push_back({Phase::forward, n, -1, start, count, shared});
+    if (summed(n)) all.push_back({Phase::norm_sums, n, -1, start, count, shared});
     if (apart(n)) all.push_back({Phase::norm, n, -1, start, count, shared});
     if (skeleton_.heads && n == skeleton_.g_layers - 1)
       all.push_back({Phase::heads, n, -1, start, count, shared});
@@ -67,10 +69,12 @@ class Phases {
 
   // What follows once the gradient of layer n's activations is there.
   void norm_backward(Phase::Work work, int n) {
-    if (work == Phase::norm_backward)
-      all.push_back({work, n, -1, below(n), segments(), false, of_g_ == (n < skeleton_.g_layers)});
-    else
+    if (work != Phase::norm_backward) {
       all.push_back({work, n, -1, 0, 0});
+      return;
+    }
+    if (summed(n)) all.push_back({Phase::norm_backward_sums, n, -1, below(n), segments()});
+    all.push_back({work, n, -1, below(n), segments(), false, of_g_ == (n < skeleton_.g_layers)});
   }
 
   // What follows once the gradient of G's output is there, if layer n makes that.
@@ -100,7 +104,8 @@ class Phases {
         return;
       all.push_back({by.collect, n, node, start, count});
       const int made = maker(n, node);
-      if (made >= 0 && layer(made).row_norm) norm_backward(by.norm, made);
+      if (made >= 0 && (of_penalty ? layer(made).row_norm : apart(made)))
+        norm_backward(by.norm, made);
       heads_backward(made);
     };
     for (int j = static_cast<int>(graph.joins.size()) - 1; j >= 0; --j)
@@ -179,7 +184,7 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
   if (of_g) {
     if (skeleton.parts) {
       add({Phase::split, g, g - 1, from, segments});
-      if (phases.layer(g - 1).row_norm) phases.norm_backward(Phase::norm_backward, g - 1);
+      if (phases.apart(g - 1)) phases.norm_backward(Phase::norm_backward, g - 1);
       phases.heads_backward(g - 1);
     }
     back.nodes = skeleton.g.needed(false);
@@ -240,6 +245,10 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {update + network + " backward " + number + ", sums", 0};
     case Phase::norm_backward:
       return {update + network + " norm backward " + number, 0};
+    case Phase::norm_sums:
+      return {(phase.shared ? "both: " : update) + network + " norm " + number + ", sums", 0};
+    case Phase::norm_backward_sums:
+      return {update + network + " norm backward " + number + ", sums", 0};
     case Phase::squares:
       return {update + network + " squares of gradients", 0};
     case Phase::clip:

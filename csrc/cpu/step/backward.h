@@ -43,27 +43,19 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
   });
 }
 
-void Stepper::normalise_backward(const Layer& lower, Range features, int segment, bool first) {
+// By the sums over `count` rows, of which some may be other ranks'.
+void Stepper::normalise_backward(const Layer& lower, Range panel, int segment,
+                                 const Moments& moments, int64_t count) {
   const Field& field = *lower.above;
-  const int64_t begin = features.begin, width = features.end - begin;
+  const int64_t begin = panel.begin, width = length(panel);
+  const double n = static_cast<double>(count);
   float* const grads = rows(field, field.grads, segment + lower.lift) + begin;
   float* const factors = rows(field, field.grad_factors, segment + lower.lift) + begin;
   const float* const normed = rows(field, lower.normed, segment) + begin;
-  double sums[kBlock] = {}, products[kBlock] = {};
-  for (int64_t b = 0; b < batch_; ++b)
-    for (int64_t j = 0; j < width; ++j) {
-      const double g = grads[b * field.stride + j];
-      sums[j] += g;
-      products[j] += g * normed[b * field.stride + j];
-    }
   float mean[kBlock], slant[kBlock], by[kBlock];
   for (int64_t j = 0; j < width; ++j) {
-    float& beta = lower.grad_beta[begin + j];
-    float& gamma = lower.grad_gamma[begin + j];
-    beta = (first ? 0.f : beta) + static_cast<float>(sums[j]);
-    gamma = (first ? 0.f : gamma) + static_cast<float>(products[j]);
-    mean[j] = static_cast<float>(sums[j] / static_cast<double>(batch_));
-    slant[j] = static_cast<float>(products[j] / static_cast<double>(batch_));
+    mean[j] = static_cast<float>(moments.sums[j] / n);
+    slant[j] = static_cast<float>(moments.squares[j] / n);
     by[j] = lower.inv_std[segment * lower.out + begin + j] *
             (lower.gamma.value ? lower.gamma.value[begin + j] : 1.f);
   }
@@ -77,9 +69,12 @@ void Stepper::normalise_backward(const Layer& lower, Range features, int segment
 
 // Through a BatchNorm. `from` counts below the lower layer.
 void Stepper::norm_backward(const Layer& lower, Range features, int from, int segments) {
-  for (int64_t f = features.begin; f < features.end; f += kBlock)
+  for (int64_t f = features.begin; f < features.end; f += kBlock) {
+    const Range panel{f, smaller(f + kBlock, features.end)};
     for (int s = 0; s < segments; ++s)
-      normalise_backward(lower, {f, smaller(f + kBlock, features.end)}, from + s, s == 0);
+      normalise_backward(lower, panel, from + s, own_slants(lower, panel, from + s, s == 0),
+                         batch_);
+  }
 }
 
 // From the gradient of a layer with a BatchNorm to that of its products, for all rows.
@@ -97,7 +92,7 @@ void Stepper::backward(const Layer& layer, const Layer* lower, int from, int seg
                        int at) {
   const Field &above = *layer.above, &below = *layer.below;
   const int64_t n = panels(layer.in);
-  const bool summed = layer.middle > 0, whole = lower && lower->norm && !summed;
+  const bool summed = layer.middle > 0, whole = lower && joined(*lower) && !summed;
   float* const factors = form == &Field::grads ? above.grad_factors : above.*form;
   const Grid grid = divide(summed ? 2 * n : n, whole ? 1 : segments * blocks_);
   if (grid.idle) return;
@@ -139,7 +134,7 @@ void Stepper::sum_backward(const Layer& layer, const Layer& lower, int from, int
       add_rows(to + i * below.stride + features.begin, half + i * below.stride + features.begin,
                length(features));
   };
-  if (lower.norm) {
+  if (joined(lower)) {
     const Range features = own_features(layer.in);
     for (int s = 0; s < segments; ++s) add(s, {0, batch_}, features);
     finish_grads(lower, features, from - lower.lift, segments);

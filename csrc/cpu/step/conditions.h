@@ -59,7 +59,7 @@ void Stepper::split(const Layer& layer, const Layer& lower, int segment) {
     if (summed) add_rows(to + features.begin, job_.halves + at + features.begin, length(features));
   };
   const int below = segment - lower.lift;
-  if (lower.norm) {
+  if (joined(lower)) {
     const Range features = own_features(made.width);
     for (int64_t i = 0; i < batch_; ++i) take(i, features);
     finish_grads(lower, features, below, 1);

@@ -3,9 +3,9 @@
 void Stepper::forward(const Layer& layer, int from, int segments) {
   const Field &below = *layer.below, &above = *layer.above;
   // Batch statistics need all rows of a feature in one place.
-  const Grid grid = divide(panels(layer.out), layer.norm ? 1 : segments * blocks_);
+  const Grid grid = divide(panels(layer.out), joined(layer) ? 1 : segments * blocks_);
   if (grid.idle) return;
-  const Range blocks = layer.norm ? Range{0, segments * blocks_} : grid.others;
+  const Range blocks = joined(layer) ? Range{0, segments * blocks_} : grid.others;
   const Range out = features_of(grid.features, layer.out);
   rows_product<true>(
       {below.row_factors, below.stride, from}, {0, layer.in}, {layer.weight.value, layer.in}, out,
@@ -17,7 +17,7 @@ void Stepper::forward(const Layer& layer, int from, int segments) {
                         from + static_cast<int>(i / blocks_), layer.bias.value);
         }
       });
-  if (layer.norm) normalise(layer, out, from, segments);
+  if (joined(layer)) normalise(layer, out, from, segments);
 }
 
 // Bias, activation and dropout on products. `segment` counts as below the layer.
@@ -67,56 +67,38 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
   });
 }
 
-constexpr int64_t kShort = 8;
-
-// Sums over the rows of up to 32 columns, value(row, column): short sums in float, their sum in
-// double.
-template <class Value>
-FASTGAN_INLINE void sum_columns(int64_t count, int64_t width, double* total, Value value) {
-  for (int64_t first = 0; first < count; first += kShort) {
-    float part[kBlock] = {};
-    for (int64_t i = first; i < smaller(first + kShort, count); ++i)
-      for (int64_t j = 0; j < width; ++j) part[j] += value(i, j);
-    for (int64_t j = 0; j < width; ++j) total[j] += static_cast<double>(part[j]);
+// Batch statistics per feature, then what activate_rows() does.
+void Stepper::normalise(const Layer& layer, Range features, int from, int segments) {
+  for (int64_t f = features.begin; f < features.end; f += kBlock) {
+    const Range panel{f, smaller(f + kBlock, features.end)};
+    for (int s = 0; s < segments; ++s)
+      normalise(layer, panel, from + s, s, own_moments(layer, panel, from + s), batch_);
   }
 }
 
-// Batch statistics per feature, then what activate_rows() does.
-void Stepper::normalise(const Layer& layer, Range features, int from, int segments) {
+// By the moments of `count` rows, of which some may be other ranks'. `number`: of the segments that
+// go through the layer at once.
+void Stepper::normalise(const Layer& layer, Range panel, int segment, int number,
+                        const Moments& moments, int64_t count) {
   const Field& field = *layer.above;
-  const double n = static_cast<double>(batch_);
-  for (int64_t f = features.begin; f < features.end; f += kBlock) {
-    const Range panel{f, smaller(f + kBlock, features.end)};
-    const int64_t width = length(panel);
-    for (int segment = from; segment < from + segments; ++segment) {
-      float* const x = rows(field, field.rows, segment + layer.lift) + f;
-      float* const normed = rows(field, layer.normed, segment) + f;
-      for (int64_t i = 0; layer.bias.value && i < batch_; ++i)
-        for (int64_t j = 0; j < width; ++j) x[i * field.stride + j] += layer.bias.value[f + j];
-      double sums[kBlock] = {}, squares[kBlock] = {};
-      sum_columns(batch_, width, sums,
-                  [&](int64_t i, int64_t j) { return x[i * field.stride + j]; });
-      float centre[kBlock], by[kBlock];
-      for (int64_t j = 0; j < width; ++j) centre[j] = static_cast<float>(sums[j] / n);
-      sum_columns(batch_, width, squares, [&](int64_t i, int64_t j) {
-        const float d = x[i * field.stride + j] - centre[j];
-        return d * d;
-      });
-      for (int64_t j = 0; j < width; ++j) {
-        const double mean = sums[j] / n, variance = squares[j] / n;
-        by[j] = inverse_deviation(variance, layer.norm_eps);
-        layer.inv_std[segment * layer.out + f + j] = by[j];
-        if (!layer.running_mean) continue;
-        track(layer.running_mean[f + j], layer.running_var[f + j],
-              running_share(layer.norm_momentum, *layer.batches, segment - from), mean, variance,
-              n);
-      }
-      for (int64_t i = 0; i < batch_; ++i)
-        for (int64_t j = 0; j < width; ++j) {
-          const float value = (x[i * field.stride + j] - centre[j]) * by[j];
-          x[i * field.stride + j] = normed[i * field.stride + j] = value;
-        }
-      activate_rows(layer, panel, {0, batch_}, segment, layer.beta.value);
-    }
+  const double n = static_cast<double>(count);
+  const int64_t f = panel.begin, width = length(panel);
+  float* const x = rows(field, field.rows, segment + layer.lift) + f;
+  float* const normed = rows(field, layer.normed, segment) + f;
+  float centre[kBlock], by[kBlock];
+  for (int64_t j = 0; j < width; ++j) {
+    const double mean = moments.sums[j] / n, variance = moments.squares[j] / n;
+    centre[j] = static_cast<float>(mean);
+    by[j] = inverse_deviation(variance, layer.norm_eps);
+    layer.inv_std[segment * layer.out + f + j] = by[j];
+    if (!layer.running_mean) continue;
+    track(layer.running_mean[f + j], layer.running_var[f + j],
+          running_share(layer.norm_momentum, *layer.batches, number), mean, variance, n);
   }
+  for (int64_t i = 0; i < batch_; ++i)
+    for (int64_t j = 0; j < width; ++j) {
+      const float value = (x[i * field.stride + j] - centre[j]) * by[j];
+      x[i * field.stride + j] = normed[i * field.stride + j] = value;
+    }
+  activate_rows(layer, panel, {0, batch_}, segment, layer.beta.value);
 }

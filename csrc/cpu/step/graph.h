@@ -42,7 +42,7 @@ void Stepper::collect(const Node& node, const Layer* maker, int from, int segmen
       empty = false;
     }
   };
-  if (maker && maker->norm) {
+  if (maker && joined(*maker)) {
     const Range features = own_features(field.width);
     for (int s = from; s < from + segments; ++s)
       for (int64_t i = 0; i < batch_; ++i) take(s, i, features);

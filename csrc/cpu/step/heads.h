@@ -82,7 +82,7 @@ void Stepper::heads(const Layer& layer, int from, int segments) {
 // The gradient of G's output becomes that of what its last layer has made.
 void Stepper::heads_backward(const Layer& layer, int from, int segments) {
   const Field& field = *layer.above;
-  const Toward toward = job_.moments.mean ? moments_weights() : Toward{0, 0};
+  const Toward toward = job_.output.mean ? moments_weights() : Toward{0, 0};
   each_own_rows(segments, [&](int s, Range within) {
     const int segment = from + s + layer.lift;
     for (int64_t i = within.begin; i < within.end; ++i) {

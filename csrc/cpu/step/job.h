@@ -77,6 +77,8 @@ constexpr Sizes sizes_of(Instructions instructions) {
   return {batch, depth, 128, 512, batch * depth * parts, kBlock * depth * parts, 128 * (512 + gap)};
 }
 
+constexpr int64_t kMoments = 4;  // two sums of each feature, of two segments
+
 struct Field {
   int64_t width = 0;
   int64_t stride = 0;  // of a row; beyond the width, up to a multiple of 32, are zeros
@@ -117,7 +119,7 @@ using Network = PlannedNetwork<Layer>;
 
 // Of the columns of G's output: its means; by how much these, and deviations over themselves, are
 // from those of the real ones; sums of the squares of both differences, [panel][2].
-struct Moments {
+struct OutputMoments {
   float *mean = nullptr, *of_mean = nullptr, *of_deviation = nullptr;
   double* squares = nullptr;
 };
@@ -143,6 +145,12 @@ struct Job : PlannedStep, ImageSource {
   Part part = Part::steps;
   int64_t update = 0;           // of those of its step, D's before G's: of which a part is done
   int64_t rank = 0, ranks = 1;  // whose rows of each batch
+  // Of a part: its update's phases, with which it begins, and where it has ended, 0 at their end.
+  const Phase* phases = nullptr;
+  int64_t phase_count = 0, phase = 0, next = 0;
+  // Sums of BatchNorms of all ranks, [ranks][kMoments][moments_stride].
+  double* moments = nullptr;
+  int64_t moments_stride = 0;
   Instructions instructions = Instructions::fp32;
   const double* rates = nullptr;  // learning rates of D and G, [steps][2], or [2] for all
   bool rates_vary = false;
@@ -169,7 +177,7 @@ struct Job : PlannedStep, ImageSource {
   double* gauges = nullptr;       // likewise: [thread][D, G][kNetworkSums]
   float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
   float* shares = nullptr;        // of G's hard heads, as rows of its output, for its own update
-  Moments moments;
+  OutputMoments output;
   // Of each row of G's update: the cross-entropy of the class that was asked for, the head that has
   // it, and the slope by its logits.
   double* surprises = nullptr;
@@ -183,6 +191,8 @@ struct Job : PlannedStep, ImageSource {
 
   bool of_g() const { return update >= d_steps; }
   bool joined() const { return !d.parts.empty(); }
+  // Whether statistics of BatchNorms are of more rows than this rank's.
+  bool summed() const { return ranks > 1; }
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
     return at < count ? g.layers[at] : d.layers[at - count];
@@ -192,6 +202,9 @@ struct Job : PlannedStep, ImageSource {
 // Lays the fields and buffers out from `base`, 64-byte aligned, and returns the bytes they take.
 // With base null only the size is computed. The memory must start as zeros.
 size_t plan_memory(Job& job, void* base);
+
+// The widest BatchNorm, 0 without any.
+int64_t most_normed(const Job& job);
 
 // The numbers of a network's gradients.
 int64_t gradients_of(const Network& network);

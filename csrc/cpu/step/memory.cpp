@@ -154,9 +154,9 @@ void plan_terms(Arena& arena, Job& job) {
   if (job.g.hardens())
     job.shares = arena.take<float>(job.padded * job.g.layers.back().above->stride);
   if (job.g.term(TermOf::moments)) {
-    for (float** moment : {&job.moments.mean, &job.moments.of_mean, &job.moments.of_deviation})
+    for (float** moment : {&job.output.mean, &job.output.of_mean, &job.output.of_deviation})
       *moment = arena.take<float>(round_up(width, kBlock));
-    job.moments.squares = arena.take<double>(2 * round_up(width, kBlock) / kBlock);
+    job.output.squares = arena.take<double>(2 * round_up(width, kBlock) / kBlock);
   }
   if (job.g.term(TermOf::conditional)) {
     job.surprises = arena.take<double>(job.padded);
@@ -235,7 +235,9 @@ void plan_shared(Arena& arena, const Job& job, Network& network, bool before) {
 }
 
 Skeleton skeleton(const Job& job) {
-  Skeleton made = skeleton_of(job.g, job.d, true, [](const Layer& l) { return l.middle > 0; });
+  Skeleton made =
+      skeleton_of(job.g, job.d, !job.summed(), [](const Layer& l) { return l.middle > 0; });
+  made.summed = job.summed();
   made.penalised = !job.penalties.empty();
   // The gradients of a part wait for those of other ranks first.
   if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
@@ -258,6 +260,11 @@ size_t plan_memory(Job& job, void* base) {
   job.d_phases = phases_of(made, false);
   job.g_phases = phases_of(made, true);
   if (job.g_steps > 1) job.more_phases = phases_of(made, true, true);
+  const std::vector<Phase>& of_part = !job.of_g()                ? job.d_phases
+                                      : job.update > job.d_steps ? job.more_phases
+                                                                 : job.g_phases;
+  job.phases = of_part.data();
+  job.phase_count = static_cast<int64_t>(of_part.size());
 
   // First: in the same place whatever the ranks, so that a move spares what G's update still needs.
   job.squares = arena.take<double>(std::max(chunks_of(job.g), chunks_of(job.d)));
@@ -293,6 +300,14 @@ size_t plan_memory(Job& job, void* base) {
   job.scratch_stride = round_up(most, 16) + 16;
   job.scratch = arena.take<float>(job.threads * job.scratch_stride);
   return arena.used();
+}
+
+int64_t most_normed(const Job& job) {
+  int64_t most = 0;
+  for (const Network* network : {&job.g, &job.d})
+    for (const Layer& l : network->layers)
+      if (l.norm) most = std::max(most, l.out);
+  return most;
 }
 
 int64_t gradients_of(const Network& network) {

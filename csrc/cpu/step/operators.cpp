@@ -272,10 +272,29 @@ struct PartOf {
   }
 };
 
-void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
-                  const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
-                  const Tensor& gradients, int64_t step, int64_t update, int64_t rank,
-                  int64_t ranks, int64_t threads, const std::optional<Tensor>& sums) {
+// Where BatchNorms leave their sums for other ranks; refuses what they need and do not get.
+void take_moments(Job& job, const std::optional<Tensor>& moments, const Tensor& like,
+                  Apart& apart) {
+  job.moments_stride = job.summed() ? most_normed(job) : 0;
+  STD_TORCH_CHECK(moments.has_value() == (job.moments_stride > 0),
+                  moments ? "moments is given, and no BatchNorm of plan needs other ranks' rows"
+                          : "moments is None, and plan has a BatchNorm, whose statistics are of "
+                            "all ranks' rows");
+  if (!moments) return;
+  check_table(*moments, "moments", ScalarType::Double, "float64", like, "memory");
+  const int64_t own = times(kMoments, job.moments_stride);
+  STD_TORCH_CHECK(moments->dim() == 2 && moments->size(0) == job.ranks && moments->size(1) == own,
+                  "moments has shape ", shape_of(*moments), "; expected [", job.ranks, ", ", own,
+                  "], four numbers of each feature of the widest BatchNorm for each rank");
+  job.moments = static_cast<double*>(moments->mutable_data_ptr());
+  apart.written(*moments, "moments");
+}
+
+int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
+                     const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
+                     const Tensor& gradients, int64_t step, int64_t update, int64_t rank,
+                     int64_t ranks, int64_t threads, const std::optional<Tensor>& sums,
+                     int64_t phase, const std::optional<Tensor>& moments) {
   PartOf part(Part::gradients, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
   check_steps(step, 1, job.d_steps, job.g_steps);
@@ -284,14 +303,11 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
   STD_TORCH_CHECK(job.g.parts.empty() && job.d.parts.empty(),
                   "plan has parts made of conditions, which a step in parts does not know");
   STD_TORCH_CHECK(job.g.terms.empty(), "plan has terms, which a step in parts does not know");
-  if (ranks > 1)
-    for (const Network* network : {&job.g, &job.d})
-      for (const Layer& l : network->layers)
-        STD_TORCH_CHECK(!l.norm, "plan has a BatchNorm, whose statistics are of all ranks' rows");
   job.first_step = step;
   job.steps = 1;
   job.rank = rank;
   job.ranks = ranks;
+  take_moments(job, moments, plan, part.apart);
 
   const int64_t per_epoch = batches_per_epoch(job.count, job.batch);
   const int64_t number = step * job.d_steps + std::min(update, job.d_steps - 1);
@@ -310,13 +326,18 @@ void gradients_op(const Tensor& plan, const Tensor& settings, const std::vector<
   }
   job.sums = checked_sums(job, sums, plan, part.apart);
   part.place(memory);
+  STD_TORCH_CHECK(
+      phase == 0 || (phase > 0 && phase < job.phase_count && job.phases[phase - 1].ends_part()),
+      "phase is ", phase, "; expected 0, or where a part of this update has ended");
+  job.phase = phase;
   if (job.sums && rows == 0) std::fill_n(job.sums, kScoreSums, 0.0);
   const int64_t numbers = gradients.numel();
   if (rows == 0)
     std::fill_n(job.gradients, numbers, 0.f);
   else
     std::fill_n(job.statistics, kStatistics, 0.f);
-  if (rows > 0) run(job);
+  if (rows > 0 || job.moments) run(job);
+  return job.next;
 }
 
 void move_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,

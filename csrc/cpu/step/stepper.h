@@ -67,7 +67,10 @@ class Stepper {
   void forward(const Layer& layer, int from, int segments);
   void activate_rows(const Layer& layer, Range features, Range within, int segment,
                      const float* shift);
+  struct Moments;
   void normalise(const Layer& layer, Range features, int from, int segments);
+  void normalise(const Layer& layer, Range panel, int segment, int number, const Moments& moments,
+                 int64_t count);
   void head(const Layer* lower, int from, int segments);
   void head_rows(const Layer* lower, int segment, Range within);
   void score(int segment, Range within, const float* scores, const float* slopes);
@@ -83,7 +86,15 @@ class Stepper {
   void norm_backward(const Layer& lower, Range features, int from, int segments);
   void differentiate(const Layer& lower, Range features, Range within, int segment,
                      Form form = &Field::grads);
-  void normalise_backward(const Layer& lower, Range features, int segment, bool first);
+  void normalise_backward(const Layer& lower, Range panel, int segment, const Moments& moments,
+                          int64_t count);
+
+  Moments own_moments(const Layer& layer, Range panel, int segment) const;
+  Moments own_slants(const Layer& lower, Range panel, int segment, bool first);
+  double* moments_of(int64_t rank, int s, bool squares) const;
+  Moments moments_of_ranks(Range panel, int s, bool backward) const;
+  void norm_sums(const Layer& layer, int from, int segments, bool backward);
+  void norm_by_ranks(const Layer& layer, int from, int segments, bool backward);
 
   void row_norm(const Layer& layer, int from, int segments);
   void row_norm_backward(const Layer& lower, Range within, int segment, Form form);
@@ -175,6 +186,8 @@ class Stepper {
     if constexpr (kInstructions == Instructions::bf16_emulated)
       for (int64_t j = 0; j < width; ++j) factors[j] = round_to_bf16(from[j]);
   }
+  // Whether a BatchNorm is part of the phases that need whole features around it.
+  bool joined(const Layer& layer) const { return layer.norm && !job_.summed(); }
   // Of D's update: whether rows of this segment are penalised, and the loss's slope by their
   // scores.
   bool due(int segment) const { return segment <= kFake && slopes_[segment - kBetween].due; }
@@ -241,6 +254,7 @@ void Stepper::end_phase() {
 
 #include "cpu/step/inputs.h"
 #include "cpu/step/rows_product.h"
+#include "cpu/step/moments.h"
 #include "cpu/step/forward.h"
 #include "cpu/step/head.h"
 #include "cpu/step/backward.h"

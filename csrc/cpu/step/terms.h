@@ -27,17 +27,17 @@ void Stepper::moments(const Layer& layer) {
       });
       for (int64_t j = 0; j < width; ++j) deviations[fake][j] = math::sqrt(squares[j] / n);
     }
-    double* const squares = job_.moments.squares + f / kBlock * 2;
+    double* const squares = job_.output.squares + f / kBlock * 2;
     squares[0] = squares[1] = 0;
     for (int64_t j = 0; j < width; ++j) {
       const double mean = means[1][j] - means[0][j];
       const double deviation = deviations[1][j] - deviations[0][j];
       squares[0] += mean * mean;
       squares[1] += deviation * deviation;
-      job_.moments.mean[f + j] = static_cast<float>(means[1][j]);
-      job_.moments.of_mean[f + j] = static_cast<float>(mean);
+      job_.output.mean[f + j] = static_cast<float>(means[1][j]);
+      job_.output.of_mean[f + j] = static_cast<float>(mean);
       // A column of equal numbers has no slope.
-      job_.moments.of_deviation[f + j] =
+      job_.output.of_deviation[f + j] =
           deviations[1][j] > 0 ? static_cast<float>(deviation / deviations[1][j]) : 0.f;
     }
   }
@@ -47,7 +47,7 @@ void Stepper::moments(const Layer& layer) {
 Stepper::Toward Stepper::moments_apart() const {
   double sums[2] = {};
   for (int64_t p = 0; p < panels(job_.g.layers.back().out); ++p)
-    for (int of : {0, 1}) sums[of] += job_.moments.squares[2 * p + of];
+    for (int of : {0, 1}) sums[of] += job_.output.squares[2 * p + of];
   return {math::sqrt(sums[0]), math::sqrt(sums[1])};
 }
 
@@ -59,7 +59,7 @@ Stepper::Toward Stepper::moments_weights() const {
 }
 
 void Stepper::add_moments(const Toward& by, const float* values, float* __restrict grads) const {
-  const Moments& m = job_.moments;
+  const OutputMoments& m = job_.output;
   const float of_mean = static_cast<float>(by.mean), spread = static_cast<float>(by.deviation);
   for (int64_t j = 0; j < job_.g.layers.back().out; ++j)
     grads[j] += of_mean * m.of_mean[j] + spread * m.of_deviation[j] * (values[j] - m.mean[j]);

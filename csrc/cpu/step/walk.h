@@ -57,12 +57,17 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::sums:
       sum_backward(layer, *lower, from, segments);
       break;
-    case Phase::norm:  // BatchNorm is joined with the forward phase
-      row_norm(layer, from, segments);
+    case Phase::norm:  // of one rank, BatchNorm is joined with the forward phase
+      if (layer.row_norm)
+        row_norm(layer, from, segments);
+      else
+        norm_by_ranks(layer, from, segments, false);
       break;
     case Phase::norm_backward:
       if (layer.row_norm)
         row_norm_backward(layer, from, segments, &Field::grads);
+      else if (job_.summed())
+        norm_by_ranks(layer, from, segments, true);
       else
         norm_backward(layer, own_features(layer.out), from, segments);
       break;
@@ -75,9 +80,13 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::heads_backward:
       heads_backward(layer, from, segments);
       break;
+    case Phase::norm_sums:
+    case Phase::norm_backward_sums:
+      norm_sums(layer, from, segments, phase.work == Phase::norm_backward_sums);
+      break;
     case Phase::update: {
       const bool of_g = phase.layer == 0;
-      update_all(of_g, from, segments);
+      if (batch_ > 0) update_all(of_g, from, segments);
       if (thread_ > 0) break;
       if (of_g) {
         write(Statistic::g_loss, static_cast<float>(mean(job_.loss_parts, kFakeForG)));
@@ -116,7 +125,8 @@ void Stepper::carry_out(const Phase& phase) {
   }
   end_phase();
   // Read by all threads until here.
-  if (phase.work == Phase::forward && layer.norm && layer.batches && thread_ == 0)
+  if (phase.work == (job_.summed() ? Phase::norm : Phase::forward) && layer.norm && layer.batches &&
+      thread_ == 0)
     *layer.batches = more_batches(*layer.batches, segments);
 }
 
@@ -164,8 +174,14 @@ void Stepper::run_part() {
   }
   if (!of_g) penalties_of_update();
   start_tiles();
-  for (const Phase& phase : !of_g ? job_.d_phases : g_step_ > 0 ? job_.more_phases : job_.g_phases)
-    carry_out(phase);
+  const Phase* phase = job_.phases + job_.phase;
+  const Phase* const end = job_.phases + job_.phase_count;
+  for (bool going = true; going && phase < end; ++phase) {
+    // A rank without rows takes part in what all ranks know: statistics.
+    if (batch_ > 0 || phase->of_norm() || phase->work == Phase::update) carry_out(*phase);
+    going = !phase->ends_part();
+  }
+  if (thread_ == 0) job_.next = phase < end ? phase - job_.phases : 0;
   stop_tiles();
 }
 

@@ -263,6 +263,8 @@ class Chain {
       case Phase::tangent:
         tangent(l, lower, p.other >= 0);
         break;
+      case Phase::norm_sums:  // there is one rank
+      case Phase::norm_backward_sums:
       case Phase::sums:  // no sum is cut, no input has parts and no output heads
       case Phase::bend_sums:
       case Phase::join:

@@ -2,7 +2,8 @@
 
 Each rank computes an update's gradients of its own rows of the batch, drawn as those of the whole
 one; they are summed over the ranks, in one tensor with the row of statistics behind them, and every
-rank takes the same move.
+rank takes the same move. At a BatchNorm an update stops for the sums of all ranks' rows, once
+forward and once backward.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class RanksStep:
             torch.empty(_numbers(chain) + len(STATISTICS), dtype=torch.float32, device="cpu")
             for chain in (d, g)
         ]
+        self._moments = _moments(problem.world.size, g, d)
 
     def __call__(
         self,
@@ -64,7 +66,8 @@ class RanksStep:
             of_g = update >= p.d_steps
             gradients = self._gradients[of_g]
             last = sums if update >= p.d_steps - 1 else None
-            torch.ops.fastgan.fused_gradients(
+            phase = 0
+            while phase := torch.ops.fastgan.fused_gradients(
                 *self._plan[:3],
                 memory,
                 images[-1 if of_g else update],
@@ -76,7 +79,11 @@ class RanksStep:
                 p.world.size,
                 threads,
                 None if of_g else last,
-            )
+                phase,
+                self._moments,
+            ):
+                p.world.gather_(self._moments)
+                self.whole = False  # running statistics move from here on
             p.world.sum_(gradients)
             if last is not None and not of_g:
                 p.world.sum_(last[:SCORE_SUMS])
@@ -94,3 +101,12 @@ class RanksStep:
 
 def _numbers(chain: Chain) -> int:
     return sum(p.numel() for p in chain.parameters)
+
+
+def _moments(ranks: int, g: Chain, d: Chain) -> Tensor | None:
+    """Where BatchNorms leave their sums: two of each feature, of two passes, of every rank."""
+    norms = [layer.batch_norm for chain in (g, d) for layer in chain.layers]
+    widest = max((norm.num_features for norm in norms if norm is not None), default=0)
+    if not widest:
+        return None
+    return torch.zeros(ranks, 4 * widest, dtype=torch.float64, device="cpu")

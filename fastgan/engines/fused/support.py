@@ -239,8 +239,6 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
     normed = [layer.name for layer in layers if layer.batch_norm is not None]
     if normed and 1 in batch_sizes(p):
         raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
-    if normed and p.world.size > 1:
-        raise plan.NoPlan(f"{normed[0]}: BatchNorm1d over {p.world.size} ranks has no fused form")
 
 
 MOST_HEADS = 1 << 13
