@@ -1,6 +1,6 @@
 """What quality do the presets of fastgan's own pairs reach on data that are at hand?
 
-    python benchmarks/presets.py                   # all below, narrowed: 5 minutes of one core
+    python benchmarks/presets.py                   # all below, narrowed: 10 minutes of one core
     python benchmarks/presets.py sn-resnet-32      # one of them
     python benchmarks/presets.py --keep DIR        # what is done is kept there, and not done again
 
@@ -36,7 +36,8 @@ from fastgan.metrics import evaluate_table
 
 RECORDS = Path(__file__).resolve().parent / "records"
 SHORT = {
-    "dcgan-32": {"width": 8, "steps": 400},
+    "mnist-mlp": {},
+    "dcgan-32": {"width": 16, "batch_size": 64, "epochs": None, "steps": 2000},
     "sn-resnet-32": {"width": 4, "d_steps": 2, "steps": 800, "ema": 0.99},
     "r3gan-32": {"width": 16, "batch_size": 32, "steps": 300, "ema": 0.99},
     "ctgan": {"batch_size": 200, "epochs": None, "steps": 2000},
