@@ -149,7 +149,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(kernel):
 
 
 @needs_library
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
 def test_other_instruction_sets(isa):
     code = """
 import sys
@@ -158,6 +158,7 @@ from test_ops_conv import all_agree, draw, tensors
 from fastgan import ops
 sizes = [(3, 64, 40, 5), (2, 3, 33, 8), (2, 33, 3, 8), (2, 17, 130, 3), (1, 130, 9, 6)]
 sizes += [(8, 64, 70, 15)]  # large tiles
+sizes += [(3, 65, 100, 6), (2, 260, 257, 3)]  # of matrices, the last ones partly filled
 for kernel in (4, 3, 1):
     for batch, inside, outside, rows in sizes:
         for last in (False, True):

@@ -156,6 +156,8 @@ struct Kernels {
   LinearKernels<double> linear_f64;
 
   ConvKernels conv[static_cast<int>(ConvAlgorithm::count)];
+  // The same with products on tiles, for many channels; null where there are none.
+  const ConvKernels* tiled;
   NormKernels norm;
 
   // Rows and columns of product i, or of the sum of all; bias [columns] may be null. `scratch`:
@@ -200,6 +202,9 @@ extern const Kernels table;
 }
 namespace avx512 {
 extern const Kernels table;
+}
+namespace amx {
+extern const ConvKernels tiled[static_cast<int>(ConvAlgorithm::count)];
 }
 #endif
 

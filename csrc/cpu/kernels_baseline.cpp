@@ -13,7 +13,14 @@ const Kernels* kernels_for(Isa isa) {
   if (!has_isa(isa)) return nullptr;
   switch (isa) {
 #if defined(__x86_64__)
-    case Isa::amx:
+    case Isa::amx: {
+      static const Kernels with_tiles = [] {
+        Kernels all = avx512::table;
+        all.tiled = amx::tiled;
+        return all;
+      }();
+      return &with_tiles;
+    }
     case Isa::avx512:
       return &avx512::table;
     case Isa::avx2:

@@ -46,6 +46,7 @@ extern constexpr Kernels table = {
     .linear_f64 = linear<double>(),
     .conv = {conv<F22, 2, 2>, conv<F42, 2, 2>, conv<F11, 2, 4>, conv<F23, 1, 1>, conv<F43, 1, 1>,
              conv<F11, 1, 3>, conv<F11, 1, 1>},
+    .tiled = nullptr,
     .norm = {norm_moments, norm_forward, norm_gradient_sums, norm_gradient, norm_second_sums,
              norm_second},
     .products = products,

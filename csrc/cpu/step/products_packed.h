@@ -11,7 +11,9 @@
 
 // Eight tiles of 16 rows of 64 bytes.
 void start_tiles() {
-  struct alignas(64) {
+  // Not on the stack: the compiler takes the instruction to read eight bytes only, and may leave
+  // out what writes the others.
+  static constexpr struct alignas(64) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};

@@ -49,9 +49,23 @@ struct Problem {
   }
 };
 
-const ConvKernels& algorithm(ConvAlgorithm a) { return kernels().conv[static_cast<int>(a)]; }
-
 enum class Pass { image, weight };
+
+// Channels from which tiles of matrices were measured faster than vectors, the split into parts
+// included.
+int64_t least_for_tiles(ConvAlgorithm a, Pass pass) {
+  const bool of_4x4 = a == ConvAlgorithm::winograd_4x4 || a == ConvAlgorithm::large_4x4;
+  if (pass == Pass::weight) return of_4x4 ? 32 : 256;
+  return of_4x4 ? 64 : 128;
+}
+
+const ConvKernels& algorithm(ConvAlgorithm a, const ConvShape& s, Pass pass) {
+  const Kernels& all = kernels();
+  const auto i = static_cast<int>(a);
+  const bool tiles = all.tiled != nullptr && all.tiled[i].sizes != nullptr &&
+                     std::min(s.in, s.out) >= least_for_tiles(a, pass);
+  return tiles ? all.tiled[i] : all.conv[i];
+}
 
 // Of two sizes of tiles the one that takes less time: large ones need fewer products, but have more
 // places of the weight to transform, each of which costs as much as the products of some tiles.
@@ -89,8 +103,9 @@ Problem problem_of(const ConvSpec& c, bool turned, Pass pass, bool exact) {
     small = ConvAlgorithm::winograd_3x3;
     large = without ? small : ConvAlgorithm::large_3x3;
   }
-  const ConvKernels& kernels = algorithm(small);
-  return {s, large == small ? &kernels : &by_tiles(s, pass, kernels, algorithm(large)), turned};
+  const ConvKernels& kernels = algorithm(small, s, pass);
+  return {s, large == small ? &kernels : &by_tiles(s, pass, kernels, algorithm(large, s, pass)),
+          turned};
 }
 
 // Whether few channels are those of y, so that the exchanged problem is the one with a long row.

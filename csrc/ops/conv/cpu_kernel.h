@@ -11,65 +11,17 @@ namespace fastgan::cpu::FASTGAN_VARIANT {
 namespace {
 
 #include "ops/conv/transforms.h"
+#ifdef FASTGAN_TILES
+#  include "ops/conv/products_tiles.h"
+#else
+#  include "ops/conv/products_vector.h"
+#endif
 #include "ops/conv/geometry.h"
 #include "ops/conv/tiles.h"
 #include "ops/conv/pack.h"
 
-// Terms of a sum that are added up in registers: a panel of this depth fills half of the nearest
-// cache. Longer sums are sums of such sums, which also rounds less than one chain.
-constexpr int64_t kConvDepth = 16384 / (kTileColumns<float> * 4);
 // About the most rows of a block of the products of backward to the weights.
 constexpr int64_t kBlockRows = 96;
-
-// out [height][width] = A B for one panel of B, or += with onto.
-FASTGAN_INLINE void product_of_panel(int height, int64_t terms, const float* a, int64_t a_row,
-                                     int64_t a_column, const float* panel, float* out,
-                                     int64_t out_row, bool onto) {
-  tile_of<2, float>(
-      height, terms, a, a_row, a_column, panel, kTileColumns<float>,
-      [](int, int) FASTGAN_LAMBDA_INLINE { return Vector<float>{}; },
-      [&](int i, int v, Vector<float> x) FASTGAN_LAMBDA_INLINE {
-        float* to = out + i * out_row + v * kLanes<float>;
-        store_vector(to, onto ? load_vector(to) + x : x);
-      });
-}
-
-// C [rows][panels x width] = A B. A [rows][depth] has rows a_row apart; B is in panels
-// [depth][width].
-inline void product_of_rows(int64_t rows, int64_t depth, int64_t panels, const float* a,
-                            int64_t a_row, const float* b, float* c, int64_t c_row) {
-  constexpr int width = kTileColumns<float>;
-  // A product of no terms still has a result: one pass over an empty block.
-  const int64_t blocks = depth > 0 ? (depth + kConvDepth - 1) / kConvDepth : 1;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t k0 = depth * block / blocks, terms = depth * (block + 1) / blocks - k0;
-    for (int64_t p = 0; p < panels; ++p) {
-      each_tile(rows, [&](long first, int height) FASTGAN_LAMBDA_INLINE {
-        product_of_panel(height, terms, a + first * a_row + k0, a_row, 1,
-                         b + (p * depth + k0) * width, c + first * c_row + p * width, c_row,
-                         block > 0);
-      });
-    }
-  }
-}
-
-// C [rows][panels x width] = A^T B for at most kConvDepth terms, or += with add. A is in groups
-// [terms][kTileRows], so that a tile reads its part in one run; B in panels [kConvDepth][width].
-// Groups and panels are a line more than a power of two apart, which would be the same set of a
-// cache for all places of a tile.
-constexpr int64_t kGroup = kConvDepth * kTileRows + 16;
-constexpr int64_t kPanel = kConvDepth * kTileColumns<float> + 16;
-inline void product_of_groups(int64_t rows, int64_t terms, int64_t panels, const float* a,
-                              const float* b, float* c, int64_t c_row, bool add) {
-  constexpr int width = kTileColumns<float>;
-  for (int64_t p = 0; p < panels; ++p) {
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      const int height = static_cast<int>(rows - i < kTileRows ? rows - i : kTileRows);
-      product_of_panel(height, terms, a + i / kTileRows * kGroup, 1, kTileRows, b + p * kPanel,
-                       c + i * c_row + p * width, c_row, add);
-    }
-  }
-}
 
 inline void clear(float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0.0f;
@@ -79,7 +31,7 @@ inline void clear(float* p, int64_t n) {
 template <class C>
 int64_t block_rows(const C& g) {
   const int64_t blocks = g.s.out > kBlockRows ? (g.s.out + kBlockRows - 1) / kBlockRows : 1;
-  return g.s.out > 0 ? C::up((g.s.out + blocks - 1) / blocks, kTileRows) : kTileRows;
+  return g.s.out > 0 ? C::up((g.s.out + blocks - 1) / blocks, kGroupRows) : kGroupRows;
 }
 
 template <class C>
@@ -87,25 +39,25 @@ struct ConvolutionKernels {
   static ConvSizes sizes(const ConvShape& s) {
     const C g(s);
     const int64_t rows = block_rows(g), columns = g.k_panels * C::width;
+    const int64_t of_tile = C::Places * (g.u_row() + g.m_row());
     return {
         .tiles = g.tiles(),
         .tiles_of_image = g.of_image,
         .products_of_tile = C::Places * g.k * s.out,
-        .together = C::Places > 25   ? 28
-                    : C::Places > 16 ? 84
-                                     : 120,
+        .together = together(C::Places),
         .packed_outputs = C::Places * g.packed_outputs(),
         .packed_inputs = C::Places * g.packed_inputs(),
         .vectors_of_outputs = g.n_panels * 2,
         .vectors_of_inputs = C::Dense ? g.k_panels * 2 : g.plane / C::lanes,
-        .scratch = g.zeros(),
-        .scratch_of_tile = C::Places * (g.u_row() + g.m_row()),
+        .scratch = g.zeros() + (kRowUnit - 1) * of_tile + memory_of_rows(),
+        .scratch_of_tile = of_tile,
         .panels = C::Places * g.k_panels * kPanel,
         .tiles_of_panels = kConvDepth,
         .sums = C::Places * g.sums(),
         .blocks = (s.out + rows - 1) / rows,
         .columns = g.k_panels,
-        .scratch_of_block = g.zeros() + columns + C::Places * (rows / kTileRows * kGroup),
+        .scratch_of_block =
+            g.zeros() + columns + C::Places * (rows / kGroupRows * kGroup) + memory_of_groups(rows),
     };
   }
 
@@ -116,10 +68,11 @@ struct ConvolutionKernels {
 
   static void forward(const ConvCall& call, int64_t first, int64_t last, float* scratch) {
     const C g(call.shape);
-    const int64_t n = last - first, u_row = g.u_row(), m_row = g.m_row();
+    const int64_t n = last - first, held = C::up(n, kRowUnit), u_row = g.u_row(), m_row = g.m_row();
     float* const zeros = scratch;
     float* const u = zeros + g.zeros();
-    float* const m = u + C::Places * n * u_row;
+    float* const m = u + C::Places * held * u_row;
+    float* const memory = m + C::Places * held * m_row;
     clear(zeros, g.zeros());
     auto at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
@@ -127,24 +80,26 @@ struct ConvolutionKernels {
       if constexpr (C::Dense) {
         patch(g, call.from, at, row);
       } else {
-        input_tile(g, call.from, at, zeros, n * u_row,
+        input_tile(g, call.from, at, zeros, held * u_row,
                    [&](int64_t k) FASTGAN_LAMBDA_INLINE { return row + k; });
       }
     }
     if (C::Dense && g.s.out % C::width == 0) {  // M is y
       float* y = call.to + first * g.s.out;
-      product_of_rows(n, g.k, g.n_panels, u, u_row, call.packed, y, g.s.out);
+      product_of_rows(n, g.k, g.n_panels, u, u_row, call.packed, y, g.s.out, memory);
       finish(call, n, g.s.out, y);
       return;
     }
     const int64_t size = g.packed_outputs();
+    start_tiles();
     for (int t = 0; t < C::Places; ++t) {
-      product_of_rows(n, g.k, g.n_panels, u + t * n * u_row, u_row, call.packed + t * size,
-                      m + t * n * m_row, m_row);
+      product_of_rows(n, g.k, g.n_panels, u + t * held * u_row, u_row, call.packed + t * size,
+                      m + t * held * m_row, m_row, memory);
     }
+    stop_tiles();
     at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
-      output_tile(g, m + i * m_row, n * m_row, call.bias, call.slope, at, call.to);
+      output_tile(g, m + i * m_row, held * m_row, call.bias, call.slope, at, call.to);
     }
   }
 
@@ -200,22 +155,26 @@ struct ConvolutionKernels {
     const C g(s);
     const int64_t rows = block_rows(g), n0 = block * rows;
     const int64_t count = g.s.out - n0 < rows ? g.s.out - n0 : rows;
-    const int64_t columns = g.k_panels * C::width, place = rows / kTileRows * kGroup;
+    const int64_t columns = g.k_panels * C::width, place = rows / kGroupRows * kGroup;
     clear(scratch, g.zeros());
     float* const a = scratch + g.zeros();
+    float* const memory = a + C::Places * place;
+    start_tiles();
     auto at = g.place(first);
     for (int64_t begin = first; begin < last;
          begin += kConvDepth, panels += C::Places * g.k_panels * kPanel) {
       const int64_t terms = last - begin < kConvDepth ? last - begin : kConvDepth;
       for (int64_t i = 0; i < terms; ++i, g.advance(at)) {
-        output_tile_groups(g, dy, at, n0, count, scratch, a + i * kTileRows, place, kGroup);
+        output_tile_groups(g, dy, at, n0, count, scratch, a + i * kGroupRows, place, kGroup);
       }
       for (int t = 0; t < C::Places; ++t) {
-        product_of_groups(
-            count, terms, p1 - p0, a + t * place, panels + (t * g.k_panels + p0) * kPanel,
-            sums + t * g.sums() + n0 * columns + p0 * C::width, columns, add || begin > first);
+        product_of_groups(count, terms, p1 - p0, a + t * place,
+                          panels + (t * g.k_panels + p0) * kPanel,
+                          sums + t * g.sums() + n0 * columns + p0 * C::width, columns,
+                          add || begin > first, memory);
       }
     }
+    stop_tiles();
   }
 
   static void weight(const ConvShape& s, const float* sums, int64_t begin, int64_t end,
@@ -237,24 +196,27 @@ struct ConvolutionKernels {
  private:
   static void data_of_tiles(const C& g, const ConvCall& call, int64_t first, int64_t n,
                             float* scratch) {
-    const int64_t u_row = g.u_row(), m_row = g.m_row();
+    const int64_t held = C::up(n, kRowUnit), u_row = g.u_row(), m_row = g.m_row();
     float* const m = scratch + g.zeros();
-    float* const u = m + C::Places * n * m_row;
+    float* const u = m + C::Places * held * m_row;
+    float* const memory = u + C::Places * held * u_row;
     auto at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
-      output_tile_transposed(g, call.from, at, scratch, m + i * m_row, n * m_row);
+      output_tile_transposed(g, call.from, at, scratch, m + i * m_row, held * m_row);
     }
     const int64_t size = g.packed_inputs();
+    start_tiles();
     for (int t = 0; t < C::Places; ++t) {
-      product_of_rows(n, g.s.out, g.k_panels, m + t * n * m_row, m_row, call.packed + t * size,
-                      u + t * n * u_row, u_row);
+      product_of_rows(n, g.s.out, g.k_panels, m + t * held * m_row, m_row, call.packed + t * size,
+                      u + t * held * u_row, u_row, memory);
     }
+    stop_tiles();
     at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
       if constexpr (C::Dense) {
         add_patch(g, u + i * u_row, at, call.to);
       } else {
-        add_input_tile(g, u + i * u_row, n * u_row, at, call.to);
+        add_input_tile(g, u + i * u_row, held * u_row, at, call.to);
       }
     }
   }

@@ -39,7 +39,7 @@ struct Convolution {
         columns(s.width / Stride),
         tiles_x((columns + m - 1) / m),
         of_image((rows + m - 1) / m * tiles_x),
-        plane(Dense ? s.in : up(s.in, lanes)),
+        plane(Dense ? s.in : up(s.in, kPlaneUnit)),
         k(Planes * plane),
         k_panels((k + width - 1) / width),
         n_panels((s.out + width - 1) / width) {}
@@ -49,9 +49,9 @@ struct Convolution {
   int64_t u_row() const { return k_panels * width + 16; }
   int64_t m_row() const { return n_panels * width + 16; }
   // A place of the packed weights for forward, for data, and of the sums of their gradient.
-  int64_t packed_outputs() const { return n_panels * width * k + 16; }
-  int64_t packed_inputs() const { return k_panels * width * s.out + 16; }
-  int64_t sums() const { return s.out * k_panels * width + 16; }
+  int64_t packed_outputs() const { return n_panels * panel_floats(k) + 16; }
+  int64_t packed_inputs() const { return k_panels * panel_floats(s.out) + 16; }
+  int64_t sums() const { return up(s.out, kRowUnit) * k_panels * width + 16; }
   // A row's worth of zeros is read where a tile reaches over an edge.
   int64_t zeros() const { return up(s.in > s.out ? s.in : s.out, lanes); }
 

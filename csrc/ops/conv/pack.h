@@ -63,45 +63,58 @@ FASTGAN_INLINE int tap_of(int ph, int i, int j, bool flip) {
   return flip ? C::Taps - 1 - tap : tap;
 }
 
-// V of one filter for kLanes<float> outputs or inputs: to(plane) is where place 0 belongs.
+// V of kPaired filters for kLanes<float> outputs or inputs, whose taps are `apart`: to(plane) is
+// where place 0 belongs.
 template <class C, class To>
-FASTGAN_INLINE void transform_taps(const float* taps, bool flip, int64_t step, const To& to) {
+FASTGAN_INLINE void transform_taps(const float* taps, int64_t apart, bool flip, int64_t step,
+                                   const To& to) {
   constexpr int r = C::r;
   for (int ph = 0; ph < C::Planes; ++ph) {
-    Vector<float> w[r * r], v[C::Places];
+    Vector<float> v[kPaired][C::Places];
+    for (int half = 0; half < kPaired; ++half) {
+      Vector<float> w[r * r];
 #pragma GCC unroll 9
-    for (int i = 0; i < r * r; ++i) {
-      w[i] = load_vector(taps + tap_of<C>(ph, i / r, i % r, flip) * C::lanes);
+      for (int i = 0; i < r * r; ++i) {
+        w[i] = load_vector(taps + half * apart + tap_of<C>(ph, i / r, i % r, flip) * C::lanes);
+      }
+      FASTGAN_TRANSFORM(C::F, r, C::a, weight, w, v[half]);
     }
-    FASTGAN_TRANSFORM(C::F, r, C::a, weight, w, v);
     float* out = to(ph);
 #pragma GCC unroll 36
-    for (int i = 0; i < C::Places; ++i) store_vector(out + i * step, v[i]);
+    for (int i = 0; i < C::Places; ++i) {
+      if constexpr (kPaired == 2) {
+        store_packed(out + i * step, v[0][i], v[1][i]);
+      } else {
+        store_packed(out + i * step, v[0][i]);
+      }
+    }
   }
 }
 
-// Vectors [begin, end) of outputs into panels [place][n / width][k][width].
+// Vectors [begin, end) of outputs into the places' panels of n.
 template <class C>
 void pack_outputs(const C& g, const ConvWeight<const float>& w, int64_t begin, int64_t end,
                   float* packed) {
-  constexpr int lanes = C::lanes, width = C::width;
+  constexpr int lanes = C::lanes;
+  constexpr int64_t apart = int64_t{lanes} * C::Taps * lanes;
   const int64_t step = g.packed_outputs();
-  alignas(64) float taps[lanes * C::Taps * lanes];
+  alignas(64) float taps[kPaired * apart];
   for (int64_t n = begin * lanes; n < end * lanes; n += lanes) {
     const int64_t count = g.s.out - n < lanes ? g.s.out - n : lanes;
-    for (int64_t c0 = 0; c0 < g.plane; c0 += lanes) {
+    for (int64_t c0 = 0; c0 < g.plane; c0 += kPaired * lanes) {
       const int64_t rows = g.plane - c0 < lanes ? g.plane - c0 : lanes;
-      const int64_t filled = g.s.in - c0 < rows ? g.s.in - c0 : rows;
-      if (count > 0) {
-        read_taps<C>(w, w.data + n * w.out + c0 * w.in, w.out, count, w.in, filled, taps);
-      }
-      for (int64_t c = count > 0 ? filled * C::Taps * lanes : 0; c < rows * C::Taps * lanes; ++c) {
-        taps[c] = 0.0f;
+      for (int half = 0; half < kPaired; ++half) {
+        const int64_t c1 = c0 + half * lanes, left = g.s.in - c1 < rows ? g.s.in - c1 : rows;
+        const int64_t filled = count > 0 && left > 0 ? left : 0;
+        float* const to = taps + half * apart;
+        if (filled > 0) {
+          read_taps<C>(w, w.data + n * w.out + c1 * w.in, w.out, count, w.in, filled, to);
+        }
+        for (int64_t i = filled * C::Taps * lanes; i < rows * C::Taps * lanes; ++i) to[i] = 0.0f;
       }
       for (int64_t row = 0; row < rows; ++row) {
-        transform_taps<C>(taps + row * C::Taps * lanes, w.flip, step, [&](int ph) {
-          const int64_t k = ph * g.plane + c0 + row;
-          return packed + (n / width * g.k + k) * width + n % width;
+        transform_taps<C>(taps + row * C::Taps * lanes, apart, w.flip, step, [&](int ph) {
+          return packed + packed_at(g.k, ph * g.plane + c0 + row, n);
         });
       }
     }
@@ -109,7 +122,7 @@ void pack_outputs(const C& g, const ConvWeight<const float>& w, int64_t begin, i
 }
 
 // Vectors [begin, end) of the channels of a plane, or of all of k where planes lie close, into
-// panels [place][k / width][n][width].
+// the places' panels of k.
 template <class C>
 void pack_inputs(const C& g, const ConvWeight<const float>& w, int64_t begin, int64_t end,
                  float* packed) {
@@ -126,14 +139,26 @@ void pack_inputs(const C& g, const ConvWeight<const float>& w, int64_t begin, in
         for (int64_t n = 0; n < g.s.out; ++n) to[n * width] = k < g.k ? from[n * w.out] : 0.0f;
       }
     } else {
-      alignas(64) float taps[C::Taps * lanes];
+      constexpr int64_t apart = int64_t{C::Taps} * lanes;
+      alignas(64) float taps[kPaired * apart];
       const int64_t count = g.s.in - c < lanes ? g.s.in - c : lanes;
-      for (int64_t n = 0; n < g.s.out; ++n) {
-        read_taps<C>(w, w.data + n * w.out + c * w.in, w.in, count, w.out, 1, taps);
-        transform_taps<C>(taps, w.flip, step, [&](int ph) {
-          const int64_t k = ph * g.plane + c;
-          return packed + (k / width * g.s.out + n) * width + k % width;
-        });
+      for (int64_t n0 = 0; n0 < g.s.out; n0 += kPaired * lanes) {
+        // Tiles are filled up with zeros.
+        const int64_t last = kPaired == 2 || n0 + lanes < g.s.out ? n0 + lanes : g.s.out;
+        for (int64_t n = n0; n < last; ++n) {
+          for (int half = 0; half < kPaired; ++half) {
+            const int64_t row = n + half * lanes;
+            float* const to = taps + half * apart;
+            if (count > 0 && row < g.s.out) {
+              read_taps<C>(w, w.data + row * w.out + c * w.in, w.in, count, w.out, 1, to);
+            } else {
+              for (int64_t i = 0; i < apart; ++i) to[i] = 0.0f;
+            }
+          }
+          transform_taps<C>(taps, apart, w.flip, step, [&](int ph) {
+            return packed + packed_at(g.s.out, n, ph * g.plane + c);
+          });
+        }
       }
     }
   }

@@ -79,6 +79,11 @@ FASTGAN_INLINE void input_tile(const C& g, const float* x, typename C::Place at,
 #pragma GCC unroll 36
       for (int i = 0; i < C::Places; ++i) store_vector(out + i * step, u[i]);
     });
+    for (int64_t c = C::up(g.s.in, C::lanes); c < g.plane; c += C::lanes) {
+      for (int i = 0; i < C::Places; ++i) {
+        store_vector(to(ph * g.plane + c) + i * step, Vector<float>{});
+      }
+    }
   }
 }
 
@@ -156,7 +161,7 @@ FASTGAN_INLINE void output_tile_transposed(const C& g, const float* dy, typename
   });
 }
 
-// The same for channels [first, first + count) in groups of kTileRows, which are `group` apart. A
+// The same for channels [first, first + count) in groups of kGroupRows, which are `group` apart. A
 // vector reaches into the next tile's part of a group, which is written later.
 template <class C>
 FASTGAN_INLINE void output_tile_groups(const C& g, const float* dy, typename C::Place at,
@@ -164,9 +169,9 @@ FASTGAN_INLINE void output_tile_groups(const C& g, const float* dy, typename C::
                                        int64_t step, int64_t group) {
   const float* pixels[C::m * C::m];
   output_pixels(g, dy, at, zeros, pixels);
-  for (int64_t n = first; n < first + count; n += kTileRows, to += group) {
+  for (int64_t n = first; n < first + count; n += kGroupRows, to += group) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kTileRows; j += C::lanes) {
+    for (int j = 0; j < kGroupRows; j += C::lanes) {
       const int64_t left = g.s.out - n - j;
       Vector<float> y[C::m * C::m], o[C::Places];
       if (left >= C::lanes) {
