@@ -46,7 +46,7 @@ def plots_of_table(
             one |= _histograms(a[~a.isnan()], b[~b.isnan()], bins)
             one["times"] = bool(column.unit)
         else:
-            one["labels"] = [str(category) for category in column.categories]
+            one["labels"] = ["missing" if c is None else str(c) for c in column.categories]
             one["real"], one["fake"] = (_counted(x, column.codes) for x in (a, b))
         columns.append(one)
     n = len(compared.names)

@@ -81,9 +81,7 @@ def _outlines(title: str, found: dict[str, list[float]], help: str) -> Markup:
 
 def _bars(title: str, column: dict[str, Any], help: str) -> Markup:
     """The categories that are most frequent, a bar for each side."""
-    rows = [*zip(column["labels"], column["real"], column["fake"], strict=False)]
-    if len(column["real"]) > len(rows):  # codes beyond the categories
-        rows.append(("missing", sum(column["real"][len(rows) :]), sum(column["fake"][len(rows) :])))
+    rows = [*zip(column["labels"], column["real"], column["fake"], strict=True)]
     rows.sort(key=lambda row: -max(row[1:]))
     if left := rows[_LABELS:]:
         many = f"{len(left):,} others"
