@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import fastgan
 from fastgan import config as config_room
-from fastgan import models, options
+from fastgan import models, options, resuming
 from fastgan.callbacks import Callback, Console
 from fastgan.commands import demo, evaluate, export, report, sample, sweep, table, watching
 from fastgan.config import ConfigError
@@ -108,7 +108,7 @@ def _train(chosen: argparse.Namespace) -> int:
     # With --json stdout belongs to the summary.
     console = _Console(mode, sys.stderr if chosen.json else None)
     callbacks = [console, _LossPlot(), *watching.callbacks(chosen)]
-    if chosen.until is not None:
+    if chosen.until is not None and chosen.held_out is None:
         callbacks.append(Until(chosen.until))
     callbacks = tuple(callbacks)
     if chosen.resume is None:
@@ -151,7 +151,11 @@ def _new_run(
         plain = config.to_dict()
         shown = [f"{k}={json.dumps(plain[k])}" for k in config_room.PRESETS[preset].values]
         console.preset = f"preset {preset}: {', '.join(shown)}"
-    return Trainer(None, None, None, config, callbacks=callbacks)
+    data = None
+    if chosen.held_out is not None:
+        data, rule = table.held_out(chosen, config)
+        callbacks += rule
+    return Trainer(None, None, data, config, callbacks=callbacks)
 
 
 def _tuned_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple) -> Trainer:
@@ -167,6 +171,8 @@ def _tuned_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tup
         run = checkpoint.find(chosen.start_from).parent.name
         given |= {"out": Path("runs", f"{run}-tuned"), "if_exists": "count"}
     data = given.pop("data", None)
+    if chosen.held_out is not None:
+        raise ConfigError("--held-out begins a run of its own; leave it or --start-from out")
     return Trainer.from_checkpoint(chosen.start_from, data=data, callbacks=callbacks, **given)
 
 
@@ -178,6 +184,10 @@ def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: t
     if "out" in given:
         raise ConfigError("--out begins a new run; --resume goes on in the run's own directory")
     data = given.pop("data", None)
+    if chosen.held_out is not None:
+        config = resuming.config_of(*resuming.read(chosen.resume), given)
+        data, rule = table.held_out(chosen, config if data is None else config.with_(data=data))
+        callbacks += rule
     return Trainer.resume(
         chosen.resume, data=data, callbacks=callbacks, data_changed=chosen.data_changed, **given
     )
@@ -253,6 +263,13 @@ def _parser() -> argparse.ArgumentParser:
         "--start-from",
         metavar="RUN",
         help="begin a new run with the weights and settings of another; options win over those",
+    )
+    add(
+        "--held-out",
+        metavar="ROWS",
+        help="of a run on a table: a share of its rows, or a file of others, that is not learned "
+        f"and that --until compares with, by default by {table.PLATEAU!r}; give it again with "
+        "--resume",
     )
     add(
         "--data-changed",

@@ -279,8 +279,8 @@ def test_rows_that_are_held_out_are_given_as_they_are():
     s = Synthesizer(20, held_out=whole[:30], until="shapes>0", log_every=1, **SMALL)
     assert s.fit(whole[30:]).trainer.step == 10
     # Without a rule of its own a run ends where the columns become no more alike.
-    assert Synthesizer(held_out=0.2)._until == "plateau:shapes:5"
-    assert Synthesizer()._until is None
+    assert Synthesizer(held_out=0.2)._held_out.rule == "plateau:shapes:5"
+    assert Synthesizer()._held_out.rule is None
 
 
 def test_a_cell_that_is_bad_is_named_by_its_row_among_all_that_were_given():
@@ -288,7 +288,7 @@ def test_a_cell_that_is_bad_is_named_by_its_row_among_all_that_were_given():
     bad.loc[71, "x"] = "unknown"
     for share in (0.1, 0.5, 0.9):
         s = Synthesizer(1, held_out=share, **SMALL)
-        if not s._apart(100)[71]:
+        if not s._held_out.apart(100, 0)[71]:
             with pytest.raises(DataError, match=r"row 71, column 'x': 'unknown' is no number"):
                 s.fit(bad)
 
@@ -372,6 +372,45 @@ def test_the_command_line_trains_a_table_as_the_synthesizer_does(words, tmp_path
         assert torch.equal(theirs.state_dict()[name], weight), name
     assert main(["train", "--resume", str(run), "--epochs", "6", "--quiet"]) == 0
     assert Synthesizer.load(run).sample(3).shape == (3, 4)
+
+
+def test_the_command_line_holds_rows_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, run = tmp_path / "t.csv", tmp_path / "run"
+    table(100).to_csv(path, index=False)
+    small = ["--batch-size", "40", "--latent-dim", "6", "--width", "8", "--device", "cpu"]
+    small += ["--discrete", "kind,y", "--quiet", "--engine", "eager", "--log-every", "1"]
+    small = ["table", str(path), *small, "--epochs", "30"]
+    held = ["--held-out", "0.3", "--until", "shapes>0"]
+    assert main([*small, *held, "--out", str(run)]) == 0
+    s = Synthesizer(
+        30, batch_size=40, embedding_dim=6, width=8, engine="eager", device="cpu", log_every=1,
+        held_out=0.3, until="shapes>0",
+    ).fit(path, ["kind", "y"])  # fmt: skip
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert state["step"] == s.trainer.step == 10 and state["config"]["data"] == str(path)
+    theirs, _ = fastgan.sampling.load_generator(run)
+    for name, weight in s.trainer.generator.state_dict().items():
+        assert torch.equal(theirs.state_dict()[name], weight), name
+    resume = ["table", "--resume", str(run), "--quiet"]
+    assert main([*resume, "--held-out", "0.3", "--until", "plateau:shapes:9"]) == 0
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] > 10
+    capsys.readouterr()
+    others = tmp_path / "others.csv"
+    table(40).to_csv(others, index=False)
+    assert main([*small, "--held-out", str(others), "--until", "shapes>0", "--out", "x"]) == 0
+    for words, told in (
+        ([*resume], "the data are not those of the saved run: these are 100"),
+        ([*small, "--held-out", "1.5"], "held_out is 1.5; expected rows, a path or a share"),
+        ([*small, "--held-out", "0.3", "--until", "shapes"], "until is 'shapes'; expected"),
+        ([*small, "--held-out", "0.3", "--seed", "none"], "seed is None; give one"),
+        ([*small, "--held-out", "no.csv"], "no.csv: no such file"),
+        (["train", "--held-out", "0.3"], "--held-out is of tables, and data is 'digits'"),
+        (["train", "--start-from", str(run), "--held-out", "0.3"], "leave it or --start-from out"),
+    ):
+        assert main(words) == 2, words
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
 
 
 def test_any_pair_can_be_trained_on_a_table(tmp_path, capsys):

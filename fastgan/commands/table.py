@@ -7,10 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from fastgan import tabular
-from fastgan.config import ConfigError
-from fastgan.data.table import FILE
+from fastgan import data, tabular
+from fastgan.callbacks import Callback
+from fastgan.config import Config, ConfigError
+from fastgan.data import Data
+from fastgan.data.table import FILE, is_table, read
 from fastgan.run import checkpoint, pictures
+from fastgan.tabular.held_out import PLATEAU, HeldOut
+
+__all__ = ["PLATEAU", "evaluate", "held_out", "in_words", "makes_rows", "sample"]
 
 
 def in_words(arguments: list[str]) -> list[str]:
@@ -20,6 +25,36 @@ def in_words(arguments: list[str]) -> list[str]:
     if not arguments or arguments[0].startswith("-"):
         return ["train", *(arguments or ["--help"])]
     return ["train", "--model", "ctgan", "--data", *arguments]
+
+
+def held_out(chosen: argparse.Namespace, config: Config) -> tuple[Data, tuple[Callback, ...]]:
+    """The rows that a run with --held-out learns, and the rule that ends it.
+
+    The data have the name and path of the whole file, so that other commands find it.
+    """
+    if not is_table(config.data):
+        raise ConfigError(
+            f"--held-out is of tables, and data is {config.data!r}; leave it out, or pass a CSV or "
+            "Parquet file"
+        )
+    kept = HeldOut(_share(chosen.held_out), chosen.until)
+    learned, others = kept.parted(config.data, config.seed)
+    with kept.counting(config.data, config.seed):
+        opened = data.open(learned, **config.data_options())
+    if kept.share is None:
+        read(others)  # a file that is not there is refused before the first step
+    else:
+        path = Path(config.data).expanduser().absolute()
+        opened.name, opened.source = path.stem, str(path)
+        opened.origin = f"{path} without {len(others)} rows held out: {opened.origin}"
+    return opened, kept.callbacks(opened.table, learned, others)
+
+
+def _share(words: str) -> float | str:
+    try:
+        return float(words)
+    except ValueError:
+        return words
 
 
 def makes_rows(run: str) -> bool:

@@ -119,6 +119,27 @@ class Compared:
             found[self.names[i], self.names[k]] = score
         return found
 
+    @cached_property
+    def associations(self) -> tuple[Tensor, Tensor]:
+        """How two columns belong together in the real and in the synthetic rows, each [n, n].
+
+        Of two columns of numbers their correlation, in [-1, 1]; else Cramer's V, in [0, 1], of
+        numbers by tenths.
+        """
+        n = len(self.names)
+        tenths = [self._tenths(i, *self.some) for i in range(n)]
+        at, found = self._of_numbers, []
+        for side, rows in enumerate(self.some):
+            of = torch.eye(n, dtype=torch.float64, device="cpu")
+            if at:
+                of[torch.tensor(at)[:, None], torch.tensor(at)] = _correlations(rows[:, at])
+            for i, k in combinations(range(n), 2):
+                if not (self.numbers[i] and self.numbers[k]):
+                    a, b = tenths[i], tenths[k]
+                    of[i, k] = of[k, i] = _cramer(a[side], b[side], a[2], b[2])
+            found.append(of.fill_diagonal_(1.0))
+        return found[0], found[1]
+
     @property
     def _of_numbers(self) -> list[int]:
         return [i for i, number in enumerate(self.numbers) if number]
@@ -262,41 +283,6 @@ def evaluate_table(
     return found
 
 
-def plots_of_table(
-    real: pandas.DataFrame | str, fake: pandas.DataFrame | str, table: Table, bins: int = 30
-) -> dict[str, Any]:
-    """What a report draws of two tables, in plain values.
-
-    Returns:
-        "columns": for each its "name", "score" and shares of "real" and "fake": of numbers between
-        "edges", of categories by "labels"; "pairs": "names" and the "scores" of each pair [n][n];
-        "distances": "edges" and the shares of "fake" rows by the distance to the nearest real one
-        and of "real" ones to another.
-    """
-    compared = Compared(real, fake, table)
-    columns = []
-    for i, column in enumerate(c for c in table.columns if not isinstance(c, Constant)):
-        one: dict[str, Any] = {"name": column.name, "score": compared.columns[column.name]}
-        a, b = compared.real[:, i], compared.fake[:, i]
-        if compared.numbers[i]:
-            one |= _histograms(a[~a.isnan()], b[~b.isnan()], bins)
-        else:
-            one["labels"] = [str(category) for category in column.categories]
-            one["real"], one["fake"] = (_shares(x, column.codes).tolist() for x in (a, b))
-        columns.append(one)
-    n = len(compared.names)
-    scores = [[1.0] * n for _ in range(n)]
-    for (a, b), score in compared.pairs.items():
-        i, k = compared.names.index(a), compared.names.index(b)
-        scores[i][k] = scores[k][i] = score
-    made, own = compared.distances
-    return {
-        "columns": columns,
-        "pairs": {"names": compared.names, "scores": scores},
-        "distances": _histograms(own, made, bins),
-    }
-
-
 def asked_for(
     metrics: str | Sequence[str] | None, known: Collection[str], wanted: str
 ) -> list[str]:
@@ -378,6 +364,17 @@ def _correlations(rows: Tensor) -> Tensor:
     return scaled.T @ scaled
 
 
+def _cramer(a: Tensor, b: Tensor, n: int, m: int) -> float:
+    """Cramer's V of two columns of so many categories; 0 where one has a single one."""
+    shares = _shares(a * m + b, n * m).view(n, m)
+    shares = shares[shares.sum(1) > 0][:, shares.sum(0) > 0]
+    least = min(shares.shape, default=0) - 1
+    if least < 1:
+        return 0.0
+    alone = shares.sum(1, keepdim=True) * shares.sum(0)
+    return float(((shares - alone).square() / alone).sum() / least) ** 0.5
+
+
 def _nearest(points: Tensor, among: Tensor, own: Tensor | None = None) -> Tensor:
     """The distance of each point to the nearest of others, float64 [n].
 
@@ -395,11 +392,3 @@ def _nearest(points: Tensor, among: Tensor, own: Tensor | None = None) -> Tensor
             far.scatter_(1, own[at : at + 256, None], float("inf"))
         found.append((rows - among[far.argmin(1)]).double().norm(dim=1))
     return torch.cat(found)
-
-
-def _histograms(real: Tensor, fake: Tensor, bins: int) -> dict[str, list[float]]:
-    both = torch.cat([real, fake])
-    low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    shares = [np.histogram(x.numpy(), edges)[0] / max(len(x), 1) for x in (real, fake)]
-    return {"edges": edges.tolist(), "real": shares[0].tolist(), "fake": shares[1].tolist()}

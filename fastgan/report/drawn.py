@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from fastgan import conditions, random, sampling, tabular
 from fastgan.config import ConfigError
-from fastgan.data.table import Table
+from fastgan.data import Data, DataError
+from fastgan.data.rows import Rows
+from fastgan.data.table import Table, read
 from fastgan.latents import Latent
 from fastgan.random import Stream
 from fastgan.report.facts import Run
@@ -42,6 +44,7 @@ class Maker:
         condition: n -> conditions of n samples; None for a generator that takes none.
         images: whether samples may be images.
         table: what its rows mean, if it makes rows.
+        source: what its real rows are read from, or a function that gives them; None: not at hand.
     """
 
     generator: nn.Module
@@ -51,6 +54,7 @@ class Maker:
     condition: Callable[[int], Any]
     images: bool = True
     table: Table | None = None
+    source: str | Callable[[], pandas.DataFrame] | None = None
 
     def samples(self, n: int) -> Tensor:
         """n samples [n, *shape], those that `Trainer.sample` makes."""
@@ -66,6 +70,16 @@ class Maker:
     def rows(self, n: int) -> pandas.DataFrame:
         """n rows of the table."""
         return tabular.rows(self.generator, self.table, n, self.latent, self.seed)
+
+    def real(self) -> pandas.DataFrame:
+        """The real rows of the table.
+
+        Raises:
+            DataError: they cannot be read, or a program passed them.
+        """
+        if self.source is None:
+            raise DataError("its program passed the rows, and the run's directory has none of them")
+        return self.source() if callable(self.source) else read(self.source)
 
 
 def of_run(
@@ -95,6 +109,7 @@ def of_run(
         network, latent, seed, device,
         lambda n: sampling.classes_in_turn(network, n, device),
         table is None and run.state["data"]["kind"] == "image", table,
+        run.state["config"]["data"],
     )  # fmt: skip
 
 
@@ -104,7 +119,14 @@ def of_trainer(trainer: Trainer) -> Maker:
     return Maker(
         p.sampled, p.latent, p.seed, p.device,
         lambda n: conditions.to_sample_by(p, n, None), p.data.drawable, p.data.table,
+        lambda: _rows_of(p.data),
     )  # fmt: skip
+
+
+def _rows_of(data: Data) -> pandas.DataFrame:
+    """The rows that are learned, back from what is held of them."""
+    rows = data.samples
+    return data.table.decoded(data.table.unpacked(rows) if isinstance(data, Rows) else rows)
 
 
 def walk(

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from fastgan.config import ConfigError
-from fastgan.report import charts, drawn, frames, sections, through_time
+from fastgan.report import charts, drawn, frames, of_table, sections, through_time
 from fastgan.report.charts import Curve
 from fastgan.report.drawn import Maker
 from fastgan.report.facts import Run
@@ -113,7 +113,7 @@ def _made(runs: Sequence[Run], makers: Sequence[Callable[[], Maker]]) -> Markup:
         try:
             found = maker()
             if found.table is not None:
-                others.append(_rows(run, found))
+                others += [_rows(run, found), of_table.plots(run.name, found)]
             elif found.images:
                 room = int(ROOM * WALK / len(runs))
                 pictures, _ = frames.embed(drawn.walk(found), room)

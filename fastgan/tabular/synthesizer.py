@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgan import data as data_room
-from fastgan import models, random
+from fastgan import models
 from fastgan.callbacks import Callback
 from fastgan.config import ConfigError
 from fastgan.config.kinds import integer
 from fastgan.config.presets import PRESETS
 from fastgan.data import DataError
-from fastgan.data.columns import Constant, Discrete
 from fastgan.data.table import Table, read
 from fastgan.models import CTGANDiscriminator, CTGANGenerator
-from fastgan.plain import real
 from fastgan.run import checkpoint, files, torch_rng
+from fastgan.tabular.held_out import HeldOut
 from fastgan.tabular.runs import made, run_of
 from fastgan.trainer import Trainer
-from fastgan.until import Until
 
 if TYPE_CHECKING:
     import pandas
 
 _FORMAT = "fastgan-table"
-_PLATEAU = "plateau:shapes:5"
-_APART = (1 << 64) - 1
-"""No epoch: whose order says which rows are held out."""
-_ROW = re.compile(r"\brow (\d+)")
 
 
 class Synthesizer:
@@ -99,15 +92,7 @@ class Synthesizer:
         }
         self._out = out
         self._callbacks = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
-        self._share = real(held_out)
-        if self._share is not None and not 0 < self._share < 1:
-            raise ConfigError(
-                f"held_out is {held_out!r}; expected rows, a path or a share in (0, 1)"
-            )
-        self._held_out = held_out
-        self._until = until if until is not None or held_out is None else _PLATEAU
-        if self._until is not None:
-            Until(self._until, held_out=held_out)  # which refuses what is no rule
+        self._held_out = HeldOut(held_out, until)
         self.table: Table | None = None
         self.trainer: Trainer | None = None
         self._generator: nn.Module | None = None
@@ -132,20 +117,14 @@ class Synthesizer:
             DataError: the table cannot be read or learned; the message names column and row.
             Whatever `Trainer.fit` raises.
         """
-        learned, held_out = self._parted(data)
-        try:
+        seed = self._settings["seed"]
+        learned, held_out = self._held_out.parted(data, seed)
+        with self._held_out.counting(data, seed):
             self.trainer = (
                 self._resumed(learned, held_out)
                 if resume
                 else self._begun(learned, discrete_columns, held_out)
             )
-        except DataError as error:
-            if self._share is None:
-                raise
-            # Rows are counted in what was given.
-            places = (~self._apart(len(read(data)))).nonzero()[:, 0].tolist()
-            told = _ROW.sub(lambda m: f"row {places[int(m[1])]}", str(error))
-            raise DataError(told) from None
         self.table = self.trainer.data.table
         self.trainer.fit()
         self.trainer.close()
@@ -153,37 +132,9 @@ class Synthesizer:
         self._calls = 0
         return self
 
-    def _parted(self, data: Any) -> tuple[Any, Any]:
-        """The rows to learn, and those that are held out."""
-        if self._share is None:
-            return data, self._held_out
-        rows = read(data)
-        apart = self._apart(len(rows)).numpy()
-        return rows[~apart], rows[apart]
-
-    def _apart(self, n: int) -> Tensor:
-        """Which of n rows are held out."""
-        count = round(self._share * n)
-        if not 0 < count < n:
-            raise ConfigError(f"held_out is {self._share:g}, of {n} rows; expected some of them")
-        apart = torch.zeros(n, dtype=torch.bool, device="cpu")
-        apart[random.permutation(self._settings["seed"], _APART, n)[:count]] = True
-        return apart
-
     def _rule(self, table: Table, learned: Any, held_out: Any) -> tuple[Callback, ...]:
         """The callbacks of a run, with its rule among them."""
-        if self._until is None:
-            return self._callbacks
-        if self._share is not None:
-            # What no row that is learned has is nothing to compare.
-            for column in table.columns:
-                own, other = learned[column.name], held_out[column.name]
-                numbers = not isinstance(column, (Constant, Discrete))
-                seen = other.notna() if numbers else other.isin(own)
-                held_out = held_out[seen | (other.isna() & own.isna().any())]
-            if not len(held_out):
-                raise ConfigError("held_out: each of its rows has a category that no other row has")
-        return (*self._callbacks, Until(self._until, held_out=held_out))
+        return (*self._callbacks, *self._held_out.callbacks(table, learned, held_out))
 
     def _begun(
         self, data: Any, discrete: Sequence[Any] | None = None, held_out: Any = None
