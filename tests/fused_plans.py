@@ -277,7 +277,12 @@ PLANS = {
     ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
     "added": (added, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2, "g_steps": 2}),
-    "concatenated": (concatenated, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "hinge"}),
+    "concatenated": (
+        concatenated,
+        9,
+        (1, 6, 6),
+        {"count": 70, "batch_size": 24, "loss": "least-squares"},
+    ),
     "rows normed": (rows_normed, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "heads": (with_heads, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),
