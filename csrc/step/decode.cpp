@@ -321,7 +321,7 @@ class PlanDecoder {
       term.weight = real("term's weight", -FLT_MAX, FLT_MAX);
       STD_TORCH_CHECK(g.term(term.of) == &term, "plan has a kind of terms twice; ", kMade);
     }
-    const int64_t asked = g.asked(true);
+    const int64_t asked = g.asked();
     bool labels = false;
     for (const PlannedPart& part : g.parts) labels |= part.of != PartOf::numbers;
     STD_TORCH_CHECK(g.terms.empty() || !g.heads.empty(), "plan has terms without heads; ", kMade);

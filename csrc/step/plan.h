@@ -134,15 +134,17 @@ struct PlannedNetwork {
     for (const PlannedHead& head : heads) classes += head.of == HeadOf::gumbel ? head.width : 0;
     return classes;
   }
-  // Of heads that labels name, all of them or the widest.
-  int64_t asked(bool all) const {
-    int64_t classes = 0, widest = 0;
-    for (const PlannedHead& head : heads) {
-      if (!head.asked) continue;
-      classes += head.width;
-      widest = head.width > widest ? head.width : widest;
-    }
-    return all ? classes : widest;
+  // Classes of all heads that labels name, and of the widest of them.
+  int64_t asked() const {
+    int64_t classes = 0;
+    for (const PlannedHead& head : heads) classes += head.asked ? head.width : 0;
+    return classes;
+  }
+  int64_t most_asked() const {
+    int64_t widest = 0;
+    for (const PlannedHead& head : heads)
+      if (head.asked && head.width > widest) widest = head.width;
+    return widest;
   }
   bool hardens() const {
     for (const PlannedHead& head : heads)

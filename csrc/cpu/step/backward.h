@@ -69,12 +69,9 @@ void Stepper::normalise_backward(const Layer& lower, Range panel, int segment,
 
 // Through a BatchNorm. `from` counts below the lower layer.
 void Stepper::norm_backward(const Layer& lower, Range features, int from, int segments) {
-  for (int64_t f = features.begin; f < features.end; f += kBlock) {
-    const Range panel{f, smaller(f + kBlock, features.end)};
-    for (int s = 0; s < segments; ++s)
-      normalise_backward(lower, panel, from + s, own_slants(lower, panel, from + s, s == 0),
-                         batch_);
-  }
+  each_panel(features, segments, [&](Range panel, int s) {
+    normalise_backward(lower, panel, from + s, own_slants(lower, panel, from + s, s == 0), batch_);
+  });
 }
 
 // From the gradient of a layer with a BatchNorm to that of its products, for all rows.

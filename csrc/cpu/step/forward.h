@@ -69,11 +69,9 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
 
 // Batch statistics per feature, then what activate_rows() does.
 void Stepper::normalise(const Layer& layer, Range features, int from, int segments) {
-  for (int64_t f = features.begin; f < features.end; f += kBlock) {
-    const Range panel{f, smaller(f + kBlock, features.end)};
-    for (int s = 0; s < segments; ++s)
-      normalise(layer, panel, from + s, s, own_moments(layer, panel, from + s), batch_);
-  }
+  each_panel(features, segments, [&](Range panel, int s) {
+    normalise(layer, panel, from + s, s, own_moments(layer, panel, from + s), batch_);
+  });
 }
 
 // By the moments of `count` rows, of which some may be other ranks'. `number`: of the segments that

@@ -21,6 +21,21 @@ struct Stepper::Moments {
   double sums[kBlock] = {}, squares[kBlock] = {};
 };
 
+// Of columns, by short sums; squared distances are from the mean rounded to float.
+Stepper::Moments Stepper::moments_of_columns(const float* x, int64_t stride, int64_t width) const {
+  Moments own;
+  sum_columns(batch_, width, own.sums, [&](int64_t i, int64_t j) { return x[i * stride + j]; });
+  if (batch_ == 0) return own;
+  float centre[kBlock];
+  for (int64_t j = 0; j < width; ++j)
+    centre[j] = static_cast<float>(own.sums[j] / static_cast<double>(batch_));
+  sum_columns(batch_, width, own.squares, [&](int64_t i, int64_t j) {
+    const float d = x[i * stride + j] - centre[j];
+    return d * d;
+  });
+  return own;
+}
+
 // Of products, which get the bias here.
 Stepper::Moments Stepper::own_moments(const Layer& layer, Range panel, int segment) const {
   const Field& field = *layer.above;
@@ -28,18 +43,7 @@ Stepper::Moments Stepper::own_moments(const Layer& layer, Range panel, int segme
   float* const x = rows(field, field.rows, segment + layer.lift) + f;
   for (int64_t i = 0; layer.bias.value && i < batch_; ++i)
     for (int64_t j = 0; j < width; ++j) x[i * field.stride + j] += layer.bias.value[f + j];
-  Moments own;
-  sum_columns(batch_, width, own.sums,
-              [&](int64_t i, int64_t j) { return x[i * field.stride + j]; });
-  if (batch_ == 0) return own;
-  float centre[kBlock];
-  for (int64_t j = 0; j < width; ++j)
-    centre[j] = static_cast<float>(own.sums[j] / static_cast<double>(batch_));
-  sum_columns(batch_, width, own.squares, [&](int64_t i, int64_t j) {
-    const float d = x[i * field.stride + j] - centre[j];
-    return d * d;
-  });
-  return own;
+  return moments_of_columns(x, field.stride, width);
 }
 
 // Of gradients; they are added to those of gamma and beta, which begin with the first segment.
@@ -71,18 +75,14 @@ double* Stepper::moments_of(int64_t rank, int s, bool squares) const {
 
 // Leaves this rank's for the others.
 void Stepper::norm_sums(const Layer& layer, int from, int segments, bool backward) {
-  const Range features = own_features(layer.out);
-  for (int64_t f = features.begin; f < features.end; f += kBlock) {
-    const Range panel{f, smaller(f + kBlock, features.end)};
-    for (int s = 0; s < segments; ++s) {
-      const Moments own = backward ? own_slants(layer, panel, from + s, s == 0)
-                                   : own_moments(layer, panel, from + s);
-      for (int64_t j = 0; j < length(panel); ++j) {
-        moments_of(job_.rank, s, false)[f + j] = own.sums[j];
-        moments_of(job_.rank, s, true)[f + j] = own.squares[j];
-      }
+  each_panel(own_features(layer.out), segments, [&](Range panel, int s) {
+    const Moments own =
+        backward ? own_slants(layer, panel, from + s, s == 0) : own_moments(layer, panel, from + s);
+    for (int64_t j = 0; j < length(panel); ++j) {
+      moments_of(job_.rank, s, false)[panel.begin + j] = own.sums[j];
+      moments_of(job_.rank, s, true)[panel.begin + j] = own.squares[j];
     }
-  }
+  });
 }
 
 // Those of all ranks, in their order, so that every rank has the same bits. Squared distances from
@@ -110,15 +110,11 @@ Stepper::Moments Stepper::moments_of_ranks(Range panel, int s, bool backward) co
 
 // A BatchNorm by the sums of all ranks.
 void Stepper::norm_by_ranks(const Layer& layer, int from, int segments, bool backward) {
-  const Range features = own_features(layer.out);
-  for (int64_t f = features.begin; f < features.end; f += kBlock) {
-    const Range panel{f, smaller(f + kBlock, features.end)};
-    for (int s = 0; s < segments; ++s) {
-      const Moments all = moments_of_ranks(panel, s, backward);
-      if (backward)
-        normalise_backward(layer, panel, from + s, all, whole_);
-      else
-        normalise(layer, panel, from + s, s, all, whole_);
-    }
-  }
+  each_panel(own_features(layer.out), segments, [&](Range panel, int s) {
+    const Moments all = moments_of_ranks(panel, s, backward);
+    if (backward)
+      normalise_backward(layer, panel, from + s, all, whole_);
+    else
+      normalise(layer, panel, from + s, s, all, whole_);
+  });
 }

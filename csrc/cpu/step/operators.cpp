@@ -169,7 +169,7 @@ void take_condition(Job& job, const std::optional<Tensor>& condition,
                       "condition is not of the kind or the width that plan says");
       if (labels) classes = std::min(classes, part.classes);
     }
-  if (const int64_t asked = job.g.asked(true)) classes = std::min(classes, asked);
+  if (const int64_t asked = job.g.asked()) classes = std::min(classes, asked);
   for (int64_t i = 0; labels && i < stored; ++i)
     STD_TORCH_CHECK(0 <= source.labels[i] && source.labels[i] < classes, "condition[", i, "] is ",
                     source.labels[i], "; expected a label of 0 to ", classes - 1);

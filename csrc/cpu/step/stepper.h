@@ -89,6 +89,7 @@ class Stepper {
   void normalise_backward(const Layer& lower, Range panel, int segment, const Moments& moments,
                           int64_t count);
 
+  Moments moments_of_columns(const float* x, int64_t stride, int64_t width) const;
   Moments own_moments(const Layer& layer, Range panel, int segment) const;
   Moments own_slants(const Layer& lower, Range panel, int segment, bool first);
   double* moments_of(int64_t rank, int s, bool squares) const;
@@ -203,6 +204,12 @@ class Stepper {
       const int64_t first = u % per * kRowUnit;
       use(static_cast<int>(u / per), Range{first, smaller(first + kRowUnit, batch_)});
     }
+  }
+  // Calls use(up to 32 features, segment of `segments`), all segments of a panel before the next.
+  template <class Use>
+  void each_panel(Range features, int segments, Use use) const {
+    for (int64_t f = features.begin; f < features.end; f += kBlock)
+      for (int s = 0; s < segments; ++s) use(Range{f, smaller(f + kBlock, features.end)}, s);
   }
   Range own_features(int64_t width) const {
     return features_of(share(panels(width), thread_, threads_), width);

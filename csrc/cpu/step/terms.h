@@ -13,19 +13,11 @@ void Stepper::moments(const Layer& layer) {
     for (const bool fake : {false, true}) {
       const float* const x = fake ? rows(made, made.rows, kFakeForG) + f
                                   : rows(real, real.rows, kReal) + job_.d.own_at + f;
-      const int64_t stride = fake ? made.stride : real.stride;
-      double sums[kBlock] = {}, squares[kBlock] = {};
-      sum_columns(batch_, width, sums, [&](int64_t i, int64_t j) { return x[i * stride + j]; });
-      float centre[kBlock];
+      const Moments own = moments_of_columns(x, fake ? made.stride : real.stride, width);
       for (int64_t j = 0; j < width; ++j) {
-        means[fake][j] = sums[j] / n;
-        centre[j] = static_cast<float>(means[fake][j]);
+        means[fake][j] = own.sums[j] / n;
+        deviations[fake][j] = math::sqrt(own.squares[j] / n);
       }
-      sum_columns(batch_, width, squares, [&](int64_t i, int64_t j) {
-        const float d = x[i * stride + j] - centre[j];
-        return d * d;
-      });
-      for (int64_t j = 0; j < width; ++j) deviations[fake][j] = math::sqrt(squares[j] / n);
     }
     double* const squares = job_.output.squares + f / kBlock * 2;
     squares[0] = squares[1] = 0;

@@ -27,7 +27,7 @@ constexpr int64_t kSplitRows = 4 * kChunksAtATime * kTileParts;  // two in use, 
 
 inline int64_t panel_floats(int64_t depth) { return chunks_of(depth) * kPanelParts / 2; }
 FASTGAN_INLINE int64_t packed_at(int64_t depth, int64_t term, int64_t column) {
-  constexpr int64_t width = 32;
+  constexpr int64_t width = kTileColumns<float>;
   return (column / width * chunks_of(depth) + term / kChunk) * (kPanelParts / 2) +
          column % width / 16 * (kTile / 2) + term % kChunk * (kChunk / 2);
 }
