@@ -107,11 +107,13 @@ def _activated(head: Head, x: Tensor) -> Tensor:
     if head.kind in COLUMNS:
         return x if head.kind == "none" else getattr(torch, head.kind)(x)
     shares = (x.unflatten(1, (-1, head.width)) / head.temperature).softmax(2)
-    if head.hard:
-        best = shares.max(2, keepdim=True).indices
-        chosen = torch.zeros_like(shares).scatter_(2, best, 1.0)
-        shares = chosen - shares.detach() + shares
-    return shares.flatten(1)
+    return (straight_through(shares, 2) if head.hard else shares).flatten(1)
+
+
+def straight_through(shares: Tensor, dim: int) -> Tensor:
+    """1 in the place of the largest share along a dimension, else 0, with the shares' gradient."""
+    best = shares.max(dim, keepdim=True).indices
+    return torch.zeros_like(shares).scatter_(dim, best, 1.0) - shares.detach() + shares
 
 
 def _read(i: int, given: Any) -> Head:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgan.data.columns import Constant
 from fastgan.data.table import Table
-from fastgan.metrics.tables import Compared
+from fastgan.metrics.tables import Compared, shares_of
 
 if TYPE_CHECKING:
     import pandas
@@ -47,7 +47,7 @@ def plots_of_table(
             one["times"] = bool(column.unit)
         else:
             one["labels"] = ["missing" if c is None else str(c) for c in column.categories]
-            one["real"], one["fake"] = (_counted(x, column.codes) for x in (a, b))
+            one["real"], one["fake"] = (shares_of(x, column.codes).tolist() for x in (a, b))
         columns.append(one)
     n = len(compared.names)
     scores = [[1.0] * n for _ in range(n)]
@@ -62,10 +62,6 @@ def plots_of_table(
         "distances": _histograms(own, made, bins),
         "numbers": compared.shapes() | compared.trends() | compared.privacy(),
     }
-
-
-def _counted(codes: Tensor, count: int) -> list[float]:
-    return (codes.long().bincount(minlength=count).double() / max(len(codes), 1)).tolist()
 
 
 def _histograms(real: Tensor, fake: Tensor, bins: int) -> dict[str, list[float]]:

@@ -94,7 +94,7 @@ class Compared:
                 absent = float((a.isnan().double().mean() - b.isnan().double().mean()).abs())
                 found[name] = (1 - _kolmogorov(a[~a.isnan()], b[~b.isnan()])) * (1 - absent)
             else:
-                shares = [_shares(x, self.codes[i]) for x in (a, b)]
+                shares = [shares_of(x, self.codes[i]) for x in (a, b)]
                 found[name] = 1 - float((shares[0] - shares[1]).abs().sum()) / 2
         return found
 
@@ -114,7 +114,7 @@ class Compared:
                 score = 1 - abs(a - b) / 2
             else:
                 (a, b, n), (c, d, m) = tenths[i], tenths[k]
-                shares = [_shares(x * m + y, n * m) for x, y in ((a, c), (b, d))]
+                shares = [shares_of(x * m + y, n * m) for x, y in ((a, c), (b, d))]
                 score = 1 - float((shares[0] - shares[1]).abs().sum()) / 2
             found[self.names[i], self.names[k]] = score
         return found
@@ -343,7 +343,8 @@ def _split(rows: Tensor, at: int) -> tuple[np.ndarray, np.ndarray]:
     return others.nan_to_num(-1e30).numpy(), rows[:, at].long().numpy()
 
 
-def _shares(codes: Tensor, count: int) -> Tensor:
+def shares_of(codes: Tensor, count: int) -> Tensor:
+    """The share of each of so many categories among the codes of rows, float64 [count]."""
     return codes.long().bincount(minlength=count).double() / max(len(codes), 1)
 
 
@@ -366,7 +367,7 @@ def _correlations(rows: Tensor) -> Tensor:
 
 def _cramer(a: Tensor, b: Tensor, n: int, m: int) -> float:
     """Cramer's V of two columns of so many categories; 0 where one has a single one."""
-    shares = _shares(a * m + b, n * m).view(n, m)
+    shares = shares_of(a * m + b, n * m).view(n, m)
     shares = shares[shares.sum(1) > 0][:, shares.sum(0) > 0]
     least = min(shares.shape, default=0) - 1
     if least < 1:

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from fastgan.engines.fused import activations
 from fastgan.engines.fused.trace import NoPlan
 from fastgan.engines.probe import first_line
-from fastgan.heads import COLUMNS, Heads
+from fastgan.heads import COLUMNS, Heads, straight_through
 from fastgan.plain import real
 
 KINDS = ("columns", "softmax", "gumbel")
@@ -332,7 +332,4 @@ def _gumbel_of(temperature: float, hard: bool, dim: int, x: Tensor) -> Tensor:
     """As F.gumbel_softmax, by the same draws of torch's generator."""
     noise = -torch.empty_like(x, memory_format=torch.contiguous_format).exponential_().log()
     shares = _aten.softmax((x + noise) / temperature, dim)
-    if not hard:
-        return shares
-    best = shares.max(dim, keepdim=True).indices
-    return torch.zeros_like(shares).scatter_(dim, best, 1.0) - shares.detach() + shares
+    return straight_through(shares, dim) if hard else shares
