@@ -1,5 +1,6 @@
 """Pairs of MLPs for the fused engine, the problems they make, and ways to compare two runs."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from fastgan import data, ops, optim
+from fastgan.engines.fused import FusedEngine
 from fastgan.heads import Heads
 from fastgan.models import Discriminator, Generator
 from fastgan.problem import make_problem
@@ -326,6 +328,35 @@ def same(p, q):
     a, b = tensors(p), tensors(q)
     assert a.keys() == b.keys()
     return [key for key in a if not torch.equal(a[key], b[key])]
+
+
+def same_by_threads_calls_and_copies(made, *others):
+    """Runs by other numbers of threads and of calls change no bit, and a copy goes on as they do.
+
+    Args:
+        made: makes the problem anew.
+        others: more ways than three, (threads, steps of each call).
+    """
+    found = []
+    for threads, parts in ((1, [7]), (2, [1, 6]), (3, [7]), *others):
+        torch.set_num_threads(threads)
+        p = made()
+        engine = FusedEngine(p)
+        found.append((torch.cat([engine.run(n) for n in parts]), p))
+    for statistics, p in found[1:]:
+        assert torch.equal(statistics, found[0][0])
+        assert same(p, found[0][1]) == []
+    same_from_a_copy(engine, 5)
+
+
+def same_from_a_copy(engine, steps):
+    """A copy of an engine's problem goes on as it does."""
+    p = engine.problem
+    q = copy.deepcopy(p)
+    other = FusedEngine(q)
+    other.step = engine.step
+    assert torch.equal(engine.run(steps), other.run(steps))
+    assert same(p, q) == []
 
 
 def biases_before_norm(net):

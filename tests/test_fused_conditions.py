@@ -1,12 +1,10 @@
 """Conditions concatenated to latents and samples in the fused engine: what fits, and numbers."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 import written_plans as plans
-from fused_plans import Read, eager_run, same, tensors
+from fused_plans import Read, eager_run, same, same_by_threads_calls_and_copies, tensors
 from native import emulator, fused_cuda
 from pairs import changed
 from torch import nn
@@ -189,19 +187,7 @@ def moments(p):
 
 @pytest.mark.parametrize("name", ["embedded", "both, several of each", "wgan-gp", "one layer"])
 def test_threads_and_calls_change_no_bit_and_a_copy_goes_on(name):
-    found = []
-    for threads, parts in ((1, [7]), (2, [1, 6]), (3, [7])):
-        torch.set_num_threads(threads)
-        p = problem(name)
-        engine = FusedEngine(p)
-        found.append((torch.cat([engine.run(n) for n in parts]), p))
-    for statistics, p in found[1:]:
-        assert torch.equal(statistics, found[0][0])
-        assert same(p, found[0][1]) == []
-    q = copy.deepcopy(p)
-    other = FusedEngine(q)
-    other.step = engine.step
-    assert torch.equal(engine.run(5), other.run(5)) and same(p, q) == []
+    same_by_threads_calls_and_copies(lambda: problem(name))
 
 
 @pytest.mark.parametrize("name", ["embedded", "numbers", "numbers, drawn"])

@@ -1,12 +1,10 @@
 """Networks of the fused engine whose layers take sums and concatenations of others."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 import written_plans as plans
-from fused_plans import Concat, eager_run, same
+from fused_plans import Concat, eager_run, same_by_threads_calls_and_copies
 from fused_plans import problem as plain_problem
 from native import emulator, fused_cuda
 from residual_plans import ACTIVATIONS, drawn
@@ -68,19 +66,7 @@ def test_gradients_are_as_good_as_torchs_in_float32(kind, number, penalised):
     ],
 )
 def test_threads_and_calls_change_no_bit_and_a_copy_goes_on(kind, number, changes):
-    found = []
-    for threads, parts in ((1, [7]), (2, [1, 6]), (3, [7]), (7, [2, 0, 5])):
-        torch.set_num_threads(threads)
-        p = drawn(kind, number, **changes)
-        engine = FusedEngine(p)
-        found.append((torch.cat([engine.run(n) for n in parts]), p))
-    for statistics, p in found[1:]:
-        assert torch.equal(statistics, found[0][0])
-        assert same(p, found[0][1]) == []
-    q = copy.deepcopy(p)
-    other = FusedEngine(q)
-    other.step = engine.step
-    assert torch.equal(engine.run(5), other.run(5)) and same(p, q) == []
+    same_by_threads_calls_and_copies(lambda: drawn(kind, number, **changes), (7, [2, 0, 5]))
 
 
 # --- With conditions
