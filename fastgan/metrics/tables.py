@@ -132,7 +132,8 @@ class Compared:
         for side, rows in enumerate(self.some):
             of = torch.eye(n, dtype=torch.float64, device="cpu")
             if at:
-                of[torch.tensor(at)[:, None], torch.tensor(at)] = _correlations(rows[:, at])
+                places = torch.tensor(at, device="cpu")
+                of[places[:, None], places] = _correlations(rows[:, at])
             for i, k in combinations(range(n), 2):
                 if not (self.numbers[i] and self.numbers[k]):
                     a, b = tenths[i], tenths[k]
