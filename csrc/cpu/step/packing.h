@@ -60,11 +60,11 @@ FASTGAN_INLINE void store_pairs(const Pairs& pairs, uint16_t* to, int64_t part_s
 }
 
 // Row i of the tile: the pairs of line i of both squares.
-template <bool Whole>
+template <bool Whole, int64_t Rows = 16>
 FASTGAN_INLINE void pack_lines(const Square& a, const Square& b, int64_t stride, uint16_t* to,
                                int64_t part_stride) {
 #pragma GCC unroll 4
-  for (int64_t i = 0; i < 16; ++i)
+  for (int64_t i = 0; i < Rows; ++i)
     store_pairs(pair(line<Whole>(a, stride, i), line<Whole>(b, stride, i)), to + i * kChunk,
                 part_stride);
 }
@@ -117,11 +117,31 @@ __attribute__((noinline)) void pack(const Square& a, const Square& b, int64_t st
   }
 }
 
+// A quarter of a tile whose rows are lines. Small enough that the processor, which looks ahead by
+// some 500 operations and by few tiles, has it under way while the tiles multiply.
+__attribute__((noinline)) void pack_quarter(const Square& a, const Square& b, int64_t stride,
+                                            uint16_t* to, int64_t part_stride) {
+  constexpr __mmask16 all = 0xffff;
+  if (a.lines >= 4 && b.lines >= 4 && a.columns == all && b.columns == all)
+    pack_lines<true, 4>(a, b, stride, to, part_stride);
+  else
+    pack_lines<false, 4>(a, b, stride, to, part_stride);
+}
+
 // Packing goes in units of one tile, so that it can run beside the products.
 
 // A[m][k] = from[m * stride + k] of a tile of rows of `left`.
 void left_rows(const float* from, int64_t stride, int64_t rows, int64_t terms, uint16_t* to) {
   pack<false>(square(from, rows, terms), square(from + 16, rows, terms - 16), stride, to, kTile);
+}
+
+// The same in quarters.
+void left_rows_quarter(int64_t quarter, const float* from, int64_t stride, int64_t rows,
+                       int64_t terms, uint16_t* to) {
+  from += 4 * quarter * stride;
+  rows -= 4 * quarter;
+  pack_quarter(square(from, rows, terms), square(from + 16, rows, terms - 16), stride,
+               to + 4 * quarter * kChunk, kTile);
 }
 
 // A[m][k] = from[k * stride + m].

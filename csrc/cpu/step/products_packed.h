@@ -63,28 +63,39 @@ FASTGAN_INLINE void tiles(int64_t chunks, const uint16_t* a, int64_t tile_row, c
       _tile_zero(3);
     }
   }
+  const auto in_between = [&](int quarter) FASTGAN_LAMBDA_INLINE {
+    if constexpr (requires { between(quarter); }) {
+      between(quarter);
+    } else if (quarter == 3) {
+      between();
+    }
+  };
   for (int64_t i = 0; i < chunks; ++i, a += kTileParts, b += kPanelParts) {
 #  if FASTGAN_INSTRUCTIONS == 4
     // One operand changes at a time, and the largest product comes last.
     load_left<Two>(a, tile_row, 0);
     load_right(b, 2);
     multiply_tiles<Two>();
+    in_between(0);
     load_right(b, 1);
     multiply_tiles<Two>();
     load_left<Two>(a, tile_row, 1);
     multiply_tiles<Two>();
+    in_between(1);
     load_right(b, 0);
     multiply_tiles<Two>();
+    in_between(2);
     load_left<Two>(a, tile_row, 2);
     multiply_tiles<Two>();
     load_left<Two>(a, tile_row, 0);
     multiply_tiles<Two>();
+    in_between(3);
 #  else
     load_left<Two>(a, tile_row, 0);
     load_right(b, 0);
     multiply_tiles<Two>();
+    for (int quarter = 0; quarter < 4; ++quarter) in_between(quarter);
 #  endif
-    between();
   }
   _tile_stored(0, c, c_bytes);
   _tile_stored(1, c + 16, c_bytes);

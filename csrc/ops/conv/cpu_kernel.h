@@ -11,6 +11,19 @@ namespace fastgan::cpu::FASTGAN_VARIANT {
 namespace {
 
 #include "ops/conv/transforms.h"
+
+// C [rows][panels x width] = A B for each of some places. A [rows][depth] has rows a_row apart; B
+// is packed.
+struct RowProducts {
+  int64_t places, rows, depth, panels;
+  const float* a;
+  int64_t a_row, a_place;
+  const float* b;
+  int64_t b_place;
+  float* c;
+  int64_t c_row, c_place;
+};
+
 #ifdef FASTGAN_TILES
 #  include "ops/conv/products_tiles.h"
 #else
@@ -44,7 +57,7 @@ struct ConvolutionKernels {
         .tiles = g.tiles(),
         .tiles_of_image = g.of_image,
         .products_of_tile = C::Places * g.k * s.out,
-        .together = together(C::Places),
+        .together = together(C::Places, C::Places * g.packed_outputs()),
         .packed_outputs = C::Places * g.packed_outputs(),
         .packed_inputs = C::Places * g.packed_inputs(),
         .vectors_of_outputs = g.n_panels * 2,
@@ -86,16 +99,14 @@ struct ConvolutionKernels {
     }
     if (C::Dense && g.s.out % C::width == 0) {  // M is y
       float* y = call.to + first * g.s.out;
-      product_of_rows(n, g.k, g.n_panels, u, u_row, call.packed, y, g.s.out, memory);
+      products_of_rows({1, n, g.k, g.n_panels, u, u_row, 0, call.packed, 0, y, g.s.out, 0}, memory);
       finish(call, n, g.s.out, y);
       return;
     }
-    const int64_t size = g.packed_outputs();
     start_tiles();
-    for (int t = 0; t < C::Places; ++t) {
-      product_of_rows(n, g.k, g.n_panels, u + t * held * u_row, u_row, call.packed + t * size,
-                      m + t * held * m_row, m_row, memory);
-    }
+    products_of_rows({C::Places, n, g.k, g.n_panels, u, u_row, held * u_row, call.packed,
+                      g.packed_outputs(), m, m_row, held * m_row},
+                     memory);
     stop_tiles();
     at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
@@ -204,12 +215,10 @@ struct ConvolutionKernels {
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
       output_tile_transposed(g, call.from, at, scratch, m + i * m_row, held * m_row);
     }
-    const int64_t size = g.packed_inputs();
     start_tiles();
-    for (int t = 0; t < C::Places; ++t) {
-      product_of_rows(n, g.s.out, g.k_panels, m + t * held * m_row, m_row, call.packed + t * size,
-                      u + t * held * u_row, u_row, memory);
-    }
+    products_of_rows({C::Places, n, g.s.out, g.k_panels, m, m_row, held * m_row, call.packed,
+                      g.packed_inputs(), u, u_row, held * u_row},
+                     memory);
     stop_tiles();
     at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {

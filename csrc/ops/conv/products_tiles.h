@@ -17,9 +17,9 @@ constexpr int64_t kConvDepth = 128;
 constexpr int64_t kGroup = kConvDepth * kGroupRows + 16;
 constexpr int64_t kPanel = kConvDepth * kTileColumns<float> + 16;
 
-// Tiles that go through a product together, by the places of each: what is read of V for them is
-// then worth the way from the third cache.
-constexpr int64_t together(int) { return 128; }
+// Tiles that go through a product together: few where the second cache has all of V beside them,
+// else so many that what is read of V for them is worth the way from the third.
+constexpr int64_t together(int, int64_t packed) { return packed <= 1 << 18 ? 32 : 128; }
 
 // Chunks of the sum that two tiles of rows are split for at a time: they stay in the nearest cache.
 constexpr int64_t kChunksAtATime = 8;
@@ -41,41 +41,75 @@ inline int64_t memory_of_groups(int64_t rows) {
   return (rows + 2 * kPanelParts / kTileParts * 16) * kConvDepth * kParts / 2;
 }
 
-inline void product_of_rows(int64_t rows, int64_t depth, int64_t panels, const float* a,
-                            int64_t a_row, const float* b, float* c, int64_t c_row, float* memory) {
-  const auto right = reinterpret_cast<const uint16_t*>(b);
+// The products of a place go on from those of the one before it: the rows that come next, of this
+// place or of the next, are split between the tile instructions.
+inline void products_of_rows(const RowProducts& g, float* memory) {
+  const auto right = reinterpret_cast<const uint16_t*>(g.b);
   const auto left = reinterpret_cast<uint16_t*>(memory);
-  const int64_t all = chunks_of(depth), blocks = (all + kChunksAtATime - 1) / kChunksAtATime;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = all * block / blocks, chunks = all * (block + 1) / blocks - first;
-    const int64_t tile_row = chunks * kTileParts;
-    const auto place = [&](int64_t row)
-                           FASTGAN_LAMBDA_INLINE { return left + row / 32 % 2 * 2 * tile_row; };
-    const auto pack_unit = [&](int64_t row, int64_t unit) {
-      const int64_t i = row + unit / chunks * 16, q = unit % chunks, k = (first + q) * kChunk;
-      if (i >= rows) return;
-      left_rows(a + i * a_row + k, a_row, rows - i, depth - k,
-                place(row) + unit / chunks * tile_row + q * kTileParts);
-    };
-    for (int64_t unit = 0; unit < 2 * chunks; ++unit) pack_unit(0, unit);
-    // Rows are split between the tile instructions of those before them.
-    for (int64_t row = 0; row < rows; row += 32) {
-      int64_t unit = row + 32 < rows ? 0 : 2 * chunks;
-      const auto next = [&]() FASTGAN_LAMBDA_INLINE {
-        if (unit < 2 * chunks) pack_unit(row + 32, unit++);
-      };
-      const int64_t height = rows - row < 32 ? rows - row : 32;
-      for (int64_t p = 0; p < panels; ++p) {
-        const uint16_t* panel = right + (p * all + first) * kPanelParts;
-        float* const out = c + row * c_row + p * kTileColumns<float>;
-        if (block > 0) {
-          product_packed<true>(height, chunks, place(row), tile_row, panel, out, c_row, next);
-        } else {
-          product_packed<false>(height, chunks, place(row), tile_row, panel, out, c_row, next);
-        }
-      }
-      while (unit < 2 * chunks) pack_unit(row + 32, unit++);
+  const int64_t all = chunks_of(g.depth);
+  // A product of no terms still has a result: one pass over an empty block.
+  const int64_t blocks = all > 0 ? (all + kChunksAtATime - 1) / kChunksAtATime : 1;
+  constexpr int64_t half = 2 * kChunksAtATime * kTileParts;
+
+  // Two tiles of rows of a block of the sum.
+  struct At {
+    int64_t place = 0, block = 0, row = 0, number = 0;
+  };
+  const auto first_of = [&](int64_t block) FASTGAN_LAMBDA_INLINE { return all * block / blocks; };
+  const auto after = [&](At at) FASTGAN_LAMBDA_INLINE {
+    ++at.number;
+    if ((at.row += 32) < g.rows) return at;
+    at.row = 0;
+    if (++at.block < blocks) return at;
+    at.block = 0;
+    ++at.place;
+    return at;
+  };
+  const auto units_of = [&](const At& at) FASTGAN_LAMBDA_INLINE {
+    if (at.place == g.places) return int64_t{0};
+    return (g.rows - at.row > 16 ? 8 : 4) * (first_of(at.block + 1) - first_of(at.block));
+  };
+  const auto split = [&](const At& at, int64_t unit) FASTGAN_LAMBDA_INLINE {
+    const int64_t first = first_of(at.block), chunks = first_of(at.block + 1) - first;
+    const int64_t tile = unit / 4 / chunks, q = unit / 4 % chunks, k = (first + q) * kChunk;
+    const int64_t i = at.row + tile * 16;
+    left_rows_quarter(unit % 4, g.a + at.place * g.a_place + i * g.a_row + k, g.a_row, g.rows - i,
+                      g.depth - k, left + at.number % 2 * half + (tile * chunks + q) * kTileParts);
+  };
+
+  // Of the next place's part of V, which is asked for meanwhile, for each call of between below.
+  const int64_t groups = (g.rows + 31) / 32;
+  const int64_t lines = groups > 1 ? (kPanelParts / 128 + groups - 1) / groups : 0;
+  const char* ahead = nullptr;
+  At at;
+  for (int64_t unit = 0; unit < units_of(at); ++unit) split(at, unit);
+  while (at.place < g.places) {
+    if (at.row == 0 && at.block == 0) {
+      ahead = reinterpret_cast<const char*>(g.b + (at.place + 1) % g.places * g.b_place);
     }
+    const At next = after(at);
+    const int64_t units = units_of(next), first = first_of(at.block);
+    const int64_t chunks = first_of(at.block + 1) - first, tile_row = chunks * kTileParts;
+    int64_t unit = 0;
+    const auto between = [&](int) FASTGAN_LAMBDA_INLINE {
+      if (unit < units) split(next, unit++);
+      for (int64_t i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+    };
+    const int64_t height = g.rows - at.row < 32 ? g.rows - at.row : 32;
+    const uint16_t* const rows = left + at.number % 2 * half;
+    const uint16_t* const panels = right + 2 * at.place * g.b_place;
+    float* const out = g.c + at.place * g.c_place + at.row * g.c_row;
+    for (int64_t p = 0; p < g.panels; ++p) {
+      const uint16_t* panel = panels + (p * all + first) * kPanelParts;
+      float* const to = out + p * kTileColumns<float>;
+      if (at.block > 0) {
+        product_packed<true>(height, chunks, rows, tile_row, panel, to, g.c_row, between);
+      } else {
+        product_packed<false>(height, chunks, rows, tile_row, panel, to, g.c_row, between);
+      }
+    }
+    while (unit < units) split(next, unit++);
+    at = next;
   }
 }
 

@@ -24,8 +24,10 @@ FASTGAN_INLINE int64_t packed_at(int64_t depth, int64_t term, int64_t column) {
 }
 FASTGAN_INLINE void store_packed(float* to, Vector<float> x) { store_vector(to, x); }
 
-// Tiles that go through a product together, by the places of each.
-constexpr int64_t together(int places) { return places > 25 ? 28 : places > 16 ? 84 : 120; }
+// Tiles that go through a product together, by the places of each and the size of V.
+constexpr int64_t together(int places, int64_t) {
+  return places > 25 ? 28 : places > 16 ? 84 : 120;
+}
 
 // Floats of memory that products take: of rows, and of groups with so many rows.
 inline int64_t memory_of_rows() { return 0; }
@@ -48,20 +50,22 @@ FASTGAN_INLINE void product_of_panel(int height, int64_t terms, const float* a, 
       });
 }
 
-// C [rows][panels x width] = A B. A [rows][depth] has rows a_row apart; B is packed.
-inline void product_of_rows(int64_t rows, int64_t depth, int64_t panels, const float* a,
-                            int64_t a_row, const float* b, float* c, int64_t c_row, float*) {
+inline void products_of_rows(const RowProducts& g, float*) {
   constexpr int width = kTileColumns<float>;
   // A product of no terms still has a result: one pass over an empty block.
-  const int64_t blocks = depth > 0 ? (depth + kConvDepth - 1) / kConvDepth : 1;
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t k0 = depth * block / blocks, terms = depth * (block + 1) / blocks - k0;
-    for (int64_t p = 0; p < panels; ++p) {
-      each_tile(rows, [&](long first, int height) FASTGAN_LAMBDA_INLINE {
-        product_of_panel(height, terms, a + first * a_row + k0, a_row, 1,
-                         b + (p * depth + k0) * width, c + first * c_row + p * width, c_row,
-                         block > 0);
-      });
+  const int64_t blocks = g.depth > 0 ? (g.depth + kConvDepth - 1) / kConvDepth : 1;
+  for (int64_t place = 0; place < g.places; ++place) {
+    const float *a = g.a + place * g.a_place, *b = g.b + place * g.b_place;
+    float* const c = g.c + place * g.c_place;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t k0 = g.depth * block / blocks, terms = g.depth * (block + 1) / blocks - k0;
+      for (int64_t p = 0; p < g.panels; ++p) {
+        each_tile(g.rows, [&](long first, int height) FASTGAN_LAMBDA_INLINE {
+          product_of_panel(height, terms, a + first * g.a_row + k0, g.a_row, 1,
+                           b + (p * g.depth + k0) * width, c + first * g.c_row + p * width, g.c_row,
+                           block > 0);
+        });
+      }
     }
   }
 }
