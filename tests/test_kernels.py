@@ -299,7 +299,11 @@ def test_keep_scale(kernels, p):
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 @pytest.mark.parametrize(
     ("program", "others"),
-    [("conv_main", []), ("norm_main", []), ("workspace_main", ["csrc/cpu/workspace.cpp"])],
+    [
+        ("conv_main", ["csrc/cpu/isa.cpp", "csrc/cpu/kernels_amx.cpp"]),
+        ("norm_main", []),
+        ("workspace_main", ["csrc/cpu/workspace.cpp"]),
+    ],
 )
 def test_native(program, others, tmp_path):
     """Kernels with vectors that the processor lacks, made by the compiler of what there is; the

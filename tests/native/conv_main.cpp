@@ -1,7 +1,8 @@
 // The convolutions' kernels without torch against plain sums in double precision, as a program of
 // their own: for the sanitizers, and for vectors that this processor does not have. The compiler
 // makes 64-byte vectors and 32 registers of what there is, so that every line of the AVX-512
-// variant runs, though not its instructions.
+// variant runs, though not its instructions. Those on AMX tiles run where the processor has them.
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 
 #include <algorithm>
@@ -181,9 +182,37 @@ void check_all(const char* variant) {
             cpu::v::ConvolutionKernels<cpu::v::Convolution<cpu::v::F11, 1, 3>>, \
             cpu::v::ConvolutionKernels<cpu::v::Convolution<cpu::v::F11, 1, 1>>>(#v)
 
+#if defined(__x86_64__)
+namespace {
+
+// What the processor lacks is told on stderr: nothing failed.
+void check_tiles() {
+  if (!cpu::has_isa(cpu::Isa::amx)) {
+    std::fprintf(stderr, "no AMX here: its kernels were not run\n");
+    return;
+  }
+  const auto of = [](cpu::ConvAlgorithm a) { return cpu::amx::tiled[static_cast<int>(a)]; };
+  // Several tiles of rows, several chunks of a sum, and sums in several blocks.
+  constexpr int64_t sizes[][5] = {
+      {1, 2, 2, 3, 33}, {3, 6, 10, 37, 100}, {2, 14, 10, 70, 40}, {2, 6, 6, 300, 150}};
+  for (const auto& [batch, rows, columns, in, out] : sizes) {
+    const ConvShape s{batch, rows, columns, in, out};
+    check("amx winograd 4x4", of(cpu::ConvAlgorithm::winograd_4x4), 4, s);
+    check("amx large 4x4", of(cpu::ConvAlgorithm::large_4x4), 4, s);
+    check("amx winograd 3x3", of(cpu::ConvAlgorithm::winograd_3x3), 3, s);
+    check("amx large 3x3", of(cpu::ConvAlgorithm::large_3x3), 3, s);
+  }
+}
+
+}  // namespace
+#endif
+
 int main() {
   CHECK_ALL(wide);
   CHECK_ALL(narrow);
+#if defined(__x86_64__)
+  check_tiles();
+#endif
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -167,3 +167,14 @@ void right_unit(int64_t unit, const float* from, int64_t stride, int64_t terms, 
                 square(from + 16 * stride, terms - k - 16, columns - n), stride, to, 2 * kTile);
   }
 }
+
+// The same, not Turned, in quarters.
+void right_quarter(int64_t quarter, const float* from, int64_t stride, int64_t terms,
+                   int64_t columns, uint16_t* to) {
+  const int64_t unit = quarter / 4, row = quarter % 4 * 4;
+  const int64_t k = unit / 2 * kChunk + row, n = unit % 2 * 16;
+  to += unit / 2 * kPanelParts + unit % 2 * kTile + row * kChunk;
+  from += k * stride + n;
+  pack_quarter(square(from, terms - k, columns - n),
+               square(from + 16 * stride, terms - k - 16, columns - n), stride, to, 2 * kTile);
+}

@@ -56,7 +56,7 @@ enum class Pass { image, weight };
 int64_t least_for_tiles(ConvAlgorithm a, Pass pass) {
   const bool of_4x4 = a == ConvAlgorithm::winograd_4x4 || a == ConvAlgorithm::large_4x4;
   if (pass == Pass::weight) return of_4x4 ? 32 : 256;
-  return of_4x4 ? 32 : 64;
+  return of_4x4 ? 64 : 128;
 }
 
 const ConvKernels& algorithm(ConvAlgorithm a, const ConvShape& s, Pass pass) {

@@ -33,9 +33,6 @@ struct RowProducts {
 #include "ops/conv/tiles.h"
 #include "ops/conv/pack.h"
 
-// About the most rows of a block of the products of backward to the weights.
-constexpr int64_t kBlockRows = 96;
-
 inline void clear(float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0.0f;
 }

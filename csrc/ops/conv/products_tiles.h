@@ -12,6 +12,8 @@ FASTGAN_INLINE void transpose_vectors(F (&rows)[kLanes<float>]) { transpose<floa
 constexpr int64_t kPlaneUnit = kChunk, kGroupRows = 16;
 constexpr int kPaired = 2;
 constexpr int64_t kRowUnit = 16;
+// Each block packs the other factor anew.
+constexpr int64_t kBlockRows = 128;
 
 constexpr int64_t kConvDepth = 128;
 constexpr int64_t kGroup = kConvDepth * kGroupRows + 16;
@@ -127,14 +129,14 @@ inline void product_of_groups(int64_t rows, int64_t terms, int64_t panels, const
   }
   // A panel is packed between the tile instructions of the one before it.
   const auto pack_unit = [&](int64_t p, int64_t unit) {
-    right_unit<false>(unit, b + p * kPanel, width, terms, width,
-                      right + p % 2 * chunks * kPanelParts);
+    right_quarter(unit, b + p * kPanel, width, terms, width, right + p % 2 * chunks * kPanelParts);
   };
-  for (int64_t unit = 0; unit < 2 * chunks; ++unit) pack_unit(0, unit);
+  const int64_t all = 8 * chunks;
+  for (int64_t unit = 0; unit < all; ++unit) pack_unit(0, unit);
   for (int64_t p = 0; p < panels; ++p) {
-    int64_t unit = p + 1 < panels ? 0 : 2 * chunks;
-    const auto next = [&]() FASTGAN_LAMBDA_INLINE {
-      if (unit < 2 * chunks) pack_unit(p + 1, unit++);
+    int64_t unit = p + 1 < panels ? 0 : all;
+    const auto next = [&](int) FASTGAN_LAMBDA_INLINE {
+      if (unit < all) pack_unit(p + 1, unit++);
     };
     const uint16_t* panel = right + p % 2 * chunks * kPanelParts;
     if (add) {
@@ -142,6 +144,6 @@ inline void product_of_groups(int64_t rows, int64_t terms, int64_t panels, const
     } else {
       product_packed<false>(rows, chunks, left, tile_row, panel, c + p * width, c_row, next);
     }
-    while (unit < 2 * chunks) pack_unit(p + 1, unit++);
+    while (unit < all) pack_unit(p + 1, unit++);
   }
 }

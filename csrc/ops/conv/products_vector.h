@@ -6,6 +6,8 @@ constexpr int64_t kPlaneUnit = kLanes<float>, kGroupRows = kTileRows;
 // Rows of V that are packed as one, and rows of C that are written as one.
 constexpr int kPaired = 1;
 constexpr int64_t kRowUnit = 1;
+// About the most rows of a block of the products of backward to the weights.
+constexpr int64_t kBlockRows = 96;
 
 // Terms of a sum that are added up in registers: a panel of this depth fills half of the nearest
 // cache. Longer sums are sums of such sums, which also rounds less than one chain.
