@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from fastgan import data, engines, ops
+from fastgan.engines import convolutions
 from fastgan.ops.rectifier import _Rectifier as Rectifier
 from fastgan.ops.rectifier import rectifier
 from fastgan.problem import make_problem
@@ -116,6 +117,29 @@ def test_a_step_is_that_of_torch(always, kind, options):
     assert "operators" not in plain and not always
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"penalties": "r1"}, {"channels_last": True}, {"channels_last": False}]
+)
+def test_in_bf16_only_the_memory_format_changes(monkeypatch, options):
+    formats = []
+    call = convolutions._Taken.call
+
+    def seen(self, road, x, *rest, **more):
+        formats.append(ops.conv.suggests_channels_last(x))
+        return call(self, road, x, *rest, **more)
+
+    monkeypatch.setattr(convolutions._Taken, "call", seen)
+    options = {"precision": "bf16", **options}
+    said, found = after(made(**options))
+    wanted = "channels_last" not in options
+    assert ("convolutions by torch in channels-last memory" in said) == wanted
+    assert "operators" not in said and all(formats)
+    assert bool(formats) == wanted
+    # A bfloat16 has 8 bits, and Adam's first steps go by signs.
+    _, expected = after(made(**{**options, "channels_last": not wanted}))
+    torch.testing.assert_close(found[0], expected[0], rtol=0.1, atol=0.02)
 
 
 def test_the_operators_are_called(always, monkeypatch):

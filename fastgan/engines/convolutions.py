@@ -1,7 +1,8 @@
 """Convolutions of networks that do not know, by our operators and in one memory format.
 
 While a pass of a network is at work, calls of torch's convolutions are taken to
-:mod:`fastgan.ops`, which run where they were measured faster, and to torch's own elsewhere. In an
+:mod:`fastgan.ops`, which run where they were measured faster, and to torch's own elsewhere; under
+autocast to bfloat16 all are torch's, and only the memory format is ours to choose. In an
 update that is penalised, rectifiers are those that send no zeros back through the network. The
 modules are not touched: what a hook, a callback or a copy sees of them is what the user made. What
 passes return, and gradients at their inputs, are in the memory format that they have without, for
@@ -28,6 +29,8 @@ from fastgan.ops import conv, library, rectifier
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
+_DTYPES = torch.float32, torch.bfloat16
+"""Of images that are brought into the format."""
 _TRIED = 2
 """Samples that a network is tried with: BatchNorm wants more than one."""
 
@@ -66,17 +69,23 @@ class Convolutions:
         self._counts: list[tuple[int, int]] = []
         """For G and D: convolutions that have a faster pass, and all."""
         self._rectified: list[norms.Slopes] = [{}, {}]
-        config = problem.config
-        if not may_take(problem):
+        wanted = problem.config.channels_last
+        if may_take(problem):
+            formats = (True, False) if wanted is None else (wanted,)
+        elif wanted is None and _only_format(problem):
+            formats = (True,)
+        else:
             return
-        wanted = config.channels_last
-        for channels_last in (True, False) if wanted is None else (wanted,):
+        for channels_last in formats:
             if channels_last and wanted is None and _hooked(problem):
                 continue
             try:
                 counts, rectified = _counted(problem, channels_last)
             except Exception:  # a view that the other format does not allow, say
                 continue
+            if _only_format(problem):
+                self._mode = _Taken(channels_last)
+                return
             if any(faster for faster, _ in counts):
                 self._mode, self._counts = _Taken(channels_last), counts
                 # A hook may look at any module.
@@ -87,13 +96,13 @@ class Convolutions:
     @property
     def taken(self) -> bool:
         """Whether a pass of one of them is by an operator of fastgan's."""
-        return self._mode is not None
+        return bool(self._counts)
 
     def call(self, function: Any, args: tuple, kwargs: dict, *, penalised: bool) -> Any:
         """A pass, whose convolutions are taken; rectifiers too, if it may be penalised."""
         if self._mode is None:
             return function(*args, **kwargs)
-        self._mode.penalised = penalised
+        self._mode.penalised = penalised and self.taken
         hidden = self._mode.channels_last and self._problem.config.channels_last is None
         if hidden:
             args, kwargs = _each(_with_plain_gradient, args), _each(_with_plain_gradient, kwargs)
@@ -113,6 +122,8 @@ class Convolutions:
         if self._mode is None:
             first = self._problem.device.type == "cpu" and _channels_first(self._problem)
             return ["convolutions are often faster with channels_last=True"] if first else []
+        if not self._counts:
+            return ["convolutions by torch in channels-last memory"]
         (of_g, all_g), (of_d, all_d) = self._counts
         counts = f"{of_g} of {all_g} of G, {of_d} of {all_d} of D"
         said = [f"convolutions by fastgan's operators: {counts}"]
@@ -125,10 +136,21 @@ class Convolutions:
 
 def may_take(problem: Problem) -> bool:
     """Whether taking calls is possible at all: what it costs to ask is a walk of the networks."""
-    p = problem
-    if p.device.type != "cpu" or p.precision != "fp32" or "cpu" not in library.KERNELS:
+    if problem.precision != "fp32" or "cpu" not in library.KERNELS:
         return False
-    if p.config.operators == "torch" or p.divided:
+    return problem.config.operators != "torch" and _may_reach(problem)
+
+
+def _only_format(problem: Problem) -> bool:
+    """Whether torch's convolutions take images in another memory format: in bfloat16 they are a
+    multiple faster channels last, and ours are for float32."""
+    return problem.precision == "bf16" and _may_reach(problem)
+
+
+def _may_reach(problem: Problem) -> bool:
+    """Whether there are convolutions on the CPU whose calls pass by here."""
+    p = problem
+    if p.device.type != "cpu" or p.divided:
         return False
     networks = (p.generator, p.discriminator)
     # The compiler would trace what stands between it and torch's operations.
@@ -262,7 +284,7 @@ class _Taken(TorchFunctionMode):
         if rectified:
             return rectified(*args, **kwargs)
         x, *rest = args
-        if self.channels_last and type(x) is Tensor and x.dim() == 4 and x.dtype == torch.float32:
+        if self.channels_last and type(x) is Tensor and x.dim() == 4 and x.dtype in _DTYPES:
             x = conv.to_channels_last(x)
         return self.call(road, x, *rest, **kwargs)
 
