@@ -1,8 +1,13 @@
 """The CUDA emulator itself: right kernels come out right, wrong ones are caught."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
-from native import emulator, fused_cuda
+from native import building, emulator
 
 pytestmark = pytest.mark.skipif(emulator.why_not() is not None, reason=str(emulator.why_not()))
 SEEDS = (0, 1, 2, 3)
@@ -143,26 +148,68 @@ def test_a_barrier_over_the_grid(either, device, blocks):
         assert torch.equal(values.cpu(), expected)
 
 
-@pytest.mark.parametrize("how", ["emulated", "operators", "nvcc"])
-def test_a_library_has_its_name_when_it_is_whole(monkeypatch, tmp_path, how):
+# Files that compilers make
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(building, "FOLDER", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["object", "library", "program"])
+def test_a_file_has_its_name_when_it_is_whole(monkeypatch, folder, how):
     """Several workers build the same one: none may load what another has half written."""
     wrote = []
 
     def half(command):
-        wrote.append(command[command.index("-o") + 1])
+        wrote.append(Path(command[command.index("-o") + 1]))
+        wrote[-1].write_text("half")
         raise RuntimeError("stopped in the middle of it")
 
-    monkeypatch.setattr(emulator, "ROOT", tmp_path)
-    monkeypatch.setattr(emulator, "_fingerprint", lambda source: "0123")
-    for module in (emulator, fused_cuda):
-        monkeypatch.setattr(module, "_compile", lambda source, target: None)
-    monkeypatch.setattr(fused_cuda, "ROOT", tmp_path)
-    monkeypatch.setattr(emulator, "_run", half)
+    monkeypatch.setattr(building, "_run", half)
     build = {
-        "emulated": emulator.load.__wrapped__,
-        "operators": fused_cuda.load_operators.__wrapped__,
-        "nvcc": emulator.on_gpu,
+        "object": lambda: building.objects(["tests/native/cuda_selftest.cpp"], []),
+        "library": lambda: building.library("selftest", ["a.o"]),
+        "program": lambda: building.program("selftest", ["a.o"]),
     }[how]
-    with pytest.raises(RuntimeError, match="in the middle"):
-        build("selftest", "tests/native/cuda_selftest.cpp")
-    assert len(wrote) == 1 and not wrote[0].endswith(".so")
+    for attempt in (1, 2):
+        with pytest.raises(RuntimeError, match="in the middle"):
+            build()
+        assert len(wrote) == attempt
+    name = wrote[0].name.removesuffix(f".{os.getpid()}")
+    assert name != wrote[0].name and not (folder / name).exists()
+
+
+def test_one_worker_builds_what_several_want(monkeypatch, folder):
+    wrote = []
+
+    def slowly(command):
+        wrote.append(command)
+        time.sleep(0.3)  # long enough for all to have come
+        Path(command[command.index("-o") + 1]).write_text("whole")
+
+    monkeypatch.setattr(building, "_run", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: building.program("selftest", ["a.o"]), range(4)))
+    assert len(wrote) == 1 and {path.read_text() for path in made} == {"whole"}
+
+
+@pytest.mark.parametrize("what", ["source", "header", "flag", "compiler", "also"])
+def test_a_new_object_is_made_for_whatever_changes(monkeypatch, folder, what):
+    given = {"sources": ["csrc/a.cpp"], "flags": ["-O1"], "compiler": "g++", "also": "2.13"}
+    (folder / "csrc").mkdir()
+    (folder / "csrc/a.cpp").write_text("int a;")
+    (folder / "csrc/a.h").write_text("int b;")
+    monkeypatch.setattr(building, "ROOT", folder)
+    monkeypatch.setattr(building, "_headers", building._headers.__wrapped__)
+    monkeypatch.setattr(building, "_run", lambda command: Path(command[-1]).write_text("made"))
+    (before,) = building.objects(**given)
+    assert building.objects(**given) == [before]
+    if what in ("source", "header"):
+        (folder / "csrc" / {"source": "a.cpp", "header": "a.h"}[what]).write_text("int c;")
+    else:
+        given |= {
+            "flag": {"flags": ["-O2"]}, "compiler": {"compiler": "c++"}, "also": {"also": "2.14"},
+        }[what]  # fmt: skip
+    assert building.objects(**given) != [before]

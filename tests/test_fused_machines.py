@@ -8,9 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
+import native
 import pytest
 import torch
 from fused_plans import PATHS, child_environment, problem
+from native import building
 
 from fastgan import ops
 from fastgan.engines.fused import FusedEngine
@@ -89,46 +91,36 @@ def test_every_instruction_set(isa):
     assert (got - expected.flatten()).abs().max() < 1e-4
 
 
-SOURCES = ["step/phases.cpp", "cpu/step/*.cpp", "cpu/team.cpp", "cpu/isa.cpp", "cpu/kernels*.cpp"]
+def driver(flags, kernels, **compiler):
+    """tests/native/step_main.cpp, the torch-free half of the fused step and these objects of the
+    kernels as a program of their own."""
+    files = [ROOT / "csrc/step/phases.cpp", ROOT / "csrc/cpu/team.cpp"]
+    files += sorted((ROOT / "csrc/cpu/step").glob("*.cpp"))
+    sources = [str(f.relative_to(ROOT)) for f in files if f.name != "operators.cpp"]
+    parts = building.objects([*sources, "tests/native/step_main.cpp"], flags, **compiler)
+    return building.program("step_main", [*parts, *kernels], flags, **compiler)
 
 
-def build_driver(compiler, out, *flags):
-    """tests/native/step_main.cpp and the torch-free half of csrc/cpu as a program of their own."""
-    files = [f for pattern in SOURCES for f in sorted((ROOT / "csrc").glob(pattern))]
-    files = [str(f) for f in files if f.name != "operators.cpp"]
-    command = [
-        compiler,
-        "-std=c++20",
-        "-Icsrc",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-pthread",
-        "-Wno-psabi",
-        *flags,
-        "tests/native/step_main.cpp",
-        *files,
-        "-o",
-        str(out),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+FLAGS = ("-pthread", "-Wno-psabi", *native.FLAGS)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-def test_native_driver_against_a_plain_step_in_double(tmp_path):
-    build_driver("g++", tmp_path / "step_main", "-O1")
-    done = subprocess.run([tmp_path / "step_main"], capture_output=True, text=True, timeout=120)
+def test_native_driver_against_a_plain_step_in_double():
+    # The kernels are those of test_kernels.py.
+    program = driver(("-O1", *FLAGS), native.kernels())
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert "all passed" in done.stdout
 
 
-def test_arm64(tmp_path):
-    compiler, emulator = "aarch64-linux-gnu-g++", shutil.which("qemu-aarch64")
-    if not shutil.which(compiler) or emulator is None:
+def test_arm64():
+    name, emulator = "aarch64-linux-gnu-g++", shutil.which("qemu-aarch64")
+    if not shutil.which(name) or emulator is None:
         pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user")
-    build_driver(compiler, tmp_path / "step_main", "-O2", "-static")
+    flags = ("-O2", "-static", *FLAGS)
+    program = driver(flags, native.kernels(flags, compiler=name), compiler=name)
     done = subprocess.run(
-        [emulator, tmp_path / "step_main", "no-fork"], capture_output=True, text=True, timeout=300
+        [emulator, program, "no-fork"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout
     assert "instruction set baseline" in done.stdout

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import building
 
 from fastgan.ops import reference
 
@@ -305,13 +306,11 @@ def test_keep_scale(kernels, p):
         ("workspace_main", ["csrc/cpu/workspace.cpp"]),
     ],
 )
-def test_native(program, others, tmp_path):
+def test_native(program, others):
     """Kernels with vectors that the processor lacks, made by the compiler of what there is; the
     working memory from several threads."""
-    command = ["g++", "-std=c++20", "-O1", "-Icsrc", "-fno-math-errno", "-fno-trapping-math"]
-    command += ["-Wno-psabi", "-pthread", f"tests/native/{program}.cpp", *others]
-    command += ["-o", str(tmp_path / program)]
-    done = subprocess.run(command, cwd=native.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    done = subprocess.run([tmp_path / program], capture_output=True, text=True, timeout=300)
+    flags = ["-O1", "-Wno-psabi", *native.FLAGS]
+    parts = building.objects([f"tests/native/{program}.cpp", *others], flags)
+    made = building.program(program, parts, ["-pthread"])
+    done = subprocess.run([made], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "0 failures\n", done.stdout

@@ -160,10 +160,13 @@ def resume_fused(out, steps):
     Trainer.resume(out, *fused_pair()).fit(steps=steps)
 
 
-def run_and_look(out):
-    """What was registered first is done last, at the end of the program."""
+def run_several(out):
+    """Runs that have nothing to do with each other, in one start of the processes."""
+    # What was registered first is done last, at the end of the program.
     atexit.register(lambda: print("there" if torch.distributed.is_initialized() else "left"))
-    run_fused(out, 2)
+    run_pairs(f"{out}/pairs", 10)
+    if ops.has_kernels(torch.device("cpu")):
+        run_read(f"{out}/read", 10)
 
 
 def start(size, code, tmp_path, **environment):
@@ -205,9 +208,15 @@ def took_one_course(one, other, lines):
         assert all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-4) for key in a)
 
 
-def test_a_program_leaves_the_group_that_the_trainer_has_made(tmp_path):
-    told = finished(start(2, f"t.run_and_look({str(tmp_path / 'run')!r})", tmp_path))
-    assert [out.split() for out, _ in told] == [["left"]] * 2
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Where two ranks have run several, and what they printed."""
+    out = tmp_path_factory.mktemp("several")
+    return out, finished(start(2, f"t.run_several({str(out)!r})", out))
+
+
+def test_a_program_leaves_the_group_that_the_trainer_has_made(several):
+    assert [out.split() for out, _ in several[1]] == [["left"]] * 2
 
 
 def test_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
@@ -219,11 +228,9 @@ def test_two_ranks_then_three_then_one_take_the_course_of_one(tmp_path):
     took_one_course(one, some, 4)
 
 
-def test_labels_of_fakes_and_adaptive_weights_are_those_of_the_whole_batch(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    run_pairs(one, 10)
-    finished(start(2, f"t.run_pairs({str(two)!r}, 10)", tmp_path))
-    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
+def test_labels_of_fakes_and_adaptive_weights_are_those_of_the_whole_batch(several, tmp_path):
+    run_pairs(tmp_path, 10)
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (tmp_path, several[0] / "pairs")))
 
 
 @needs_kernels
@@ -237,11 +244,9 @@ def test_fused_steps_of_two_ranks_then_three_then_one_take_the_course_of_one(tmp
 
 
 @needs_kernels
-def test_fused_steps_of_two_ranks_on_samples_that_are_read(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    run_read(one, 10)
-    finished(start(2, f"t.run_read({str(two)!r}, 10)", tmp_path))
-    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
+def test_fused_steps_of_two_ranks_on_samples_that_are_read(several, tmp_path):
+    run_read(tmp_path, 10)
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (tmp_path, several[0] / "read")))
 
 
 @needs_kernels

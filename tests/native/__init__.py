@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ("-std=c++20", "-fno-math-errno", "-fno-trapping-math")
 
 
 def why_not():
@@ -35,12 +36,19 @@ def load():
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     folder = ROOT / "build" / f"native-{sys.implementation.cache_tag}-{torch.__version__}"
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [ROOT / "tests/native/module.cpp", ROOT / "csrc/cpu/isa.cpp"]
-    sources += sorted((ROOT / "csrc/cpu").glob("kernels_*.cpp"))
     return cpp_extension.load(
         name="fastgan_native",
-        sources=[str(source) for source in sources],
+        sources=[str(ROOT / "tests/native/module.cpp")],
         extra_include_paths=[str(ROOT / "csrc")],
-        extra_cflags=["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math"],
+        extra_cflags=["-O3", *FLAGS],
+        extra_ldflags=[str(part) for part in kernels()],
         build_directory=str(folder),
     )
+
+
+def kernels(flags=("-O3", "-fPIC", "-Wno-psabi", *FLAGS), **compiler):
+    """The objects of the torch-free kernels for every instruction set, and of its choice."""
+    from . import building
+
+    names = [*sorted((ROOT / "csrc/cpu").glob("kernels_*.cpp")), ROOT / "csrc/cpu/isa.cpp"]
+    return building.objects([str(path.relative_to(ROOT)) for path in names], flags, **compiler)

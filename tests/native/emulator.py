@@ -9,17 +9,13 @@ kernels.launches()                       # how many launches there were so far
 
 import ctypes
 import functools
-import hashlib
-import os
 import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from . import ROOT
+from . import ROOT, building
 
-INCLUDES = ("csrc", "tests/native", "tests/native/emulated")
+INCLUDES = tuple(f"-I{ROOT / folder}" for folder in ("tests/native", "tests/native/emulated"))
 FLAGS = (
     *(
         "-std=c++20",
@@ -44,58 +40,23 @@ def why_not():
     return None
 
 
+def objects(sources):
+    """The objects of torch-free sources, made for the CPU."""
+    return building.objects(sources, (*FLAGS, *INCLUDES, "-x", "c++"))
+
+
 @functools.cache
 def load(name, *sources):
     """The library of these sources (paths from the root), compiled if one of them is new."""
-    folder = ROOT / "build" / "emulated"
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = [*sources, "tests/native/emulated/exports.cpp"]
-    objects = [folder / f"{_fingerprint(source)}.o" for source in sources]
-    missing = [(s, o) for s, o in zip(sources, objects, strict=True) if not o.exists()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda pair: _compile(*pair), missing))
-    joined = hashlib.sha256("".join(map(str, objects)).encode()).hexdigest()[:16]
-    library = folder / f"{name}-{joined}.so"
-    if not library.exists():
-        _made(library, ["g++", "-shared", *map(str, objects)])
-    return Kernels(ctypes.CDLL(str(library)))
+    parts = objects([*sources, "tests/native/emulated/exports.cpp"])
+    return Kernels(ctypes.CDLL(str(building.library(name, parts))))
 
 
 def on_gpu(name, source):
     """The same library for the GPU, compiled by nvcc; its functions take CUDA tensors."""
-    library = ROOT / "build" / "emulated" / f"{name}-gpu-{_fingerprint(source)}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        flags = ("-std=c++20", "-arch=native", "-Xcompiler", "-fPIC", "-shared", "-x", "cu")
-        _made(library, ["nvcc", *flags, f"-I{ROOT / 'csrc'}", str(ROOT / source)])
-    return Kernels(ctypes.CDLL(str(library)), emulated=False)
-
-
-def _fingerprint(source):
-    """A name for the object file of a source: changes with it, with any header and the flags."""
-    digest = hashlib.sha256(repr((source, FLAGS)).encode())
-    headers = [p for folder in ("csrc", "tests/native") for p in (ROOT / folder).rglob("*.*h")]
-    for path in (ROOT / source, *sorted(headers)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _compile(source, target):
-    includes = [f"-I{ROOT / folder}" for folder in INCLUDES]
-    _made(target, ["g++", *FLAGS, *includes, "-x", "c++", "-c", str(ROOT / source)])
-
-
-def _made(target, command):
-    """Run a compiler; its file gets its name when it is whole, since others may wait for it."""
-    partial = target.with_suffix(f".{os.getpid()}")
-    _run([*command, "-o", str(partial)])
-    partial.rename(target)
-
-
-def _run(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    flags = ("-std=c++20", "-arch=native", "-Xcompiler", "-fPIC", "-x", "cu")
+    parts = building.objects([source], flags, "nvcc")
+    return Kernels(ctypes.CDLL(str(building.library(name, parts, compiler="nvcc"))), emulated=False)
 
 
 class EmulationError(RuntimeError):
