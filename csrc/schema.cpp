@@ -24,15 +24,16 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   m.def("conv_release_memory() -> int");
 
   // BatchNorm in training of images, and the rectifier behind it; results are channels last. Also
-  // the batch's mean and one over its standard deviation; the running statistics are moved.
+  // the batch's mean and one over its standard deviation; the running statistics are moved. parts:
+  // of the batch, each normalised by itself, one after the other: [parts * channels] of those two.
   m.def(
       "batch_norm_leaky_relu(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, "
-      "Tensor(b!) running_var, float momentum, float eps, float negative_slope) "
+      "Tensor(b!) running_var, float momentum, float eps, float negative_slope, int parts=1) "
       "-> (Tensor, Tensor, Tensor)");
   // Gradients of x (empty if it is not needed), weight and bias.
   m.def(
       "batch_norm_leaky_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, "
-      "Tensor mean, Tensor deviation, float negative_slope, bool need_x) "
+      "Tensor mean, Tensor deviation, float negative_slope, bool need_x, int parts=1) "
       "-> (Tensor, Tensor, Tensor)");
   // v: the gradient of that of x. Gradients of grad, x and weight. dweight and dbias: as above.
   m.def(

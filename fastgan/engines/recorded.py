@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fastgan.engines.paired import paired
 from fastgan.engines.places import Looking, written
 from fastgan.engines.resampled import resampled
 from fastgan.ops import library
@@ -72,6 +73,9 @@ def simplified(graph: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     for node in graph.graph.nodes:
         _shorten(node, looked)
     graph.graph.eliminate_dead_code(_does_more)
+    if paired(graph, looked):
+        looked = Looking(graph)
+        looked.run(*inputs)
     _reuse(graph.graph, looked)
     graph.recompile()
     return graph

@@ -140,11 +140,12 @@ if "cpu" in KERNELS:
         return _channels_last(x, *size) if channels_last else x.new_empty(size)
 
     @torch.library.register_fake("fastgan::batch_norm_leaky_relu")
-    def _(x, weight, bias, *settings):
-        return _channels_last(x, *x.shape), torch.empty_like(weight), torch.empty_like(weight)
+    def _(x, weight, bias, mean, var, momentum, eps, negative_slope, parts=1):
+        size = parts * x.shape[1]
+        return _channels_last(x, *x.shape), weight.new_empty(size), weight.new_empty(size)
 
     @torch.library.register_fake("fastgan::batch_norm_leaky_relu_backward")
-    def _(grad, x, weight, bias, mean, deviation, negative_slope, need_x):
+    def _(grad, x, weight, bias, mean, deviation, negative_slope, need_x, parts=1):
         dx = _channels_last(x, *x.shape) if need_x else x.new_empty((0,))
         return dx, torch.empty_like(weight), torch.empty_like(weight)
 

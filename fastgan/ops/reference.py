@@ -243,16 +243,27 @@ def batch_norm_leaky_relu(
     momentum: float,
     eps: float,
     negative_slope: float,
+    parts: int = 1,
 ) -> Tensor:
-    """x [batch, channels, ...], the others [channels]; as in training, which moves the running."""
-    y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    """x [batch, channels, ...], the others [channels]; as in training, which moves the running.
+
+    The parts of the batch, equal in size, are normalised one after the other.
+    """
+    settings = running_mean, running_var, weight, bias, True, momentum, eps
+    y = torch.cat([F.batch_norm(part, *settings) for part in x.chunk(parts)])
     return F.leaky_relu(y, negative_slope)
 
 
 def batch_norm_leaky_relu_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float,
+    parts: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and bias, in differentiable operations: its own double backward."""
+    if parts > 1:
+        pairs = zip(grad.chunk(parts), x.chunk(parts), strict=True)
+        own = weight, bias, eps, negative_slope
+        dx, *sums = zip(*(batch_norm_leaky_relu_backward(*t, *own) for t in pairs), strict=True)
+        return torch.cat(dx), *(torch.stack(each).sum(0) for each in sums)
     around = [0, *range(2, x.dim())]
     view = (1, -1, *[1] * (x.dim() - 2))
     centred = x - x.mean(around, keepdim=True)
