@@ -201,6 +201,8 @@ def test_what_the_operator_does_not_serve_is_torchs():
         ({"momentum": 2.0}, "momentum is 2"),
         ({"eps": -1.0}, "eps is -1"),
         ({"negative_slope": -0.1}, "negative_slope is -0.1"),
+        ({"parts": 3}, "parts is 3; expected a divisor of the batch"),
+        ({"parts": 0}, "parts is 0"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

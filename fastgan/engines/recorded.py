@@ -1,10 +1,11 @@
 """A trace of an update as operations that are called one after the other, without what is idle.
 
 Where most of an update is spent in operators of fastgan's, a compiler has little left to fuse, and
-takes half a minute for it. The trace alone saves autograd and the Python of modules; its results
-are autograd's to the bit. What is taken out changes no number: results that nothing uses (autograd
-makes gradients of weights where a penalty asks for those of samples), copies of copies, and memory
-of results that may lie where an operand did.
+takes half a minute for it. The trace alone saves autograd and the Python of modules. What is taken
+out of it changes no number: results that nothing uses (autograd makes gradients of weights where a
+penalty asks for those of samples), copies of copies, rectifiers behind convolutions of ours, and
+memory of results that may lie where an operand did. `paired` and `resampled` do the same sums in
+fewer operations, in another order: without them results are autograd's to the bit.
 """
 
 from __future__ import annotations

@@ -10,68 +10,21 @@ That is the same function by 4 products an output where there were 9, and by a q
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fastgan.engines.places import Looking, Place
 from fastgan.ops import conv, library
+from fastgan.ops.resized import folded, spread
 
 _aten = torch.ops.aten
 _UP, _UP_BACKWARD = _aten.upsample_nearest2d.default, _aten.upsample_nearest2d_backward.default
 _POOL, _POOL_BACKWARD = _aten.avg_pool2d.default, _aten.avg_pool2d_backward.default
 _CONV, _CONV_BACKWARD = _aten.convolution.default, _aten.convolution_backward.default
-
-
-# --- Filters of both ------------------------------------------------------------------------------
-
-
-@functools.cache
-def _taps(turned: bool) -> Tensor:
-    """[16, 9]: which taps of a 3x3 filter a tap of the 4x4 one is the sum of."""
-    shifted = torch.eye(4, 3, device="cpu") + torch.eye(4, 3, device="cpu").roll(1, 0)
-    if turned:
-        shifted = shifted.flip(0)
-    return torch.kron(shifted, shifted)
-
-
-def spread(weight: Tensor, turned: bool, factor: float) -> Tensor:
-    """The 4x4 filters for convolutions of stride 2, [out, in, 4, 4].
-
-    Args:
-        weight: [out, in, 3, 3] of a convolution whose result is halved.
-        turned: whether its input is doubled instead. The result is then that of the convolution
-            which goes the other way, [in, out, 4, 4].
-        factor: of the result.
-    """
-    if turned:
-        weight = weight.transpose(0, 1)
-    a, b = weight.shape[:2]
-    return (weight.reshape(-1, 9) @ (factor * _taps(turned)).T).view(a, b, 4, 4)
-
-
-def folded(gradient: Tensor, turned: bool, factor: float, channels_last: bool) -> Tensor:
-    """The gradient of the 3x3 filters by that of `spread` of them.
-
-    Args:
-        gradient: [out, in, 4, 4].
-        turned, factor: those of `spread`.
-        channels_last: the memory format of the result.
-    """
-    a, b = gradient.shape[:2]
-    slope = (gradient.reshape(-1, 16) @ (factor * _taps(turned))).view(a, b, 3, 3)
-    if turned:
-        slope = slope.transpose(0, 1)
-    return slope.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
-
-
-# --- The trace ------------------------------------------------------------------------------------
 
 
 class _Grown(NamedTuple):
