@@ -14,7 +14,8 @@ from torch import Tensor
 @functools.cache
 def _taps(turned: bool) -> Tensor:
     """[16, 9]: which taps of a 3x3 filter a tap of the 4x4 one is the sum of."""
-    shifted = torch.eye(4, 3, device="cpu") + torch.eye(4, 3, device="cpu").roll(1, 0)
+    first = torch.eye(4, 3, dtype=torch.float32, device="cpu")
+    shifted = first + first.roll(1, 0)
     if turned:
         shifted = shifted.flip(0)
     return torch.kron(shifted, shifted)
@@ -41,12 +42,13 @@ def folded(gradient: Tensor, turned: bool, factor: float, channels_last: bool) -
     Args:
         gradient: [out, in, 4, 4].
         turned, factor: those of `spread`.
-        channels_last: the memory format of the result.
+        channels_last: the memory format of the result, [out, in, 3, 3] of the convolution.
     """
     a, b = gradient.shape[:2]
     slope = (gradient.reshape(-1, 16) @ (factor * _taps(turned))).view(a, b, 3, 3)
     if turned:
         slope = slope.transpose(0, 1)
-    return slope.contiguous(
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format
-    )
+    plain = torch.contiguous_format  # in a copy also the strides of sides of one are
+    if channels_last:
+        return slope.permute(0, 2, 3, 1).clone(memory_format=plain).permute(0, 3, 1, 2)
+    return slope.clone(memory_format=plain)
