@@ -14,11 +14,14 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "-> (Tensor, Tensor, Tensor)");
 
   // The kernel says which: 4x4 stride 2 padding 1, 3x3 stride 1 padding 1, or 1x1. Results are
-  // channels last; the gradient of the weight is if channels_last.
-  m.def("conv2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope) -> Tensor");
+  // channels last; the gradient of the weight is if channels_last. sign: where it is positive, in
+  // place of the result, the rectifier changes nothing: of a gradient, that of one before.
   m.def(
-      "conv_transpose2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope) "
-      "-> Tensor");
+      "conv2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope, "
+      "Tensor? sign=None) -> Tensor");
+  m.def(
+      "conv_transpose2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope, "
+      "Tensor? sign=None) -> Tensor");
   m.def("conv2d_grad_weight(Tensor x, Tensor grad, int kernel, bool channels_last) -> Tensor");
   // Frees the working memory that is kept between calls; returns its bytes.
   m.def("conv_release_memory() -> int");

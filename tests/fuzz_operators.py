@@ -270,13 +270,14 @@ def _convolution(rng):
 
 
 def conv2d(rng):
-    x, weight, bias, _ = _convolution(rng)
-    return [x, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2, 0.0, -0.5))]
+    x, weight, bias, grad = _convolution(rng)
+    numbers = rng.choice((1.0, 0.2, 0.0, -0.5)), rng.choice((None, None, grad))
+    return [x, weight, rng.choice((bias, None)), *numbers]
 
 
 def conv_transpose2d(rng):
-    _, weight, bias, grad = _convolution(rng)
-    return [grad, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2))]
+    x, weight, bias, grad = _convolution(rng)
+    return [grad, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2)), rng.choice((None, x))]
 
 
 def conv2d_grad_weight(rng):

@@ -44,8 +44,8 @@ if "cpu" in library.KERNELS:
     _own = torch.ops.fastgan
     _SEEDS |= {_own.conv2d_leaky_relu.default, _own.conv_transpose2d_leaky_relu.default}
     _ROLES |= {
-        _own.conv2d_leaky_relu.default: ("x", "x"),
-        _own.conv_transpose2d_leaky_relu.default: ("x", "x"),
+        _own.conv2d_leaky_relu.default: ("x---x", "x"),
+        _own.conv_transpose2d_leaky_relu.default: ("x---x", "x"),
         _own.conv2d_grad_weight.default: ("xx", "+"),
         _own.batch_norm_leaky_relu.default: ("x", "xss"),
         _own.batch_norm_leaky_relu_backward.default: ("xx--ss", "x++"),
@@ -296,7 +296,7 @@ class _Joining:
         if a.target is operator.getitem:
             of, i = self.args[a]
             return self.graph.call_function(operator.getitem, (self.made[of], i))
-        roles = _ROLES[a.target][0].ljust(len(a.args), "-")
+        roles = _ROLES[a.target][0].ljust(len(a.args), "-")[: len(a.args)]
         args = tuple(
             x if role == "-" else self._both(i, a, b)
             for i, (role, x) in enumerate(zip(roles, a.args, strict=True))

@@ -43,6 +43,11 @@ _RECTIFIERS = {
     _aten.leaky_relu_.default: lambda slope=0.01: slope if slope >= 0 else None,
 }
 """The factor of negative values by the arguments behind the first."""
+_DERIVATIVES = {
+    _aten.threshold_backward.default: lambda threshold: 0.0 if threshold == 0 else None,
+    _aten.leaky_relu_backward.default: lambda slope, _: slope if slope >= 0 else None,
+}
+"""The same by those behind the second, whose sign decides."""
 _CONVOLUTIONS = [
     getattr(torch.ops.fastgan, name).default
     for name in ("conv2d_leaky_relu", "conv_transpose2d_leaky_relu")
@@ -91,12 +96,25 @@ def _does_more(node: fx.Node) -> bool:
 
 
 def _rectify(node: fx.Node, looked: Looking) -> None:
-    """Let a convolution of ours do the work of a rectifier that alone uses its result."""
-    slope = _RECTIFIERS.get(node.target, lambda *_: None)(*node.args[1:])
-    x = node.args[0] if slope is not None else None
-    if x is None or x.target not in _CONVOLUTIONS or len(x.users) > 1 or x.args[3] != 1:
+    """Let a convolution of ours do the work of a rectifier, or of its derivative, behind it."""
+    x = node.args[0] if node.args else None
+    if not isinstance(x, fx.Node) or x.target not in _CONVOLUTIONS:
         return
-    x.args = (*x.args[:3], slope)
+    if len(x.users) > 1 or len(x.args) > 4 or x.args[3] != 1:
+        return
+    if node.target in _RECTIFIERS:
+        slope, sign = _RECTIFIERS[node.target](*node.args[1:]), ()
+    elif node.target in _DERIVATIVES:
+        slope, sign = _DERIVATIVES[node.target](*node.args[2:]), (node.args[1],)
+    else:
+        return
+    for by in sign:  # read where the convolution is
+        alike = by in looked.places and looked.places[by].shape == looked.places[node].shape
+        if not (alike and looked.order[by] < looked.order[x] and looked.stays_after(by, x)):
+            return
+    if slope is None or looked.places[x].strides != looked.places[node].strides:
+        return
+    x.args = (*x.args[:3], slope, *sign)
     node.replace_all_uses_with(x)
     looked.lie_together(node, x)
 

@@ -123,13 +123,13 @@ if "cpu" in KERNELS:
         return t.new_empty_strided((batch, channels, rows, columns), strides)
 
     @torch.library.register_fake("fastgan::conv2d_leaky_relu")
-    def _(x, weight, bias, negative_slope):
+    def _(x, weight, bias, negative_slope, sign=None):
         stride = 2 if weight.shape[-1] == 4 else 1
         size = x.shape[0], weight.shape[0], x.shape[2] // stride, x.shape[3] // stride
         return _channels_last(x, *size)
 
     @torch.library.register_fake("fastgan::conv_transpose2d_leaky_relu")
-    def _(x, weight, bias, negative_slope):
+    def _(x, weight, bias, negative_slope, sign=None):
         stride = 2 if weight.shape[-1] == 4 else 1
         size = x.shape[0], weight.shape[1], x.shape[2] * stride, x.shape[3] * stride
         return _channels_last(x, *size)
