@@ -117,6 +117,7 @@ def _rectify(node: fx.Node, looked: Looking) -> None:
     x.args = (*x.args[:3], slope, *sign)
     node.replace_all_uses_with(x)
     looked.lie_together(node, x)
+    node.graph.erase_node(node)  # in place it would not be taken for idle
 
 
 def _shorten(node: fx.Node, looked: Looking) -> None:
