@@ -14,25 +14,29 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "-> (Tensor, Tensor, Tensor)");
 
   // The kernel says which: 4x4 stride 2 padding 1, 3x3 stride 1 padding 1, or 1x1. Results are
-  // channels last; the gradient of the weight is if channels_last.
-  m.def("conv2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope) -> Tensor");
+  // channels last; the gradient of the weight is if channels_last. sign: where it is positive, in
+  // place of the result, the rectifier changes nothing: of a gradient, that of one before.
   m.def(
-      "conv_transpose2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope) "
-      "-> Tensor");
+      "conv2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope, "
+      "Tensor? sign=None) -> Tensor");
+  m.def(
+      "conv_transpose2d_leaky_relu(Tensor x, Tensor weight, Tensor? bias, float negative_slope, "
+      "Tensor? sign=None) -> Tensor");
   m.def("conv2d_grad_weight(Tensor x, Tensor grad, int kernel, bool channels_last) -> Tensor");
   // Frees the working memory that is kept between calls; returns its bytes.
   m.def("conv_release_memory() -> int");
 
   // BatchNorm in training of images, and the rectifier behind it; results are channels last. Also
-  // the batch's mean and one over its standard deviation; the running statistics are moved.
+  // the batch's mean and one over its standard deviation; the running statistics are moved. parts:
+  // of the batch, each normalised by itself, one after the other: [parts * channels] of those two.
   m.def(
       "batch_norm_leaky_relu(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, "
-      "Tensor(b!) running_var, float momentum, float eps, float negative_slope) "
+      "Tensor(b!) running_var, float momentum, float eps, float negative_slope, int parts=1) "
       "-> (Tensor, Tensor, Tensor)");
   // Gradients of x (empty if it is not needed), weight and bias.
   m.def(
       "batch_norm_leaky_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, "
-      "Tensor mean, Tensor deviation, float negative_slope, bool need_x) "
+      "Tensor mean, Tensor deviation, float negative_slope, bool need_x, int parts=1) "
       "-> (Tensor, Tensor, Tensor)");
   // v: the gradient of that of x. Gradients of grad, x and weight. dweight and dbias: as above.
   m.def(

@@ -270,13 +270,14 @@ def _convolution(rng):
 
 
 def conv2d(rng):
-    x, weight, bias, _ = _convolution(rng)
-    return [x, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2, 0.0, -0.5))]
+    x, weight, bias, grad = _convolution(rng)
+    numbers = rng.choice((1.0, 0.2, 0.0, -0.5)), rng.choice((None, None, grad))
+    return [x, weight, rng.choice((bias, None)), *numbers]
 
 
 def conv_transpose2d(rng):
-    _, weight, bias, grad = _convolution(rng)
-    return [grad, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2))]
+    x, weight, bias, grad = _convolution(rng)
+    return [grad, weight, rng.choice((bias, None)), rng.choice((1.0, 0.2)), rng.choice((None, x))]
 
 
 def conv2d_grad_weight(rng):
@@ -288,12 +289,15 @@ def batch_norm(rng):
     channels, dtype = rng.choice((0, 1, 3, 16, 33)), rng.choice((torch.float32, *FLOATING))
     shape = rng.choice((0, 1, 2, 5)), channels, rng.choice((0, 1, 5)), rng.choice((1, 4))
     own = [tensor(rng, (channels,), dtype) for _ in range(4)]
-    return [tensor(rng, shape, dtype), *own, rng.choice((0.1, 1.0)), 1e-5, rng.choice((1.0, 0.2))]
+    numbers = rng.choice((0.1, 1.0)), 1e-5, rng.choice((1.0, 0.2)), rng.choice((1, 1, 2, 5))
+    return [tensor(rng, shape, dtype), *own, *numbers]
 
 
 def batch_norm_backward(rng):
     x, *own = batch_norm(rng)[:5]
-    return [x.neg(), x, *own, 0.2, rng.random() < 0.7]
+    parts = rng.choice((1, 1, 2, 5))
+    own[2:] = (t.repeat(parts) for t in own[2:])
+    return [x.neg(), x, *own, 0.2, rng.random() < 0.7, parts]
 
 
 def batch_norm_second(rng):

@@ -52,6 +52,13 @@ def all_agree(kernel, x, weight, grad, bias, slope):
             twin(*narrow, shift[0], slope),
             twin(wide[a], wide[b], shift[1], slope),
         )
+        # By the sign of something else of the result's shape.
+        sign = (grad, None, x)[a]
+        as_good_as_torch(
+            getattr(own, f"{name}_leaky_relu")(*narrow, shift[0], slope, sign),
+            twin(*narrow, shift[0], slope, sign),
+            twin(wide[a], wide[b], shift[1], slope, sign),
+        )
     for last in (False, True):
         found = own.conv2d_grad_weight(x, grad, kernel, last)
         format = torch.channels_last if last else torch.contiguous_format
@@ -406,6 +413,8 @@ SOUND = {
         ({"bias": torch.zeros(5).double()}, "bias and x have different dtypes"),
         ({"weight": SOUND["weight"].double()}, "weight and x have different dtypes"),
         ({"negative_slope": float("nan")}, "negative_slope is nan"),
+        ({"sign": torch.zeros(2, 5, 6, 6)}, r"sign has shape \[2, 5, 6, 6\]; expected that of"),
+        ({"sign": torch.zeros(2, 5, 3, 3).double()}, "sign and x have different dtypes"),
         (
             {"x": SOUND["x"].double(), "weight": SOUND["weight"].double(), "bias": None},
             "x must be float32",

@@ -1,5 +1,7 @@
 """BatchNorm with its rectifier: values, statistics, derivatives of any order, roads, errors."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,26 +46,30 @@ def close(found, expected, most=1e-5):
 
 @kernels
 @settings(max_examples=40, deadline=None)
-@given(shape=SHAPES, slope=SLOPES, seed=st.integers(0, 99), last=st.booleans())
-def test_values_statistics_and_gradients(shape, slope, seed, last):
+@given(
+    shape=SHAPES, slope=SLOPES, seed=st.integers(0, 99), last=st.booleans(), parts=st.integers(1, 3)
+)
+def test_values_statistics_and_gradients(shape, slope, seed, last, parts):
+    few = math.prod(shape) // shape[1] < 8  # what is left of a gradient is a small difference
+    shape = (parts * shape[0], *shape[1:])
     x, weight, bias, mean, var = drawn(shape, seed, offset=2.0)
     x = x if last else x.contiguous()
     wide = [t.double().clone() for t in (x, weight, bias, mean, var)]
     y, batch_mean, deviation = own.batch_norm_leaky_relu(
-        x, weight, bias, mean, var, 0.3, 1e-5, slope
+        x, weight, bias, mean, var, 0.3, 1e-5, slope, parts
     )
-    expected = reference.batch_norm_leaky_relu(*wide, 0.3, 1e-5, slope)
+    expected = reference.batch_norm_leaky_relu(*wide, 0.3, 1e-5, slope, parts)
+    means = torch.cat([part.mean((0, 2, 3)) for part in wide[0].chunk(parts)])
     assert y.is_contiguous(memory_format=LAST)
-    close((y, mean, var, batch_mean), (expected, *wide[3:], wide[0].mean((0, 2, 3))), 3e-5)
+    close((y, mean, var, batch_mean), (expected, *wide[3:], means), 3e-5)
     grad = torch.randn(shape)
     # A pre-activation at zero, to rounding, may fall on either side.
     grad *= (expected.abs() > 1e-4).float() if slope != 1 else 1.0
     arguments = grad, x, weight, bias, batch_mean, deviation, slope
-    found = own.batch_norm_leaky_relu_backward(*arguments, True)
-    twin = reference.batch_norm_leaky_relu_backward(grad.double(), *wide[:3], 1e-5, slope)
-    few = x.numel() // shape[1] < 8  # what is left of a gradient is a small difference
+    found = own.batch_norm_leaky_relu_backward(*arguments, True, parts)
+    twin = reference.batch_norm_leaky_relu_backward(grad.double(), *wide[:3], 1e-5, slope, parts)
     close(found, twin, 2e-3 if few else 1e-4)
-    without = own.batch_norm_leaky_relu_backward(*arguments, False)
+    without = own.batch_norm_leaky_relu_backward(*arguments, False, parts)
     assert without[0].numel() == 0
     assert all(torch.equal(a, b) for a, b in zip(found[1:], without[1:], strict=True))
 
@@ -195,6 +201,8 @@ def test_what_the_operator_does_not_serve_is_torchs():
         ({"momentum": 2.0}, "momentum is 2"),
         ({"eps": -1.0}, "eps is -1"),
         ({"negative_slope": -0.1}, "negative_slope is -0.1"),
+        ({"parts": 3}, "parts is 3; expected a divisor of the batch"),
+        ({"parts": 0}, "parts is 0"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

@@ -82,6 +82,8 @@ struct ConvCall {
   const float* bias;    // may be null
   float slope;          // of negative results
   float* to;            // y, or dx for data
+  // What decides which results are negative, [pixels][channels]; they themselves if it is null.
+  const float* sign = nullptr;
 };
 
 // A convolution by one algorithm; images are channels last. ops/conv/cpu.cpp puts them together.

@@ -231,7 +231,13 @@ class CompiledStep(Step):
         # Scores are in the losses; their own length would make the losses' errors small.
         last = len(found) - expected.scores
         outputs, states = (expected.values[:last], found[:last]), (expected_state, found_state)
-        far = agree.compare(key, p.precision, len(expected.weights), outputs, states)
+
+        def otherwise() -> list[Tensor]:
+            with untouched(p, state), self._convolutions.aside(), draws.giving(drawn):
+                return self._flat(key, batch).values
+
+        other = otherwise if self._convolutions.taken else None
+        far = agree.compare(key, p.precision, len(expected.weights), outputs, states, other)
         if not same:
             raise CannotRun(f"{key}, compiled, draws other random numbers than without a compiler")
         with untouched(p, state):

@@ -13,7 +13,8 @@ taken.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,6 +93,15 @@ class Convolutions:
                 if self._joins and channels_last and not _hooked(problem):
                     self._rectified = rectified
                 return
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Passes take torch's own operators meanwhile."""
+        mode, self._mode = self._mode, None
+        try:
+            yield
+        finally:
+            self._mode = mode
 
     @property
     def taken(self) -> bool:

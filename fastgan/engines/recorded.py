@@ -1,19 +1,22 @@
 """A trace of an update as operations that are called one after the other, without what is idle.
 
 Where most of an update is spent in operators of fastgan's, a compiler has little left to fuse, and
-takes half a minute for it. The trace alone saves autograd and the Python of modules; its results
-are autograd's to the bit. What is taken out changes no number: results that nothing uses (autograd
-makes gradients of weights where a penalty asks for those of samples), copies of copies, and memory
-of results that may lie where an operand did.
+takes half a minute for it. The trace alone saves autograd and the Python of modules. What is taken
+out of it changes no number: results that nothing uses (autograd makes gradients of weights where a
+penalty asks for those of samples), copies of copies, rectifiers behind convolutions of ours, and
+memory of results that may lie where an operand did. `paired` and `resampled` do the same sums in
+fewer operations, in another order: without them results are autograd's to the bit.
 """
 
 from __future__ import annotations
 
-from itertools import count
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor, fx
+
+from fastgan.engines.paired import paired
+from fastgan.engines.places import Looking, written
+from fastgan.engines.resampled import resampled
+from fastgan.ops import library
 
 _aten = torch.ops.aten
 
@@ -33,6 +36,23 @@ _INTO_GRADIENT = {
 }
 """The same, of operations that are told where their result goes."""
 
+_RECTIFIERS = {
+    _aten.relu.default: lambda: 0.0,
+    _aten.relu_.default: lambda: 0.0,
+    _aten.leaky_relu.default: lambda slope=0.01: slope if slope >= 0 else None,
+    _aten.leaky_relu_.default: lambda slope=0.01: slope if slope >= 0 else None,
+}
+"""The factor of negative values by the arguments behind the first."""
+_DERIVATIVES = {
+    _aten.threshold_backward.default: lambda threshold: 0.0 if threshold == 0 else None,
+    _aten.leaky_relu_backward.default: lambda slope, _: slope if slope >= 0 else None,
+}
+"""The same by those behind the second, whose sign decides."""
+_CONVOLUTIONS = [
+    getattr(torch.ops.fastgan, name).default
+    for name in ("conv2d_leaky_relu", "conv_transpose2d_leaky_relu")
+    if "cpu" in library.KERNELS
+]
 
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -42,17 +62,26 @@ def simplified(graph: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
 
     Args:
         graph: a trace of operations of torch without branches; it is changed.
-        inputs: what it is called with. It is called once, and writes where it writes.
+        inputs: what it is called with. It is called, and writes where it writes.
     """
     for node in graph.graph.nodes:
         if node.target is _aten.alias.default:
             node.replace_all_uses_with(node.args[0])
     graph.graph.eliminate_dead_code(_does_more)
-    looked = _Looking(graph)
+    looked = Looking(graph)
     looked.run(*inputs)
+    if resampled(graph, looked):
+        graph.graph.eliminate_dead_code(_does_more)
+        looked = Looking(graph)
+        looked.run(*inputs)
+    for node in list(graph.graph.nodes):
+        _rectify(node, looked)
     for node in graph.graph.nodes:
         _shorten(node, looked)
     graph.graph.eliminate_dead_code(_does_more)
+    if paired(graph, looked):
+        looked = Looking(graph)
+        looked.run(*inputs)
     _reuse(graph.graph, looked)
     graph.recompile()
     return graph
@@ -63,82 +92,35 @@ def _does_more(node: fx.Node) -> bool:
     if node.op != "call_function":
         return True
     seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return seeded or bool(_written(node))
+    return seeded or bool(written(node))
 
 
-def _written(node: fx.Node) -> list[fx.Node]:
-    """What an operation writes into."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
-    written = [
-        given.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write
-    ]
-    found = [
-        n for value in written for n in (value if isinstance(value, (list, tuple)) else (value,))
-    ]
-    return [n for n in found if isinstance(n, fx.Node)]
+def _rectify(node: fx.Node, looked: Looking) -> None:
+    """Let a convolution of ours do the work of a rectifier, or of its derivative, behind it."""
+    x = node.args[0] if node.args else None
+    if not isinstance(x, fx.Node) or x.target not in _CONVOLUTIONS:
+        return
+    if len(x.users) > 1 or len(x.args) > 4 or x.args[3] != 1:
+        return
+    if node.target in _RECTIFIERS:
+        slope, sign = _RECTIFIERS[node.target](*node.args[1:]), ()
+    elif node.target in _DERIVATIVES:
+        slope, sign = _DERIVATIVES[node.target](*node.args[2:]), (node.args[1],)
+    else:
+        return
+    for by in sign:  # read where the convolution is
+        alike = by in looked.places and looked.places[by].shape == looked.places[node].shape
+        if not (alike and looked.order[by] < looked.order[x] and looked.stays_after(by, x)):
+            return
+    if slope is None or looked.places[x].strides != looked.places[node].strides:
+        return
+    x.args = (*x.args[:3], slope, *sign)
+    node.replace_all_uses_with(x)
+    looked.lie_together(node, x)
+    node.graph.erase_node(node)  # in place it would not be taken for idle
 
 
-class _Place(NamedTuple):
-    """Where a tensor lies."""
-
-    memory: int
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-    whole: bool
-    """Whether it fills its memory."""
-
-
-class _Looking(fx.Interpreter):
-    """Runs a graph and notes where its tensors lie, and which memory is written into later."""
-
-    def __init__(self, graph: fx.GraphModule):
-        super().__init__(graph)
-        self.places: dict[fx.Node, _Place] = {}
-        self.written: set[int] = set()
-        self.given: set[int] = set()
-        """Memory of what goes in, and of what comes out."""
-        self._numbers = count()
-        self._held: dict[fx.Node, dict[int, int]] = {}
-        """Of a node that is alive: numbers of memory by its address."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        """See `fx.Interpreter`."""
-        alive = {at: number for node in self.env for at, number in self._held[node].items()}
-        value = super().run_node(n)
-        own = self._held[n] = {}
-        for t in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(t, Tensor):
-                storage = t.untyped_storage()
-                at = storage.data_ptr()
-                own[at] = alive.setdefault(at, next(self._numbers))
-                whole = t.numel() > 0 and t.numel() * t.element_size() == storage.nbytes()
-                if t is value:
-                    self.places[n] = _Place(own[at], t.shape, t.stride(), t.dtype, whole)
-        if n.op in ("placeholder", "output"):
-            self.given |= set(own.values())
-        if n.op == "call_function":
-            self.written |= {self.places[x].memory for x in _written(n) if x in self.places}
-        return value
-
-    def stay(self, *nodes: fx.Node) -> bool:
-        """Whether nothing writes into what these have returned."""
-        return not {self.places[n].memory for n in nodes} & self.written
-
-    def lie_together(self, node: fx.Node, other: fx.Node) -> None:
-        """What lay where a result did now lies where another one does."""
-        own, taken = self.places[node].memory, self.places[other].memory
-        if own in self.given:
-            self.given.add(taken)
-        for n, place in self.places.items():
-            if place.memory == own:
-                self.places[n] = place._replace(memory=taken)
-
-
-def _shorten(node: fx.Node, looked: _Looking) -> None:
+def _shorten(node: fx.Node, looked: Looking) -> None:
     """Take out what makes another tensor of the same values where nobody can tell."""
     places = looked.places
     if node.target is _aten.reshape.default:
@@ -156,7 +138,7 @@ def _shorten(node: fx.Node, looked: _Looking) -> None:
             looked.lie_together(node, x)
 
 
-def _reuse(graph: fx.Graph, looked: _Looking) -> None:
+def _reuse(graph: fx.Graph, looked: Looking) -> None:
     """Let results lie where the operand did whose last use their operation is."""
     places = looked.places
     order = {node: i for i, node in enumerate(graph.nodes)}

@@ -123,13 +123,13 @@ if "cpu" in KERNELS:
         return t.new_empty_strided((batch, channels, rows, columns), strides)
 
     @torch.library.register_fake("fastgan::conv2d_leaky_relu")
-    def _(x, weight, bias, negative_slope):
+    def _(x, weight, bias, negative_slope, sign=None):
         stride = 2 if weight.shape[-1] == 4 else 1
         size = x.shape[0], weight.shape[0], x.shape[2] // stride, x.shape[3] // stride
         return _channels_last(x, *size)
 
     @torch.library.register_fake("fastgan::conv_transpose2d_leaky_relu")
-    def _(x, weight, bias, negative_slope):
+    def _(x, weight, bias, negative_slope, sign=None):
         stride = 2 if weight.shape[-1] == 4 else 1
         size = x.shape[0], weight.shape[1], x.shape[2] * stride, x.shape[3] * stride
         return _channels_last(x, *size)
@@ -140,11 +140,12 @@ if "cpu" in KERNELS:
         return _channels_last(x, *size) if channels_last else x.new_empty(size)
 
     @torch.library.register_fake("fastgan::batch_norm_leaky_relu")
-    def _(x, weight, bias, *settings):
-        return _channels_last(x, *x.shape), torch.empty_like(weight), torch.empty_like(weight)
+    def _(x, weight, bias, mean, var, momentum, eps, negative_slope, parts=1):
+        size = parts * x.shape[1]
+        return _channels_last(x, *x.shape), weight.new_empty(size), weight.new_empty(size)
 
     @torch.library.register_fake("fastgan::batch_norm_leaky_relu_backward")
-    def _(grad, x, weight, bias, mean, deviation, negative_slope, need_x):
+    def _(grad, x, weight, bias, mean, deviation, negative_slope, need_x, parts=1):
         dx = _channels_last(x, *x.shape) if need_x else x.new_empty((0,))
         return dx, torch.empty_like(weight), torch.empty_like(weight)
 

@@ -205,22 +205,28 @@ CONV_PLACES = {4: (2, 1), 3: (1, 1), 1: (1, 0)}
 
 
 def conv2d_leaky_relu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
-) -> Tensor:
-    """x [batch, in, height, width], weight [out, in, kernel, kernel] -> [batch, out, ...]."""
-    stride, padding = CONV_PLACES[weight.shape[-1]]
-    return F.leaky_relu(F.conv2d(x, weight, bias, stride, padding), negative_slope)
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float,
+    sign: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """x [batch, in, height, width], weight [out, in, kernel, kernel] -> [batch, out, ...].
+
+    The rectifier takes for negative what `sign`, in the shape of the result, says.
+    """
+    y = F.conv2d(x, weight, bias, *CONV_PLACES[weight.shape[-1]])
+    return leaky_relu_backward(y, y if sign is None else sign, negative_slope)
 
 
 def conv_transpose2d_leaky_relu(
-    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float,
+    sign: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The same with F.conv_transpose2d and weight [in, out, kernel, kernel].
 
-    Without bias and rectifier it is the gradient of conv2d's x, and x that of its result.
+    Without bias and rectifier it is the gradient of conv2d's x, and x that of its result; with the
+    sign of conv2d's x, and its negative slope, that of what a rectifier has made this x of.
     """
-    stride, padding = CONV_PLACES[weight.shape[-1]]
-    return F.leaky_relu(F.conv_transpose2d(x, weight, bias, stride, padding), negative_slope)
+    y = F.conv_transpose2d(x, weight, bias, *CONV_PLACES[weight.shape[-1]])
+    return leaky_relu_backward(y, y if sign is None else sign, negative_slope)
 
 
 def conv2d_grad_weight(x: Tensor, grad: Tensor, kernel: int) -> Tensor:
@@ -243,16 +249,27 @@ def batch_norm_leaky_relu(
     momentum: float,
     eps: float,
     negative_slope: float,
+    parts: int = 1,
 ) -> Tensor:
-    """x [batch, channels, ...], the others [channels]; as in training, which moves the running."""
-    y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
+    """x [batch, channels, ...], the others [channels]; as in training, which moves the running.
+
+    The parts of the batch, equal in size, are normalised one after the other.
+    """
+    settings = running_mean, running_var, weight, bias, True, momentum, eps
+    y = torch.cat([F.batch_norm(part, *settings) for part in x.chunk(parts)])
     return F.leaky_relu(y, negative_slope)
 
 
 def batch_norm_leaky_relu_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, negative_slope: float,
+    parts: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, weight and bias, in differentiable operations: its own double backward."""
+    if parts > 1:
+        pairs = zip(grad.chunk(parts), x.chunk(parts), strict=True)
+        own = weight, bias, eps, negative_slope
+        dx, *sums = zip(*(batch_norm_leaky_relu_backward(*t, *own) for t in pairs), strict=True)
+        return torch.cat(dx), *(torch.stack(each).sum(0) for each in sums)
     around = [0, *range(2, x.dim())]
     view = (1, -1, *[1] * (x.dim() - 2))
     centred = x - x.mean(around, keepdim=True)

@@ -117,6 +117,19 @@ void check(const char* name, const ConvKernels& k, int kernel, const ConvShape& 
     first = last;
   }
   compare("forward", name, s, found, y);
+  // By the sign of something else: of y's negative, none of whose results is left alone where y
+  // was.
+  std::vector<float> sign(y.size());
+  for (size_t i = 0; i < sign.size(); ++i) sign[i] = y[i] > 0 ? -1.0f : 1.0f;
+  cpu::ConvCall signed_call = call;
+  signed_call.sign = sign.data();
+  {
+    std::vector<float> scratch(sizes.scratch + sizes.tiles * sizes.scratch_of_tile);
+    k.forward(signed_call, 0, sizes.tiles, scratch.data());
+  }
+  std::vector<double> other(y);
+  for (double& value : other) value = value > 0 ? value * 0.25 : value / 0.25;
+  compare("forward by a sign", name, s, found, other);
 
   if (k.data != nullptr) {
     packed.assign(sizes.packed_inputs, NAN);
@@ -128,6 +141,12 @@ void check(const char* name, const ConvKernels& k, int kernel, const ConvShape& 
     k.data(back, 0, s.batch / 2, most, scratch.data());
     k.data(back, s.batch / 2, s.batch, most, scratch.data());
     compare("data", name, s, found, dx);
+    sign.assign(dx.size(), -1.0f);
+    cpu::ConvCall signed_back = back;
+    signed_back.sign = sign.data();
+    k.data(signed_back, 0, s.batch, most, scratch.data());
+    for (double& value : dx) value = value > 0 ? value * 0.25 : value;
+    compare("data by a sign", name, s, found, dx);
   }
 
   if (k.weight == nullptr) return;

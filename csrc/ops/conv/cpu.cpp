@@ -125,12 +125,15 @@ void check_float(const Tensor& t, const char* name) {
 
 // to = the images `from` convolved by p; with `scatter`, transposed.
 void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& weight,
-              const std::optional<Tensor>& bias, double slope, Tensor& to) {
+              const std::optional<Tensor>& bias, double slope, const std::optional<Tensor>& sign,
+              Tensor& to) {
   const ConvKernels& k = *p.kernels;
   const ConvSizes sizes = k.sizes(p.shape);
   const Tensor images = channels_last(from);
   const std::optional<Tensor> shift =
       bias ? std::optional<Tensor>(contiguous(*bias)) : std::nullopt;
+  const std::optional<Tensor> by =
+      sign ? std::optional<Tensor>(channels_last(*sign)) : std::nullopt;
   const ConvWeight<const float> w = p.weight(in_ptr<float>(weight), strides_of(weight));
   const int64_t numbers = scatter ? sizes.packed_inputs : sizes.packed_outputs;
   const Workspace packed(numbers);
@@ -139,7 +142,8 @@ void convolve(const Problem& p, bool scatter, const Tensor& from, const Tensor& 
                       packed.data(),
                       shift ? in_ptr<float>(*shift) : nullptr,
                       static_cast<float>(slope),
-                      out_ptr<float>(to)};
+                      out_ptr<float>(to),
+                      by ? in_ptr<float>(*by) : nullptr};
   const int64_t vectors = scatter ? sizes.vectors_of_inputs : sizes.vectors_of_outputs;
   const int64_t grain_of_pack = grain_of(kOfPacked * numbers / std::max<int64_t>(vectors, 1));
   parallel_units(vectors, 1, grain_of_pack, [&](int64_t begin, int64_t end) {
@@ -285,18 +289,20 @@ void weight_gradient(const Problem& p, const Tensor& x, const Tensor& grad, Tens
 
 struct ConvOnCpu {
   static Tensor forward(const ConvSpec& c, const Tensor& x, const Tensor& weight,
-                        const std::optional<Tensor>& bias, double negative_slope) {
+                        const std::optional<Tensor>& bias, double negative_slope,
+                        const std::optional<Tensor>& sign) {
     check_float(x, "x");
     Tensor y = new_channels_last(x, c.y());
     if (y.numel() == 0) return y;
     const bool turned = few_outputs(c);
     convolve(problem_of(c, turned, Pass::image, !is_channels_last(x)), turned, x, weight, bias,
-             negative_slope, y);
+             negative_slope, sign, y);
     return y;
   }
 
   static Tensor transposed(const ConvSpec& c, const Tensor& x, const Tensor& weight,
-                           const std::optional<Tensor>& bias, double negative_slope) {
+                           const std::optional<Tensor>& bias, double negative_slope,
+                           const std::optional<Tensor>& sign) {
     check_float(x, "x");
     Tensor y = new_channels_last(x, c.x());
     if (y.numel() == 0) return y;
@@ -305,7 +311,7 @@ struct ConvOnCpu {
     const bool few = c.shape.in <= kFewChannels;
     const bool scatter = c.kernel == 4 || (c.kernel == 3 && few);
     convolve(problem_of(c, !scatter, Pass::image, !is_channels_last(x)), scatter, x, weight, bias,
-             negative_slope, y);
+             negative_slope, sign, y);
     return y;
   }
 

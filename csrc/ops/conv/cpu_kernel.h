@@ -107,7 +107,7 @@ struct ConvolutionKernels {
     stop_tiles();
     at = g.place(first);
     for (int64_t i = 0; i < n; ++i, g.advance(at)) {
-      output_tile(g, m + i * m_row, held * m_row, call.bias, call.slope, at, call.to);
+      output_tile(g, m + i * m_row, held * m_row, call, at);
     }
   }
 
@@ -231,10 +231,11 @@ struct ConvolutionKernels {
   static void finish(const ConvCall& call, int64_t n, int64_t channels, float* pixels) {
     if (call.bias == nullptr && call.slope == 1.0f) return;
     for (int64_t i = 0; i < n; ++i, pixels += channels) {
+      const float* sign = call.sign ? call.sign + (pixels - call.to) : nullptr;
       each_vector(channels, [&](int64_t c, auto load, auto store) FASTGAN_LAMBDA_INLINE {
         const Vector<float> shift = call.bias ? load(call.bias + c) : Vector<float>{};
-        const Vector<float> pre = load(pixels + c) + shift;
-        store(pixels + c, pre > 0.0f ? pre : pre * call.slope);
+        const Vector<float> pre = load(pixels + c) + shift, by = sign ? load(sign + c) : pre;
+        store(pixels + c, by > 0.0f ? pre : pre * call.slope);
       });
     }
   }

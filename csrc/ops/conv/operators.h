@@ -1,9 +1,11 @@
 // What the convolutions' operators are on every device: their arguments, checked, and the names
 // they are registered under. The size of the weight's kernel says which convolution it is: 4x4 has
 // stride 2 and padding 1, 3x3 stride 1 and padding 1, 1x1 stride 1 and no padding. A device brings
-//   Tensor forward(conv, x, weight, bias, negative_slope)
-//   Tensor transposed(conv, grad, weight, bias, negative_slope)
+//   Tensor forward(conv, x, weight, bias, negative_slope, sign)
+//   Tensor transposed(conv, grad, weight, bias, negative_slope, sign)
 //   Tensor grad_weight(conv, x, grad, channels_last)
+// sign: where it is positive a result is left alone by the rectifier; without it where the result
+// is.
 #pragma once
 
 #include <cmath>
@@ -83,19 +85,32 @@ inline ConvSpec check_conv(const Tensor& image, const char* name, const Tensor& 
   return c;
 }
 
+inline void check_sign(const std::optional<Tensor>& sign, const Tensor& x,
+                       const std::vector<int64_t>& result) {
+  if (!sign.has_value()) return;
+  STD_TORCH_CHECK(sizes_of(*sign) == result, "sign has shape ", shape_of(*sign),
+                  "; expected that of the result, as x has shape ", shape_of(x));
+  check_like(*sign, "sign", x, "x");
+  check_memory(*sign, "sign");
+}
+
 template <class Device>
 struct ConvOperators {
   static Tensor conv2d_leaky_relu(const Tensor& x, const Tensor& weight,
-                                  const std::optional<Tensor>& bias, double negative_slope) {
+                                  const std::optional<Tensor>& bias, double negative_slope,
+                                  const std::optional<Tensor>& sign) {
     const ConvSpec c = check_conv(x, "x", weight, bias, negative_slope, false);
-    return Device::forward(c, x, weight, bias, negative_slope);
+    check_sign(sign, x, c.y());
+    return Device::forward(c, x, weight, bias, negative_slope, sign);
   }
 
   static Tensor conv_transpose2d_leaky_relu(const Tensor& x, const Tensor& weight,
                                             const std::optional<Tensor>& bias,
-                                            double negative_slope) {
+                                            double negative_slope,
+                                            const std::optional<Tensor>& sign) {
     const ConvSpec c = check_conv(x, "x", weight, bias, negative_slope, true);
-    return Device::transposed(c, x, weight, bias, negative_slope);
+    check_sign(sign, x, c.x());
+    return Device::transposed(c, x, weight, bias, negative_slope, sign);
   }
 
   static Tensor conv2d_grad_weight(const Tensor& x, const Tensor& grad, int64_t kernel,

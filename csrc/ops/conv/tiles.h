@@ -127,20 +127,22 @@ FASTGAN_INLINE void output_pixels(const C& g, Pointer y, typename C::Place at, P
 
 // The outputs of a tile from its row of M, whose places are `step` apart.
 template <class C>
-FASTGAN_INLINE void output_tile(const C& g, const float* from, int64_t step, const float* bias,
-                                float slope, typename C::Place at, float* y) {
+FASTGAN_INLINE void output_tile(const C& g, const float* from, int64_t step, const ConvCall& call,
+                                typename C::Place at) {
   float* pixels[C::m * C::m];
-  output_pixels<C, float*>(g, y, at, nullptr, pixels);
+  output_pixels<C, float*>(g, call.to, at, nullptr, pixels);
   each_vector(g.s.out, [&](int64_t n, auto load, auto store) FASTGAN_LAMBDA_INLINE {
     Vector<float> x[C::Places], o[C::m * C::m];
 #pragma GCC unroll 36
     for (int i = 0; i < C::Places; ++i) x[i] = load_vector(from + i * step + n);
     FASTGAN_TRANSFORM(C::F, C::a, C::m, output, x, o);
-    const Vector<float> shift = bias ? load(bias + n) : Vector<float>{};
+    const Vector<float> shift = call.bias ? load(call.bias + n) : Vector<float>{};
 #pragma GCC unroll 36
     for (int i = 0; i < C::m * C::m; ++i) {
+      if (pixels[i] == nullptr) continue;
       const Vector<float> pre = o[i] + shift;
-      if (pixels[i] != nullptr) store(pixels[i] + n, pre > 0.0f ? pre : pre * slope);
+      const Vector<float> by = call.sign ? load(call.sign + (pixels[i] - call.to) + n) : pre;
+      store(pixels[i] + n, by > 0.0f ? pre : pre * call.slope);
     }
   });
 }
