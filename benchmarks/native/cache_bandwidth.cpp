@@ -1,5 +1,5 @@
-// What a core reads and writes in a second from each level of its caches, and what it reads of lines
-// that another core has just written, GB/s.
+// What a core reads and writes in a second from each level of its caches, and what it reads of
+// lines that another core has just written, GB/s.
 //
 // A phase of a step that moves more bytes than it multiplies is bound by this and not by the
 // register peak (fma_peak.cpp).
@@ -86,7 +86,8 @@ FASTGAN_CLONES void update(float* x, float* y, float* z, size_t n) {
 
 struct Memory {
   explicit Memory(size_t bytes)
-      : data(static_cast<float*>(std::aligned_alloc(size_t{1} << 21, (bytes >> 21 << 21) + (1 << 21)))) {
+      : data(static_cast<float*>(
+            std::aligned_alloc(size_t{1} << 21, (bytes >> 21 << 21) + (1 << 21)))) {
     std::fill(data, data + bytes / sizeof(float), 1.f);
   }
   ~Memory() { std::free(data); }
