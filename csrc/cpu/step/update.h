@@ -14,10 +14,6 @@ void Stepper::apply(const Move& move, const Parameter& p, int64_t at, int64_t n,
     measured_apply(move, p, at, n, grad);
 }
 
-// Weights and moments outgrow the second-level cache, and the hardware fetches ahead within a page
-// only. A line is fetched for each that is used.
-constexpr int64_t kAdamFloats = 16, kAdamAhead = 512;
-
 void Stepper::move_numbers(const Move& move, const Parameter& p, int64_t at, int64_t n,
                            const float* __restrict grad) const {
   const Adam<float> constants = move.adam;
@@ -25,17 +21,10 @@ void Stepper::move_numbers(const Move& move, const Parameter& p, int64_t at, int
   float* __restrict exp_avg = p.exp_avg + at;
   float* __restrict exp_avg_sq = p.exp_avg_sq + at;
   int64_t i = 0;
-  for (; i + kAdamFloats <= n; i += kAdamFloats) {
-    __builtin_prefetch(value + i + kAdamAhead, 1);
-    __builtin_prefetch(exp_avg + i + kAdamAhead, 1);
-    __builtin_prefetch(exp_avg_sq + i + kAdamAhead, 1);
 #if FASTGAN_APPROXIMATIONS
+  for (; i + kFloats <= n; i += kFloats)
     adam_vector(constants, grad + i, value + i, exp_avg + i, exp_avg_sq + i);
-#else
-    for (int64_t j = i; j < i + kAdamFloats; ++j)
-      adam_update(constants, grad[j], value[j], exp_avg[j], exp_avg_sq[j]);
 #endif
-  }
   for (; i < n; ++i) adam_update(constants, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
   if (move.largest_weight < INFINITY) bound(value, n, move.largest_weight);
   if (p.average && averages_) {

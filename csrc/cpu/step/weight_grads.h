@@ -6,12 +6,7 @@ struct Stepper::Held {
 };
 #if FASTGAN_INSTRUCTIONS >= 2
 
-// Short sums: long rows, which Adam fetches ahead. Long sums: higher, so that a panel is packed for
-// more rows.
-Stepper::Held Stepper::held(int64_t terms) const {
-  constexpr int64_t rows = 64, longest = 1024;
-  static_assert(rows * (longest + 16) <= kSizes.held_rows * (kSizes.held_columns + 16));
-  if (terms <= kSizes.depth) return {rows, longest, longest + 16};
+Stepper::Held Stepper::held(int64_t) const {
   return {kSizes.held_rows, kSizes.held_columns, kSizes.held_columns + 16};
 }
 
