@@ -46,7 +46,7 @@ def test_without_a_compiler_the_reason_is_recorded(monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no cross compiler")
-@pytest.mark.parametrize("name", ["core_roundtrip", "fma_peak"])
+@pytest.mark.parametrize("name", ["core_roundtrip", "fma_peak", "cache_bandwidth"])
 def test_native_programs_compile_for_arm64(name, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "aarch64-linux-gnu-g++ -Wall -Wextra -Werror -static")
     monkeypatch.setattr(machine, "_build_dir", lambda: tmp_path)

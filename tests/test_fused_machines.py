@@ -61,20 +61,25 @@ def test_a_forked_child_trains_too():
     assert torch.equal(engine.run(3), expected)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
-def test_every_instruction_set(isa):
-    program = (
+ISAS = ["baseline", "avx2", "avx512", "amx"]
+
+
+def said_with(isa, program):
+    """What a program, which has `problem` and `FusedEngine`, prints under an instruction set.
+
+    Skips where the processor lacks it.
+    """
+    start = (
         "import sys, torch; sys.path[:0] = sys.argv[1:]\n"
         "from fastgan import ops\n"
         "try: name = ops.isa()\n"
         "except RuntimeError as error: print('missing', error); sys.exit()\n"
         "from fastgan.engines.fused import FusedEngine\n"
-        "from fused_plans import problem\n"
-        "runs = [FusedEngine(problem(n)).run(20) for n in ('reference, ragged', 'deep', 'norms')]\n"
-        "print(name, *(f'{x:.9g}' for x in torch.cat(runs).flatten().tolist()))\n"
+        "from fused_plans import problem, tensors\n"
+        "print(name)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *PATHS],
+        [sys.executable, "-c", start + program, *PATHS],
         env=child_environment(FASTGAN_ISA=isa),
         capture_output=True,
         text=True,
@@ -84,6 +89,16 @@ def test_every_instruction_set(isa):
     if name == "missing":
         pytest.skip(f"this processor has no {isa}")
     assert name == isa
+    return values
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa):
+    values = said_with(
+        isa,
+        "runs = [FusedEngine(problem(n)).run(20) for n in ('reference, ragged', 'deep', 'norms')]\n"
+        "print(*(f'{x:.9g}' for x in torch.cat(runs).flatten().tolist()))\n",
+    )
     expected = torch.cat(
         [FusedEngine(problem(n)).run(20) for n in ("reference, ragged", "deep", "norms")]
     )
@@ -91,6 +106,7 @@ def test_every_instruction_set(isa):
     assert (got - expected.flatten()).abs().max() < 1e-4
 
 
+<<<<<<< HEAD
 def driver(flags, kernels, **compiler):
     """tests/native/step_main.cpp, the torch-free half of the fused step and these objects of the
     kernels as a program of their own."""
@@ -99,6 +115,28 @@ def driver(flags, kernels, **compiler):
     sources = [str(f.relative_to(ROOT)) for f in files if f.name != "operators.cpp"]
     parts = building.objects([*sources, "tests/native/step_main.cpp"], flags, **compiler)
     return building.program("step_main", [*parts, *kernels], flags, **compiler)
+=======
+@pytest.mark.parametrize("isa", ISAS)
+def test_1_to_16_threads_give_the_same_bits(isa):
+    # D's hidden layer has 8 panels: beyond 8 threads its batch is divided, too.
+    values = said_with(
+        isa,
+        "import hashlib\n"
+        "for precision in ('fp32', 'bf16'):\n"
+        "    for threads in range(1, 17):\n"
+        "        torch.set_num_threads(threads)\n"
+        "        p = problem(batch_size=64, precision=precision)\n"
+        "        parts = [FusedEngine(p).run(2), *tensors(p).values()]\n"
+        "        whole = b''.join(x.detach().numpy().tobytes() for x in parts)\n"
+        "        print(hashlib.sha256(whole).hexdigest())\n",
+    )
+    assert len(values) == 32
+    fp32, bf16 = set(values[:16]), set(values[16:])
+    assert len(fp32) == len(bf16) == 1 and fp32 != bf16
+
+
+SOURCES = ["step/phases.cpp", "cpu/step/*.cpp", "cpu/team.cpp", "cpu/isa.cpp", "cpu/kernels*.cpp"]
+>>>>>>> mlp
 
 
 FLAGS = ("-pthread", "-Wno-psabi", *native.FLAGS)
