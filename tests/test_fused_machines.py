@@ -106,16 +106,6 @@ def test_every_instruction_set(isa):
     assert (got - expected.flatten()).abs().max() < 1e-4
 
 
-<<<<<<< HEAD
-def driver(flags, kernels, **compiler):
-    """tests/native/step_main.cpp, the torch-free half of the fused step and these objects of the
-    kernels as a program of their own."""
-    files = [ROOT / "csrc/step/phases.cpp", ROOT / "csrc/cpu/team.cpp"]
-    files += sorted((ROOT / "csrc/cpu/step").glob("*.cpp"))
-    sources = [str(f.relative_to(ROOT)) for f in files if f.name != "operators.cpp"]
-    parts = building.objects([*sources, "tests/native/step_main.cpp"], flags, **compiler)
-    return building.program("step_main", [*parts, *kernels], flags, **compiler)
-=======
 @pytest.mark.parametrize("isa", ISAS)
 def test_1_to_16_threads_give_the_same_bits(isa):
     # D's hidden layer has 8 panels: beyond 8 threads its batch is divided, too.
@@ -135,8 +125,14 @@ def test_1_to_16_threads_give_the_same_bits(isa):
     assert len(fp32) == len(bf16) == 1 and fp32 != bf16
 
 
-SOURCES = ["step/phases.cpp", "cpu/step/*.cpp", "cpu/team.cpp", "cpu/isa.cpp", "cpu/kernels*.cpp"]
->>>>>>> mlp
+def driver(flags, kernels, **compiler):
+    """tests/native/step_main.cpp, the torch-free half of the fused step and these objects of the
+    kernels as a program of their own."""
+    files = [ROOT / "csrc/step/phases.cpp", ROOT / "csrc/cpu/team.cpp"]
+    files += sorted((ROOT / "csrc/cpu/step").glob("*.cpp"))
+    sources = [str(f.relative_to(ROOT)) for f in files if f.name != "operators.cpp"]
+    parts = building.objects([*sources, "tests/native/step_main.cpp"], flags, **compiler)
+    return building.program("step_main", [*parts, *kernels], flags, **compiler)
 
 
 FLAGS = ("-pthread", "-Wno-psabi", *native.FLAGS)
