@@ -41,7 +41,8 @@ class Trainer:
     Args:
         generator: latents ``[B, *latent_shape]`` to samples ``[B, *shape]``, images in [-1, 1];
             None for the pair of the setting `model`, its weights drawn from `seed`.
-        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``; None likewise. With a
+        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``, or to one of n samples
+            together, ``[B / n]`` or ``[B / n, 1]``; None likewise. With a
             `method`, whatever it takes; a dict of modules is one discriminator. Both are trained in
             place, on `device`. A network whose forward takes a second argument is given the
             condition (label, image, ...) that the data have beside each sample.
