@@ -317,7 +317,8 @@ def data_of(
                 f"these {len(opened)} are not the {saved['count']} that it learns; {way}"
             )
         raise CheckpointError(f"{file}: {differs}")
-    opened.held_out = saved.get("held_out", opened.held_out)
+    if opened.held_out is None:
+        opened.held_out = saved.get("held_out")
     return opened
 
 

@@ -129,6 +129,7 @@ class Synthesizer:
                 if resume
                 else self._begun(learned, discrete_columns, held_out)
             )
+        self.trainer.data.held_out = self._held_out.kept(seed)
         self.table = self.trainer.data.table
         self.trainer.fit()
         self.trainer.close()
@@ -144,7 +145,6 @@ class Synthesizer:
         self, data: Any, discrete: Sequence[Any] | None = None, held_out: Any = None
     ) -> Trainer:
         rows = data_room.open(data, discrete=discrete, by_category=True)
-        rows.held_out = self._held_out.kept(self._settings["seed"])
         layout = rows.table.layout
         with torch_rng.seeded(self._settings["seed"], torch.device("cpu")):
             g = CTGANGenerator(layout.heads, self._noise, self._width, layout.conditions)
