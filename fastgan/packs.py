@@ -58,8 +58,8 @@ class Pack(nn.Module):
 
 
 def rows_of(scores: Tensor, batch: int) -> int:
-    """How many rows of a batch one score is of."""
-    return batch // max(1, len(scores))
+    """How many rows of a batch one score is of; 1 where there are no rows."""
+    return max(1, batch // max(1, len(scores)))
 
 
 def first_of_each(x: Tensor, pack: int) -> Tensor:

@@ -254,8 +254,9 @@ class StepContext:
     def _pack(self) -> int:
         """How many samples one of D's scores is of, as far as the update has seen any."""
         first = self._scored[0][0] if self._scored else self.scores[0]
-        one_each = first is None or len(self.real) % max(1, len(first))
-        return 1 if one_each else rows_of(first, len(self.real))
+        if first is None or first.shape not in ((first.numel(),), (first.numel(), 1)):
+            return 1
+        return rows_of(first, len(self.real))
 
     def penalty_of(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:
         """The same at points, requiring gradients, that D has scored by `score`."""
