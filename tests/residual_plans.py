@@ -87,7 +87,7 @@ def drawn(kind, number, dtype=torch.float32, penalised=False, pack=1, **changes)
         d = nn.Sequential(Pack(pack), d)
     options = {
         "loss": rng.choice(("wasserstein", "hinge", "least-squares", "non-saturating")),
-        "batch_size": rng.choice((7, 32, 40)) // pack * pack,
+        "batch_size": max(2 * pack, rng.choice((7, 32, 40)) // pack * pack),
         "penalties": PENALTIES[number % len(PENALTIES)] if penalised else None,
         "seed": rng.randrange(1 << 64),
         "betas": (0.5, 0.9),

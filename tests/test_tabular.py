@@ -272,14 +272,14 @@ def test_a_run_ends_by_a_share_of_the_rows_that_is_held_out(tmp_path, monkeypatc
     more = Synthesizer(32, until="plateau:shapes:99", **settings).fit(whole, resume=True)
     assert more.trainer.step >= 32 and len(compared) > 1 and compared[-1].equals(held)
     # So they are when nobody says which, and by the seed that the run began with.
-    settings |= {"held_out": None, "seed": 7}
+    later = {**settings, "held_out": None, "seed": 7}
     looks = len(compared)
-    again = Synthesizer(44, **settings).fit(whole, resume=True).trainer
+    again = Synthesizer(44, **later).fit(whole, resume=True).trainer
     assert again.step >= 44 and len(again.data) == 70
     assert len(compared) > looks and compared[-1].equals(held)
     for rows, told in ((0.2, "held_out is 0.2, saved 0.3"), (whole[:9], "held_out is other rows")):
         with pytest.raises(ConfigError, match=told):
-            Synthesizer(50, **{**settings, "held_out": rows}).fit(whole, resume=True)
+            Synthesizer(50, **{**later, "held_out": rows}).fit(whole, resume=True)
     with pytest.raises(CheckpointError, match="0.3 of the rows is held out .* these 100 are"):
         fastgan.Trainer.resume(tmp_path / "run", data=whole)
     other = Synthesizer(30, until="shapes>0", **{**settings, "seed": 1, "out": None}).fit(whole)
