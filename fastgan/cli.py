@@ -108,13 +108,14 @@ def _train(chosen: argparse.Namespace) -> int:
     # With --json stdout belongs to the summary.
     console = _Console(mode, sys.stderr if chosen.json else None)
     callbacks = [console, _LossPlot(), *watching.callbacks(chosen)]
-    if chosen.until is not None and chosen.held_out is None:
+    saved = None if chosen.resume is None else table.kept_out(chosen.resume)
+    if chosen.until is not None and chosen.held_out is None and saved is None:
         callbacks.append(Until(chosen.until))
     callbacks = tuple(callbacks)
     if chosen.resume is None:
         run = _new_run(chosen, given, callbacks, console)
     else:
-        run = _resumed_run(chosen, given, callbacks)
+        run = _resumed_run(chosen, given, callbacks, saved)
     before = run.step
     summary = run.fit()
     run.close()
@@ -176,7 +177,12 @@ def _tuned_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tup
     return Trainer.from_checkpoint(chosen.start_from, data=data, callbacks=callbacks, **given)
 
 
-def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tuple) -> Trainer:
+def _resumed_run(
+    chosen: argparse.Namespace,
+    given: dict[str, Any],
+    callbacks: tuple,
+    saved: dict[str, Any] | None,
+) -> Trainer:
     for name in ("preset", "config", "name", "start_from"):
         if getattr(chosen, name) is not None:
             name = name.replace("_", "-")
@@ -184,9 +190,10 @@ def _resumed_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: t
     if "out" in given:
         raise ConfigError("--out begins a new run; --resume goes on in the run's own directory")
     data = given.pop("data", None)
-    if chosen.held_out is not None:
+    if chosen.held_out is not None or saved is not None:
         config = resuming.config_of(*resuming.read(chosen.resume), given)
-        data, rule = table.held_out(chosen, config if data is None else config.with_(data=data))
+        config = config if data is None else config.with_(data=data)
+        data, rule = table.held_out(chosen, config, saved)
         callbacks += rule
     return Trainer.resume(
         chosen.resume, data=data, callbacks=callbacks, data_changed=chosen.data_changed, **given
@@ -268,8 +275,8 @@ def _parser() -> argparse.ArgumentParser:
         "--held-out",
         metavar="ROWS",
         help="of a run on a table: a share of its rows, or a file of others, that is not learned "
-        f"and that --until compares with, by default by {table.PLATEAU!r}; give it again with "
-        "--resume",
+        f"and that --until compares with, by default by {table.PLATEAU!r}; a run that goes on has "
+        "its own share, and is given a file again",
     )
     add(
         "--data-changed",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastgan import ops
 from fastgan.models.ctgan import CTGANDiscriminator, CTGANGenerator
 from fastgan.models.heads import TEMPERATURE
+from fastgan.packs import Pack
 from fastgan.torch_private import global_hooks, has_hooks, is_compiled
 
 _KINDS = (
@@ -26,6 +27,7 @@ _KINDS = (
     nn.Dropout,
     nn.Sequential,
     nn.ModuleList,
+    Pack,
 )
 
 

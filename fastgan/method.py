@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastgan.engines.scores import cut, require_scalar
 from fastgan.losses import Loss, Penalty
+from fastgan.packs import rows_of
 
 if TYPE_CHECKING:
     from fastgan.engines.context import StepContext
@@ -50,7 +51,9 @@ class Method(Protocol):
 class LossMethod:
     """A loss of D's scores, with penalties on D's slope: what `loss=` and `penalties=` say.
 
-    D returns one score a sample. Networks that take a condition are given it.
+    D returns one score a sample, or one of each pack of n samples that follow each other (b / n
+    scores, as behind a `fastgan.nn.Pack`), over which the means are then. Networks that take a
+    condition are given it.
     """
 
     loss: Loss
@@ -73,7 +76,7 @@ class LossMethod:
         loss = require_scalar(self.loss.d_loss(on_real, on_fake), name_of(self), "d_loss")
         step.report(loss, on_real, on_fake)
         for place in sorted({penalty.at for penalty in penalties} - points.keys()):
-            at = step.points(place, real, fake)
+            at = step.points(place, real, fake, rows_of(on_real, len(real)))
             points[place] = step.score(at, step.cond), at
         for penalty in penalties:
             loss = loss + step.penalty_of(penalty, *points[penalty.at])

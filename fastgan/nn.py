@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import ops
 from .heads import Heads
 from .ops.reference import CONV_PLACES
+from .packs import Pack
 from .torch_private import buffers, children, has_hooks, leaky_relu, parameters
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ConvTranspose2dLeakyReLU",
     "Heads",
     "LinearLeakyReLU",
+    "Pack",
     "fuse",
     "spectral_norm",
     "unfuse",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .packs import slopes_of
 from .plain import real, whole
 from .words import nearest
 
@@ -33,6 +34,10 @@ class Penalty:
 
     It is added to the discriminator's loss before the backward pass; the losses that a run reports
     are without it, so that they can be compared between runs, and between steps if it is lazy.
+
+    Where D judges several rows together (`fastgan.nn.Pack`) a slope is that of a pack's score by
+    all of its rows, [packs, rows, ...], as in CTGAN (L. Xu et al., NeurIPS 2019): one norm of a
+    pack, the mean over packs, and one place on the way for all rows of one.
 
     Attributes:
         name: how logs and checkpoints call it.
@@ -98,7 +103,7 @@ class Penalty:
         """The weighted penalty of one update, differentiable: a scalar.
 
         Args:
-            scores: what D made of `images`.
+            scores: what D made of `images`: [b], or [b / n] of n rows together.
             images: [b, ...], requiring gradients.
             scale: a factor that keeps float16 gradients from vanishing in the backward pass; the
                 result is without it.
@@ -108,7 +113,7 @@ class Penalty:
             scale = scale / len(scores)
         total = scores.sum() if scale is None else scores.sum() * scale
         (slope,) = torch.autograd.grad(total, images, create_graph=True)
-        slope = wide(slope)
+        slope = slopes_of(wide(slope), scores)
         if scale is not None:
             slope = slope / scale
         return self.weight * self.every * self.of(slope)

@@ -39,8 +39,8 @@ class Problem:
     generator: nn.Module
     """Latents [b, *latent_shape] to samples [b, *data.shape]; images in [-1, 1]."""
     discriminator: nn.Module
-    """Samples to one score each, [b], [b, 1] or any shape of b elements; or to what the method
-    takes."""
+    """Samples to one score each, [b], [b, 1] or any shape of b elements; to one of each n samples
+    together, [b / n] or [b / n, 1]; or to what the method takes."""
     method: Method
     """What both minimise."""
     optimizer_g: torch.optim.Optimizer

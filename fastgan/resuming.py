@@ -301,12 +301,37 @@ def data_of(
             the user knows.
     """
     source = restore.require(file, "data", given, config.data)
-    opened = source
-    if not isinstance(source, data_room.Data):
-        opened = data_room.open(source, **config.data_options())
-    if not changed and (differs := opened.differs(state["data"])):
+    opened = learned_of(state, config) if given is None else None
+    if opened is None:
+        opened = source
+        if not isinstance(source, data_room.Data):
+            opened = data_room.open(source, **config.data_options())
+    if changed:
+        return opened
+    saved = state["data"]
+    if differs := opened.differs(saved):
+        if given is not None and (kept := saved.get("held_out")):
+            way = "leave data out" if config.data is not None else "pass those alone"
+            raise CheckpointError(
+                f"{file}: a share of {kept['share']:g} of the rows is held out of this run, and "
+                f"these {len(opened)} are not the {saved['count']} that it learns; {way}"
+            )
         raise CheckpointError(f"{file}: {differs}")
+    if opened.held_out is None:
+        opened.held_out = saved.get("held_out")
     return opened
+
+
+def learned_of(state: Mapping[str, Any], config: Config) -> data_room.Data | None:
+    """The rows of its file that a run learns, if it holds a share of them out; None if not."""
+    kept = state["data"].get("held_out")
+    if kept is None or config.data is None:
+        return None
+    # Here, as most runs have no table.
+    from fastgan.tabular.held_out import HeldOut
+
+    rows = HeldOut(kept["share"], kept["rule"])
+    return rows.opened(config.data, kept["seed"], config.data_options())[0]
 
 
 @torch.inference_mode(False)

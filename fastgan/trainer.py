@@ -41,7 +41,8 @@ class Trainer:
     Args:
         generator: latents ``[B, *latent_shape]`` to samples ``[B, *shape]``, images in [-1, 1];
             None for the pair of the setting `model`, its weights drawn from `seed`.
-        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``; None likewise. With a
+        discriminator: samples to one score each, ``[B]`` or ``[B, 1]``, or to one of n samples
+            together, ``[B / n]`` or ``[B / n, 1]``; None likewise. With a
             `method`, whatever it takes; a dict of modules is one discriminator. Both are trained in
             place, on `device`. A network whose forward takes a second argument is given the
             condition (label, image, ...) that the data have beside each sample.
@@ -327,7 +328,8 @@ class Trainer:
             path: the directory of a run, or a checkpoint in it.
             generator: needed if the run did not train a pair that fastgan ships.
             discriminator: likewise.
-            data: needed if the run was not given its data by a name or path.
+            data: needed if the run was not given its data by a name or path. Of a table a share
+                of which is held out: the rows that are learned.
             callbacks: as for `Trainer`; those of the run's names get their states back.
             data_changed: go on although the data is not what the run was trained on.
             **overrides: settings that a resume may change (see the signature), and the run's own
@@ -374,7 +376,8 @@ class Trainer:
             generator: needed if the run did not train a pair that fastgan ships; its weights are
                 replaced.
             discriminator: likewise.
-            data: what to train on. Default: what the other run opened by a name or path.
+            data: what to train on. Default: what the other run opened by a name or path, without
+                rows that it held out.
             average: "keep": the new run's average of G's weights begins as the other's;
                 "generator": G itself does. Default: the average begins as G.
             callbacks: as for `Trainer`.
@@ -395,6 +398,8 @@ class Trainer:
         if data is None and config.data is None:
             raise ConfigError(f"{file} was trained on data that its program passed; pass data=")
         resuming.load_weights(file, state, networks, average)
+        if data is None and config.data == state["config"]["data"]:
+            data = resuming.learned_of(state, config)
         trainer = cls(*networks, data, config, callbacks=callbacks, out=out)
         if average == "keep":
             kept = restore.require_fit(file, "ema", trainer.ema, state["ema"])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastgan import data, ops, optim
+from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine
 from fastgan.heads import Heads
 from fastgan.models import Discriminator, Generator
@@ -347,6 +348,41 @@ def same_by_threads_calls_and_copies(made, *others):
         assert torch.equal(statistics, found[0][0])
         assert same(p, found[0][1]) == []
     same_from_a_copy(engine, 5)
+
+
+def first_step(engine, p):
+    """Gradients of the first step's updates, from Adam's first moments, of D and of G."""
+    eager_run(engine(p), 1)
+    return [
+        torch.cat([2 * optimizer.state[w]["exp_avg"].detach().double().flatten() for w in w_of])
+        for optimizer, w_of in (
+            (p.optimizer_d, list(p.discriminator.parameters())),
+            (p.optimizer_g, list(p.generator.parameters())),
+        )
+    ]
+
+
+def gradients_as_good_as_torchs(made):
+    """The first step's gradients are as near float64's as torch's are in float32.
+
+    Args:
+        made: (dtype) makes the problem.
+
+    Returns:
+        float64's and the fused engine's, of D and of G.
+    """
+    exact, torchs, ours = (
+        first_step(engine, made(dtype))
+        for engine, dtype in (
+            (EagerEngine, torch.float64),
+            (EagerEngine, torch.float32),
+            (FusedEngine, torch.float32),
+        )
+    )
+    for of_exact, of_torch, of_ours in zip(exact, torchs, ours, strict=True):
+        error = (of_ours - of_exact).norm()
+        assert error <= 3 * (of_torch - of_exact).norm() + 2e-7 * of_exact.norm()
+    return exact, ours
 
 
 def same_from_a_copy(engine, steps):

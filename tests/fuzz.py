@@ -73,7 +73,7 @@ class Fused:
                 # The last layer takes the one before it beside another node.
                 joins[-1].append((n, 1, n, rng.randrange(n + 1)))
                 layers[-1] = replace(layers[-1], source=n + 2)
-        batch = rng.choice((2, 3, 8, 40))
+        batch, pack = rng.choice((2, 3, 8, 40)), rng.choice((1, 1, 2))
         penalties = [
             (rng.randrange(2), rng.randrange(3), rng.choice((1, 1, 2)), 10.0)
             for _ in range(rng.choice((0, 0, 1, 2, 3)))
@@ -83,8 +83,9 @@ class Fused:
             "joins": tuple(joins),
             "latent": width(),
             "image": image,
-            "batch": batch,
-            "count": batch * rng.randrange(1, 3) + rng.choice((0, 2)),
+            "pack": pack,
+            "batch": batch * pack,
+            "count": pack * (batch * rng.randrange(1, 3) + rng.choice((0, 2))),
             "d_steps": rng.choice((1, 1, 2)),
             "loss": rng.randrange(5),
             "precision": rng.randrange(2),
@@ -108,7 +109,7 @@ class Fused:
         ]
         curved = any(one.activation in ("gelu", "gelu_tanh", "silu") for one in critic)
         options |= {"networks": plain, "joins": ((), ()), "clips": self.case.clips}
-        options |= {"heads": (), "terms": ()}
+        options |= {"heads": (), "terms": (), "pack": 1}
         options["penalties"] = () if curved else self.case.penalties
         self.on_cuda = plans.Case(**options)
         self.memory = {}

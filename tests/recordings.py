@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import data, losses
 from fastgan.engines.eager import EagerEngine
-from fastgan.nn import LinearLeakyReLU, fuse
+from fastgan.nn import LinearLeakyReLU, Pack, fuse
 
 
 class NoReading(TorchDispatchMode):
@@ -73,6 +73,15 @@ def with_fused_layers(**options):
 def smooth(**options):
     """A discriminator with a curved slope: a penalty on it has a gradient everywhere."""
     d = Mlp(nn.Linear(36, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1), out_shape=(1,))
+    return problem(d=d, **options)
+
+
+def packed(pack=2, **options):
+    """A discriminator that judges images together."""
+    torch.manual_seed(2)
+    d = nn.Sequential(
+        Pack(pack), nn.Linear(36 * pack, 16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 1)
+    )
     return problem(d=d, **options)
 
 
@@ -146,6 +155,8 @@ PROBLEMS = {
     "bounded": lambda: smooth(grad_clip=0.1, grad_clip_value=0.01, weight_clip=0.05),
     "approximate r1": lambda: smooth(penalties="approximate-r1:1:2:0.1", d_steps=2),
     "wgan-gp": lambda: smooth(loss="wasserstein", penalties="wgan-gp"),
+    "packs": lambda: packed(loss="wasserstein", penalties=["wgan-gp", "r1:1:2"], d_steps=2),
+    "packs, averages": lambda: packed(loss="relativistic-average"),
     "bf16": lambda: problem(precision="bf16"),
     "fp16": lambda: smooth(precision="fp16", penalties="r1"),
     "double": lambda: problem(generator().double(), discriminator().double()),

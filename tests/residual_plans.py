@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastgan import data
+from fastgan.nn import Pack
 from fastgan.problem import make_problem
 
 LATENT, IMAGE = 6, (1, 5, 7)
@@ -73,18 +74,20 @@ class Drawn(nn.Module):
         return self.last(values[-1])
 
 
-def drawn(kind, number, dtype=torch.float32, penalised=False, **changes):
-    """The problem of a pair that a number draws."""
+def drawn(kind, number, dtype=torch.float32, penalised=False, pack=1, **changes):
+    """The problem of a pair that a number draws; D judges `pack` images together."""
     rng = random.Random(f"{kind} {number}")
     torch.manual_seed(number)
     values = IMAGE[1] * IMAGE[2]
     g = nn.Sequential(
         Drawn(rng, LATENT, values, kind, batch_norm=True), nn.Tanh(), nn.Unflatten(1, IMAGE)
     )
-    d = Drawn(rng, values, 1, kind, batch_norm=not penalised)
+    d = Drawn(rng, values * pack, 1, kind, batch_norm=not penalised)
+    if pack > 1:
+        d = nn.Sequential(Pack(pack), d)
     options = {
         "loss": rng.choice(("wasserstein", "hinge", "least-squares", "non-saturating")),
-        "batch_size": rng.choice((7, 32, 40)),
+        "batch_size": max(2 * pack, rng.choice((7, 32, 40)) // pack * pack),
         "penalties": PENALTIES[number % len(PENALTIES)] if penalised else None,
         "seed": rng.randrange(1 << 64),
         "betas": (0.5, 0.9),

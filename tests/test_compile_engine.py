@@ -22,7 +22,7 @@ from fastgan.problem import make_problem
 
 NETWORKS = (
     "hinge", "two updates of D, all at once", "layers with their dropout", "dropout called twice",
-    "spectral norm", "r1, lazy", "convolutions with r1", "r1 and r2", "wgan-gp", "bf16",
+    "spectral norm", "r1, lazy", "convolutions with r1", "r1 and r2", "wgan-gp", "packs", "bf16",
 )  # fmt: skip
 
 

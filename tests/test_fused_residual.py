@@ -4,7 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import written_plans as plans
-from fused_plans import Concat, eager_run, same_by_threads_calls_and_copies
+from fused_plans import (
+    Concat,
+    first_step,
+    gradients_as_good_as_torchs,
+    same_by_threads_calls_and_copies,
+)
 from fused_plans import problem as plain_problem
 from native import emulator, fused_cuda
 from residual_plans import ACTIVATIONS, drawn
@@ -24,33 +29,11 @@ pytestmark = [
 ]
 
 
-def first_step(engine, p):
-    """Gradients of the first step's updates, from Adam's first moments, of D and of G."""
-    eager_run(engine(p), 1)
-    return [
-        torch.cat([2 * optimizer.state[w]["exp_avg"].detach().double().flatten() for w in w_of])
-        for optimizer, w_of in (
-            (p.optimizer_d, list(p.discriminator.parameters())),
-            (p.optimizer_g, list(p.generator.parameters())),
-        )
-    ]
-
-
 @pytest.mark.parametrize("penalised", [False, True])
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 @pytest.mark.parametrize("number", range(10))
 def test_gradients_are_as_good_as_torchs_in_float32(kind, number, penalised):
-    exact, torchs, ours = (
-        first_step(engine, drawn(kind, number, dtype, penalised))
-        for engine, dtype in (
-            (EagerEngine, torch.float64),
-            (EagerEngine, torch.float32),
-            (FusedEngine, torch.float32),
-        )
-    )
-    for of_exact, of_torch, of_ours in zip(exact, torchs, ours, strict=True):
-        error = (of_ours - of_exact).norm()
-        assert error <= 3 * (of_torch - of_exact).norm() + 2e-7 * of_exact.norm()
+    exact, ours = gradients_as_good_as_torchs(lambda d: drawn(kind, number, d, penalised))
     if penalised:  # and the penalty is not lost
         without = first_step(EagerEngine, drawn(kind, number, torch.float64, True, penalties=None))
         assert (exact[0] - without[0]).norm() > 1e3 * (ours[0] - exact[0]).norm()
@@ -98,12 +81,7 @@ def with_labels(dtype=torch.float32, embedding=False, **changes):
 
 @pytest.mark.parametrize("changes", [{}, {"penalties": "wgan-gp", "loss": "wasserstein"}])
 def test_conditions_reach_past_layers(changes):
-    exact = first_step(EagerEngine, with_labels(torch.float64, **changes))
-    torchs = first_step(EagerEngine, with_labels(**changes))
-    ours = first_step(FusedEngine, with_labels(**changes))
-    for of_exact, of_torch, of_ours in zip(exact, torchs, ours, strict=True):
-        error = (of_ours - of_exact).norm()
-        assert error <= 3 * (of_torch - of_exact).norm() + 2e-7 * of_exact.norm()
+    gradients_as_good_as_torchs(lambda dtype: with_labels(dtype, **changes))
 
 
 def test_an_embedding_that_goes_past_a_layer_is_refused_by_name():

@@ -11,7 +11,7 @@ from fastgan.cli import main
 from fastgan.config import ConfigError
 from fastgan.data import DataError
 from fastgan.data.table import Table
-from fastgan.metrics import TABLE_METRICS, evaluate_table, plots_of_table
+from fastgan.metrics import TABLE_METRICS, evaluate_table, plots_of_table, tables
 from fastgan.tabular import Synthesizer
 
 pandas = pytest.importorskip("pandas")
@@ -150,3 +150,59 @@ def test_a_run_ends_when_its_columns_are_good_enough():
     assert t.history[-1]["shapes"] > 0.01 and summary["steps"] < 50 * t.steps_per_epoch
     assert Until("plateau:pairs:3")
     assert set(TABLE_METRICS) == {"shapes", "pairs", "nearest", "efficacy"}
+
+
+# How columns belong together
+
+
+def tables_of_counts(*shape, stream=0):
+    """Counts of pairs of categories, and two columns that have them."""
+    counts = (random.uniform(3, 500 + stream, 0, shape) * 20).long()
+    cells = counts.flatten().nonzero()[:, 0].repeat_interleave(counts[counts > 0])
+    return counts, cells // shape[1], cells % shape[1]
+
+
+def test_cramers_v_of_two_categories_each_is_the_phi_coefficient():
+    # phi = |ad - bc| / root of the product of the four sums.
+    counts = torch.tensor([[10, 20], [30, 5]])
+    cells = torch.arange(4).repeat_interleave(counts.flatten())
+    phi = abs(10 * 5 - 20 * 30) / (30 * 35 * 40 * 25) ** 0.5
+    assert tables._cramer(cells // 2, cells % 2, 2, 2) == pytest.approx(phi, rel=1e-12)
+    # A category that no row has is none, and one alone tells nothing of the other column.
+    assert tables._cramer(cells // 2 + 1, cells % 2, 4, 3) == pytest.approx(phi, rel=1e-12)
+    assert tables._cramer(cells * 0, cells % 2, 1, 2) == 0.0
+    assert tables._cramer(cells[:0], cells[:0], 2, 2) == 0.0
+    assert tables._cramer(cells, cells, 4, 4) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (3, 3), (7, 4)])
+def test_cramers_v_is_that_of_another_library(shape):
+    contingency = pytest.importorskip("scipy.stats.contingency")
+    for stream in range(3):
+        counts, a, b = tables_of_counts(*shape, stream=stream)
+        expected = contingency.association(counts.numpy(), method="cramer")
+        assert tables._cramer(a, b, *shape) == pytest.approx(expected, rel=1e-12)
+
+
+def test_associations_by_hand():
+    x = np.repeat([1.0, 2, 3, 4], 10)
+    kind = np.array(["a", "b"] * 20)
+    real = pandas.DataFrame({"x": x, "y": -2 * x + 1, "kind": kind, "of_x": (x > 2).astype(str)})
+    fake = real.assign(y=x**2, of_x=np.where(kind == "a", "False", "True"))
+    found = tables.Compared(real, fake, Table.learned(real, ["kind", "of_x"]), None, 0)
+    of_real, of_fake = (dict(zip(found.names, one, strict=True)) for one in found.associations)
+    names = list(found.names)
+
+    def of(rows, a, b):
+        return float(rows[a][names.index(b)])
+
+    # Numbers by their correlation.
+    assert of(of_real, "x", "y") == pytest.approx(-1.0)
+    assert of(of_fake, "x", "y") == pytest.approx(np.corrcoef(x, x**2)[0, 1])
+    # Categories, and numbers by tenths, by Cramer's V.
+    assert of(of_real, "kind", "of_x") == pytest.approx(0.0, abs=1e-7)
+    assert of(of_fake, "kind", "of_x") == pytest.approx(1.0)
+    assert of(of_real, "x", "of_x") == pytest.approx(1.0)
+    assert of(of_real, "x", "kind") == of(of_fake, "x", "of_x") == pytest.approx(0.0, abs=1e-7)
+    for rows in found.associations:
+        assert torch.equal(rows, rows.T) and rows.diagonal().eq(1).all()

@@ -11,6 +11,7 @@ from fastgan.config import ConfigError
 from fastgan.data import DataError
 from fastgan.games import surprise
 from fastgan.models import CTGANDiscriminator, CTGANGenerator
+from fastgan.run.checkpoint import CheckpointError
 from fastgan.tabular import Synthesizer, TableMethod, sample_run
 
 pandas = pytest.importorskip("pandas")
@@ -270,6 +271,17 @@ def test_a_run_ends_by_a_share_of_the_rows_that_is_held_out(tmp_path, monkeypatc
     # The same rows are held out when the run goes on, and its rule counts on.
     more = Synthesizer(32, until="plateau:shapes:99", **settings).fit(whole, resume=True)
     assert more.trainer.step >= 32 and len(compared) > 1 and compared[-1].equals(held)
+    # So they are when nobody says which, and by the seed that the run began with.
+    later = {**settings, "held_out": None, "seed": 7}
+    looks = len(compared)
+    again = Synthesizer(44, **later).fit(whole, resume=True).trainer
+    assert again.step >= 44 and len(again.data) == 70
+    assert len(compared) > looks and compared[-1].equals(held)
+    for rows, told in ((0.2, "held_out is 0.2, saved 0.3"), (whole[:9], "held_out is other rows")):
+        with pytest.raises(ConfigError, match=told):
+            Synthesizer(50, **{**later, "held_out": rows}).fit(whole, resume=True)
+    with pytest.raises(CheckpointError, match="0.3 of the rows is held out .* these 100 are"):
+        fastgan.Trainer.resume(tmp_path / "run", data=whole)
     other = Synthesizer(30, until="shapes>0", **{**settings, "seed": 1, "out": None}).fit(whole)
     assert not compared[-1].equals(held) and other.trainer.step == 10
 
@@ -396,11 +408,24 @@ def test_the_command_line_holds_rows_out(tmp_path, capsys, monkeypatch):
     assert main([*resume, "--held-out", "0.3", "--until", "plateau:shapes:9"]) == 0
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] > 10
     capsys.readouterr()
+    # A run knows its share, its rule and its rows.
+    small_run = tmp_path / "knows"
+    assert main([*small, *held, "--out", str(small_run)]) == 0
+    t = fastgan.Trainer.resume(small_run)
+    assert len(t.data) == 70 and t.data.held_out == {"share": 0.3, "seed": 0, "rule": "shapes>0"}
+    tuned = fastgan.Trainer.from_checkpoint(small_run, steps=1)
+    assert torch.equal(tuned.data.samples, t.data.samples)
+    resumed = ["table", "--resume", str(small_run), "--quiet", "--epochs", "40"]
+    assert main(resumed) == 0
+    # At the tenth line after that which it had stopped at, and not at its last epoch.
+    assert torch.load(small_run / "checkpoint.pt", weights_only=True)["step"] == 20
+    capsys.readouterr()
     others = tmp_path / "others.csv"
     table(40).to_csv(others, index=False)
     assert main([*small, "--held-out", str(others), "--until", "shapes>0", "--out", "x"]) == 0
     for words, told in (
-        ([*resume], "the data are not those of the saved run: these are 100"),
+        ([*resume, "--held-out", "0.2"], "held_out is 0.2, saved 0.3: a resume cannot change"),
+        ([*resume, "--held-out", str(others)], f"held_out is {str(others)!r}, saved 0.3"),
         ([*small, "--held-out", "1.5"], "held_out is 1.5; expected rows, a path or a share"),
         ([*small, "--held-out", "0.3", "--until", "shapes"], "until is 'shapes'; expected"),
         ([*small, "--held-out", "0.3", "--seed", "none"], "seed is None; give one"),

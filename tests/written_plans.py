@@ -74,6 +74,8 @@ class Case:
     networks: tuple[list[Layer], list[Layer]] = PAIR
     latent: int = 5
     image: int = 12
+    pack: int = 1
+    """Images side by side in a row of D's input."""
     batch: int = 8
     count: int = 20
     d_steps: int = 1
@@ -103,18 +105,20 @@ class Case:
     def __post_init__(self):
         """Write the plan and draw the tensors."""
         self.generator = torch.Generator().manual_seed(self.draw)
-        self.integers += [self.latent, self.image, self.batch, self.d_steps, self.loss, self.seed]
+        of_d = self.image * self.pack
+        self.integers += [self.latent, of_d, self.batch, self.d_steps, self.loss, self.seed]
         self.integers += [self.count, self.precision]
         self.reals += [1.0, 0.9]
         for layers, width, averaged, joins in zip(
             self.networks,
-            (self.latent, self.image),
+            (self.latent, of_d),
             (self.average, False),
             self.joins,
             strict=True,
         ):
             self._network(layers, width, averaged, joins)
-        self.integers += [0, 0] * 2  # the inputs have no parts made of conditions
+        # The inputs have no parts made of conditions.
+        self.integers += [1, 0, 0, self.pack, 0, 0]
         self._heads()
         self.integers += [self.g_steps, len(self.penalties)]
         for *integers, weight in self.penalties:

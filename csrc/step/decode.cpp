@@ -40,7 +40,8 @@ class PlanDecoder {
     batch_ = plan.batch;
     network(latent, plan.g, plan.g_counters);
     network(image, plan.d, plan.d_counters);
-    for (PlannedNetwork<PlannedLayer>* network : {&plan.g, &plan.d}) parts(*network);
+    parts(plan.g, 1);
+    parts(plan.d, plan.batch);
     heads(plan.g);
     terms(plan.g);
     plan.g_steps = integer("g_steps", 1, kMostGSteps);
@@ -53,8 +54,13 @@ class PlanDecoder {
                     "plan must end G in an image, and D in one score without a norm or dropout; ",
                     kMade);
     const int64_t short_batch = plan.count % plan.batch ? plan.count % plan.batch : plan.batch;
-    STD_TORCH_CHECK(!norms_ || (plan.batch > 1 && short_batch > 1 && plan.count > 1),
-                    "plan has a BatchNorm and a batch of 1 image, which has no variance");
+    STD_TORCH_CHECK(plan.batch % plan.d.pack == 0 && short_batch % plan.d.pack == 0,
+                    "plan has packs of ", plan.d.pack, " rows in batches of ", plan.batch, " and ",
+                    short_batch, "; ", kMade);
+    for (const PlannedNetwork<PlannedLayer>* network : {&plan.g, &plan.d})
+      for (const PlannedLayer& l : network->layers)
+        STD_TORCH_CHECK(!l.norm || std::min({plan.batch, short_batch, plan.count}) > network->pack,
+                        "plan has a BatchNorm and a batch of 1 image, which has no variance");
     return plan;
   }
 
@@ -245,9 +251,13 @@ class PlanDecoder {
       STD_TORCH_CHECK(!l.norm, "plan has penalties and a BatchNorm in D; ", kMade);
   }
 
-  // Columns of the input: with its own they must fill it, side by side.
-  void parts(PlannedNetwork<PlannedLayer>& network) {
-    const int64_t in = network.in;
+  // Columns of one row of the input: with its own they must fill it, side by side. `most`: of the
+  // rows that are a pack.
+  void parts(PlannedNetwork<PlannedLayer>& network, int64_t most) {
+    network.pack = integer("rows of a pack", 1, most);
+    STD_TORCH_CHECK(network.in % network.pack == 0, "plan has ", network.in,
+                    " columns of packs of ", network.pack, " rows; ", kMade);
+    const int64_t in = network.unit();
     network.own_at = integer("first own column", 0, in - 1);
     network.parts.resize(static_cast<size_t>(integer("parts of an input", 0, kMostParts)));
     std::vector<std::pair<int64_t, int64_t>> columns;
@@ -273,6 +283,8 @@ class PlanDecoder {
     STD_TORCH_CHECK(!network.embeds() || (graph.sources[0] == 0 && graph.direct(0)),
                     "plan has an embedding in an input that other layers than the first take; ",
                     kMade);
+    STD_TORCH_CHECK(!network.embeds() || network.pack == 1, "plan has an embedding in packs of ",
+                    network.pack, " rows; ", kMade);
     columns.push_back({network.own_at, own});
     std::sort(columns.begin(), columns.end());
     int64_t end = 0;
@@ -358,7 +370,6 @@ class PlanDecoder {
     l.average_mean = take<float>("average of running_mean", l.out);
     l.average_var = take<float>("average of running_var", l.out);
     l.average_batches = take<int64_t>("average of num_batches_tracked", 1, ScalarType::Long);
-    norms_ |= l.norm;
     const bool tracked = l.running_mean, averaged = l.average_mean, affine = l.gamma.value;
     STD_TORCH_CHECK(tracked == (l.running_var != nullptr) && tracked == (l.batches != nullptr) &&
                         averaged == (l.average_var != nullptr) &&
@@ -377,7 +388,6 @@ class PlanDecoder {
   const Tensor& like_;
   Apart* const apart_;
   int64_t batch_ = 0;
-  bool norms_ = false;
 };
 
 }  // namespace

@@ -213,7 +213,8 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
   const int segments = phase.of_penalty() ? 1 : phase.segments + more;
   const auto work = [&](int n) {
     const Skeleton::Layer& l = skeleton.layers[static_cast<size_t>(n)];
-    return 2.0 * static_cast<double>(batch) * segments * static_cast<double>(l.in) *
+    const int64_t rows = n < skeleton.g_layers ? batch : batch / skeleton.pack;
+    return 2.0 * static_cast<double>(rows) * segments * static_cast<double>(l.in) *
            static_cast<double>(l.out);
   };
   const std::string update = again  ? "G's further updates: "

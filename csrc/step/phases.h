@@ -15,7 +15,8 @@
 //     moments   of the columns of G's output, for the term of its loss that is of these
 //     heads_backward from the gradient of G's output through its heads
 //     update    gradients of the weights, consumed by Adam where they stand
-//     join      rows of D's input from what G has made and the samples' conditions
+//     join      rows of D's input from what G has made and the samples' conditions, where D's input
+//               is more than what G makes: with conditions, or several of its rows side by side
 //     split     the gradient of what G has made from that of D's input
 //     tables    the gradient of columns that embeddings have made
 //     gather    what a layer takes from several nodes of its network (graph.h)
@@ -119,7 +120,8 @@ struct Skeleton {
   bool lerped = false;   // at these, products of D's first layer are made from those of the others
   bool heads = false;    // G's output has heads
   bool moments = false;  // its loss has a term of its moments
-  bool parts = false;    // D's input has columns of conditions
+  bool parts = false;    // D's input has columns of conditions, or several rows of G's output
+  int64_t pack = 1;      // so many
   int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
   int last() const { return static_cast<int>(layers.size()) - 1; }
@@ -152,7 +154,8 @@ Skeleton skeleton_of(const PlannedNetwork<Layer>& g, const PlannedNetwork<Layer>
   skeleton.g_clipped = g.optimizer.longest_grad < INFINITY;
   skeleton.d_clipped = d.optimizer.longest_grad < INFINITY;
   skeleton.heads = !g.heads.empty();
-  skeleton.parts = !d.parts.empty();
+  skeleton.parts = !d.parts.empty() || d.pack > 1;
+  skeleton.pack = d.pack;
   for (const PlannedPart& part : g.parts) skeleton.g_embedded += part.embeds ? part.width : 0;
   for (const PlannedPart& part : d.parts) skeleton.d_embedded += part.embeds ? part.width : 0;
   for (const PlannedNetwork<Layer>* network : {&g, &d})

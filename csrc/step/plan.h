@@ -109,9 +109,10 @@ struct PlannedNetwork {
   Optimizer optimizer;
   int64_t updates = 0;  // done before this run: Adam's step counter
   std::vector<PlannedJoin> joins;
-  // Of the input: its width, where its own columns, of latents or samples, begin, and what the
-  // others are.
+  // Of the input: its width, how many rows of the batch lie side by side in it, and of one of these
+  // where its own columns, of latents or samples, begin, and what the others are.
   int64_t in = 0;
+  int64_t pack = 1;
   int64_t own_at = 0;
   std::vector<PlannedPart> parts;
   // Of the output, if it is not the last layer's activation alone.
@@ -123,8 +124,9 @@ struct PlannedNetwork {
       if (t.of == of) return &t;
     return nullptr;
   }
+  int64_t unit() const { return in / pack; }  // of one row of the batch
   int64_t own() const {
-    int64_t width = in;
+    int64_t width = unit();
     for (const PlannedPart& part : parts) width -= part.width;
     return width;
   }
@@ -211,6 +213,7 @@ void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) 
   to.updates = from.updates;
   to.joins = from.joins;
   to.in = from.in;
+  to.pack = from.pack;
   to.own_at = from.own_at;
   to.parts = from.parts;
   to.heads = from.heads;

@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from fastgan import data, tabular
+from fastgan import resuming, tabular
 from fastgan.callbacks import Callback
 from fastgan.config import Config, ConfigError
 from fastgan.data import Data
@@ -15,7 +16,7 @@ from fastgan.data.table import FILE, is_table, read
 from fastgan.run import checkpoint, pictures
 from fastgan.tabular.held_out import PLATEAU, HeldOut
 
-__all__ = ["PLATEAU", "evaluate", "held_out", "in_words", "makes_rows", "sample"]
+__all__ = ["PLATEAU", "evaluate", "held_out", "in_words", "kept_out", "makes_rows", "sample"]
 
 
 def in_words(arguments: list[str]) -> list[str]:
@@ -27,26 +28,32 @@ def in_words(arguments: list[str]) -> list[str]:
     return ["train", "--model", "ctgan", "--data", *arguments]
 
 
-def held_out(chosen: argparse.Namespace, config: Config) -> tuple[Data, tuple[Callback, ...]]:
+def kept_out(run: str) -> dict[str, Any] | None:
+    """What a run has saved of the rows that it holds out; None if it learns all."""
+    return resuming.read(run)[1]["data"].get("held_out") if makes_rows(run) else None
+
+
+def held_out(
+    chosen: argparse.Namespace, config: Config, saved: dict[str, Any] | None = None
+) -> tuple[Data, tuple[Callback, ...]]:
     """The rows that a run with --held-out learns, and the rule that ends it.
 
-    The data have the name and path of the whole file, so that other commands find it.
+    Args:
+        chosen: the command line.
+        config: the run's settings.
+        saved: of a run that goes on, `kept_out`.
     """
     if not is_table(config.data):
         raise ConfigError(
             f"--held-out is of tables, and data is {config.data!r}; leave it out, or pass a CSV or "
             "Parquet file"
         )
-    kept = HeldOut(_share(chosen.held_out), chosen.until)
-    learned, others = kept.parted(config.data, config.seed)
-    with kept.counting(config.data, config.seed):
-        opened = data.open(learned, **config.data_options())
+    given = None if chosen.held_out is None else _share(chosen.held_out)
+    kept = HeldOut.of_run(saved, given, chosen.until)
+    seed = config.seed if saved is None else saved["seed"]
+    opened, learned, others = kept.opened(config.data, seed, config.data_options())
     if kept.share is None:
         read(others)  # a file that is not there is refused before the first step
-    else:
-        path = Path(config.data).expanduser().absolute()
-        opened.name, opened.source = path.stem, str(path)
-        opened.origin = f"{path} without {len(others)} rows held out: {opened.origin}"
     return opened, kept.callbacks(opened.table, learned, others)
 
 

@@ -71,6 +71,8 @@ class Data:
             Dataset).
         options: the other arguments of data.open that decide what is read, in plain values.
         table: what the numbers of a sample mean, where the samples are rows of a table, or None.
+        held_out: how rows of the source were chosen that these data are without, as
+            `fastgan.tabular.held_out.HeldOut.kept` has it, or None.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Data:
         self.device = device or (torch.device("cpu") if samples is None else samples.device)
         self.workers = workers
         self.source, self.options, self.table = source, options or {}, table
+        self.held_out: dict[str, Any] | None = None
         self._order = Order(len(dataset if samples is None else samples))
         self._stream: Iterator[tuple[Tensor, Any]] | None = None
         self._expected: tuple | None = None
@@ -244,7 +247,7 @@ class Data:
             table=self.table,
             **held,
         )
-        moved._told = self._told
+        moved._told, moved.held_out = self._told, self.held_out
         return moved
 
     def _read_all(self, device: torch.device) -> tuple[Tensor, Any]:

@@ -32,6 +32,8 @@ def of(data: Data) -> dict[str, Any]:
         "condition_checksum": None,
         "whole": None,
     }
+    if data.held_out is not None:
+        found["held_out"] = dict(data.held_out)
     if data.dataset is not None and data.dataset.random:
         return found
     chosen = spread(len(data), _SAMPLED)

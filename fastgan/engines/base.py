@@ -15,6 +15,9 @@ of the generator G (one, unless said otherwise), then, if the method has a joint
   samples are ``fake + eps * (real - fake)``, eps [b] the normal distribution function of
   ``normal(seed, PENALTY_STREAM, u, [b])``: uniform; they take a pass of their own. So does a
   penalty by differences, at its points with noise of ``Stream.NEARBY`` and with their masks.
+- Where D judges n samples together, a pack is n rows of one batch that follow each other: losses,
+  statistics and penalties are means over packs, a slope is of a pack's score by all of its rows,
+  and eps is that of its first row. A rank's rows, and a part's, are whole packs.
 - With `accumulate`, an update's batch passes through the networks in parts, each with its rows of
   what is drawn for the whole; gradients and statistics are means weighted by rows.
 - With `augment`, images that D is called with, in any of these passes, are changed by normals of

@@ -18,6 +18,7 @@ from fastgan.engines.draws import (
     PENALTY_STREAM,
     Counter,
 )
+from fastgan.packs import first_of_each, rows_of
 from fastgan.random import Stream
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ class StepContext:
     def score(self, samples: Tensor, condition: Any = None) -> Tensor:
         """D's score of each sample, float32 [b], as the run's loss takes them.
 
-        A final Sigmoid of D is left out where the loss works on logits.
+        Of n samples together where D judges packs: [b / n]. A final Sigmoid of D is left out where
+        the loss works on logits.
 
         Args:
             samples: [b, *shape].
@@ -239,8 +241,22 @@ class StepContext:
         if penalty.every > 1 and not penalty.due(self.update):
             return torch.zeros((), device=self.real.device)
         condition = self.fake_cond if penalty.at == "fake" else self.cond
-        points = self.points(penalty.at, self.real, self.fake)
-        return self.penalty_of(penalty, self.score(points, condition), points)
+        pack = self._pack()
+        points = self.points(penalty.at, self.real, self.fake, pack)
+        scores = self.score(points, condition)
+        if penalty.at in ("between", "around") and rows_of(scores, len(points)) != pack:
+            raise ValueError(
+                f"penalty({which!r}): D has one score for {rows_of(scores, len(points))} samples "
+                "together, which have one place between; have D judge step.real before the penalty"
+            )
+        return self.penalty_of(penalty, scores, points)
+
+    def _pack(self) -> int:
+        """How many samples one of D's scores is of, as far as the update has seen any."""
+        first = self._scored[0][0] if self._scored else self.scores[0]
+        if first is None or first.shape not in ((first.numel(),), (first.numel(), 1)):
+            return 1
+        return rows_of(first, len(self.real))
 
     def penalty_of(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:
         """The same at points, requiring gradients, that D has scored by `score`."""
@@ -263,7 +279,7 @@ class StepContext:
         finally:
             self._calls[0] = before
 
-    def points(self, at: str, real: Tensor, fake: Tensor) -> Tensor:
+    def points(self, at: str, real: Tensor, fake: Tensor, pack: int = 1) -> Tensor:
         """Where a penalty looks at D's slope, [b, *shape], requiring gradients.
 
         Args:
@@ -272,15 +288,19 @@ class StepContext:
                 standard deviation of all numbers in `real`.
             real: samples [b, *shape].
             fake: likewise.
+            pack: samples that have one score together, and one place or alpha: that which its
+                first sample would have. Default 1.
         """
         if at in ("real", "fake"):
             return (real if at == "real" else fake).detach().requires_grad_()
         real, ones = real.detach(), [1] * (real.dim() - 1)
         if at == "between":
-            eps = self._uniform(PENALTY_STREAM).to(real.dtype).view(-1, *ones)
+            eps = first_of_each(self._uniform(PENALTY_STREAM).to(real.dtype), pack)
+            eps = eps.view(-1, *ones)
             return torch.lerp(fake.detach().to(real.dtype), real, eps).requires_grad_()
         drawn = self._uniform(AROUND_STREAM, 1 + real[:1].numel()).to(real.dtype)
-        noise = drawn[:, 1:].reshape(real.shape) * drawn[:, 0].view(-1, *ones)
+        alpha = first_of_each(drawn[:, 0], pack).view(-1, *ones)
+        noise = drawn[:, 1:].reshape(real.shape) * alpha
         return (real + 0.5 * real.std(correction=0) * noise).requires_grad_()
 
     def _uniform(self, stream: int, *shape: int) -> Tensor:

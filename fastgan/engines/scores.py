@@ -1,4 +1,4 @@
-"""What D's outputs are: one score a sample, and logits or a probability."""
+"""What D's outputs are: one score a sample or a pack of them, and logits or a probability."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastgan.engines import probe
+from fastgan.engines.packs import as_logits, not_scores, pack_of
 from fastgan.engines.probe import dtype_of
 from fastgan.engines.snapshot import Snapshot
 from fastgan.losses import LOSSES
@@ -27,18 +28,6 @@ SIGMOIDS_IN_PLACE = (torch.sigmoid_, Tensor.sigmoid_)
 _TRIALS = 6
 _SLACK = 1e-3
 """How far beyond [0, 1] a probability may lie: sigmoid(x) + 1e-6 is one."""
-
-
-def as_logits(score: object, batch: int) -> Tensor:
-    """D's output as [batch], in float32 or better; ValueError if it is not one score per sample."""
-    if not isinstance(score, Tensor) or score.numel() != batch:
-        got = list(score.shape) if isinstance(score, Tensor) else type(score).__name__
-        raise ValueError(
-            f"discriminator returned {got} for a batch of {batch}; expected one score per image, "
-            "a tensor of shape [batch] or [batch, 1]"
-        )
-    score = score.reshape(batch)
-    return score if score.dtype == torch.float64 else score.float()
 
 
 def trained(problem: Problem) -> None:
@@ -77,9 +66,12 @@ def _try(problem: Problem, *, hooks: bool) -> None:
     with probe.tried(p, hooks=hooks) as (g, d):
         samples = probe.samples(p, full)
         fake, on_real, on_fake, sigmoid = _pass(p, g, d, samples, full)
+        pack = pack_of(p, d, samples, on_real)
         if last != full:
             try:
-                _pass(p, g, d, samples, last)
+                scores = _pass(p, g, d, samples, last)[1]
+                if pack * len(scores) != last:
+                    raise not_scores(scores, last)
             except ValueError as error:
                 raise ValueError(
                     f"an epoch's last batch has {last} of {len(p.data)} samples, and that does not "

@@ -26,11 +26,11 @@ from fastgan.engines.convolutions import Convolutions
 from fastgan.engines.draws import AUGMENT_STREAM, Counter, Draws
 from fastgan.engines.dropout import Masks, forward_replaced
 from fastgan.engines.measuring import Measuring
+from fastgan.engines.packs import as_logits
 from fastgan.engines.parts import Means, Part, mean
 from fastgan.engines.probe import has_hooks
 from fastgan.engines.scores import (
     FinalSigmoid,
-    as_logits,
     batch_sizes,
     dtype_of,
     final_sigmoid,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastgan.models import heads as heads_room
 from fastgan.models import sizes
+from fastgan.packs import Pack
 
 PACK = 10
 
@@ -110,6 +111,7 @@ class CTGANDiscriminator(nn.Module):
         super().__init__()
         sizes.check(row=row, width=width, pack=pack)
         self.row, self.width, self.condition_dim, self.pack = row, width, condition_dim, pack
+        self.side_by_side = Pack(pack)
         layers: list[nn.Module] = []
         for n in (pack * (row + condition_dim), width):
             layers += [nn.Linear(n, width), nn.LeakyReLU(0.2), nn.Dropout(0.5)]
@@ -126,13 +128,7 @@ class CTGANDiscriminator(nn.Module):
 
     def forward(self, rows: Tensor, condition: Tensor | None = None) -> Tensor:
         """Raw scores of packs of rows."""
-        x = _beside(rows, condition, self)
-        if len(x) % self.pack:
-            raise ValueError(
-                f"CTGANDiscriminator has {len(x)} rows and packs of {self.pack}; use a batch_size "
-                "that is a multiple, and drop_last=True"
-            )
-        return self.layers(x.reshape(len(x) // self.pack, -1))
+        return self.layers(self.side_by_side(_beside(rows, condition, self)))
 
 
 def _beside(x: Tensor, condition: Tensor | None, network: nn.Module) -> Tensor:

@@ -106,7 +106,12 @@ _DATA = Record(
         "checksum": optional(text),
         "condition_checksum": optional(text),
         "whole": optional(sequence(optional(text), (2,))),
-    }
+    },
+    {
+        "held_out": Record(
+            {"share": number(0, above=True, below=1), "seed": integer(0, 2**64 - 1), "rule": text}
+        )
+    },
 )
 FIELDS: dict[str, schema.Check] = {
     "step": integer(0),

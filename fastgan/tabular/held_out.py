@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgan import data as data_room
 from fastgan import random
 from fastgan.config import ConfigError
-from fastgan.data import DataError
+from fastgan.data import Data, DataError
 from fastgan.data.columns import Constant, Discrete
 from fastgan.data.table import Table, read
 from fastgan.plain import real
@@ -46,6 +48,49 @@ class HeldOut:
         self.rule = until if until is not None or rows is None else PLATEAU
         if self.rule is not None:
             Until(self.rule, held_out=rows)  # which refuses what is no rule
+
+    @classmethod
+    def of_run(cls, kept: Mapping[str, Any] | None, rows: Any, until: str | None) -> HeldOut:
+        """That of a run that goes on, which holds out what it began with.
+
+        Args:
+            kept: of the run; see `kept`. None: it has no share of its own.
+            rows: as they are given now, or None.
+            until: likewise.
+
+        Raises:
+            ConfigError: another share is given, or other rows.
+        """
+        if kept is None:
+            return cls(rows, until)
+        if rows is not None and real(rows) != kept["share"]:
+            given = repr(rows) if isinstance(rows, (str, int, float)) else "other rows"
+            raise ConfigError(
+                f"held_out is {given}, saved {kept['share']:g}: a resume cannot change which rows "
+                "are learned; leave it out"
+            )
+        return cls(kept["share"], kept["rule"] if until is None else until)
+
+    def kept(self, seed: int) -> dict[str, Any] | None:
+        """What a checkpoint has of a share, so that the same rows are held out when it goes on."""
+        if self.share is None:
+            return None
+        return {"share": self.share, "seed": seed, "rule": self.rule}
+
+    def opened(self, path: str, seed: int, options: Mapping[str, Any]) -> tuple[Data, Any, Any]:
+        """The data of a file that are learned, and what `parted` returns.
+
+        They have the name and path of the whole file, so that other commands find it.
+        """
+        learned, others = self.parted(path, seed)
+        with self.counting(path, seed):
+            opened = data_room.open(learned, **options)
+        if self.share is not None:
+            file = Path(path).expanduser().absolute()
+            opened.name, opened.source = file.stem, str(file)
+            opened.origin = f"{file} without {len(others)} rows held out: {opened.origin}"
+            opened.held_out = self.kept(seed)
+        return opened, learned, others
 
     def parted(self, data: Any, seed: int) -> tuple[Any, Any]:
         """The rows to learn, and those that are held out; a share is drawn by the seed."""

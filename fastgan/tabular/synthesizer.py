@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastgan import data as data_room
-from fastgan import models
+from fastgan import models, resuming
 from fastgan.callbacks import Callback
 from fastgan.config import ConfigError
 from fastgan.config.kinds import integer
@@ -92,6 +92,7 @@ class Synthesizer:
         }
         self._out = out
         self._callbacks = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
+        self._given = held_out, until
         self._held_out = HeldOut(held_out, until)
         self.table: Table | None = None
         self.trainer: Trainer | None = None
@@ -111,13 +112,16 @@ class Synthesizer:
             data: a DataFrame, or the path of a CSV or Parquet file.
             discrete_columns: names of the columns that are categories. Default: found; see
                 `fastgan.data.table.Table.learned`.
-            resume: continue the run in `out`, on the same table.
+            resume: continue the run in `out`, on the same table; a share that it holds out is
+                held out still, and another one is an error.
 
         Raises:
             DataError: the table cannot be read or learned; the message names column and row.
             Whatever `Trainer.fit` raises.
         """
         seed = self._settings["seed"]
+        if resume:
+            self._held_out, seed = self._kept_out(seed)
         learned, held_out = self._held_out.parted(data, seed)
         with self._held_out.counting(data, seed):
             self.trainer = (
@@ -125,6 +129,7 @@ class Synthesizer:
                 if resume
                 else self._begun(learned, discrete_columns, held_out)
             )
+        self.trainer.data.held_out = self._held_out.kept(seed)
         self.table = self.trainer.data.table
         self.trainer.fit()
         self.trainer.close()
@@ -153,12 +158,23 @@ class Synthesizer:
             **self._settings,
         )
 
-    def _resumed(self, data: Any, held_out: Any = None) -> Trainer:
+    def _place(self) -> Path:
+        """The directory of a run that goes on."""
         if self._out is None:
             raise ConfigError("resume=True continues the run in out, and out is None; name it")
         place = Path(self._out).expanduser()
         if Table.found(place) is None:
             raise ConfigError(f"out: {place} holds no run of a table; begin one without resume")
+        return place
+
+    def _kept_out(self, seed: int) -> tuple[HeldOut, int]:
+        """What a run that goes on holds out, and the seed by which it was chosen."""
+        kept = resuming.read(self._place())[1]["data"].get("held_out")
+        given, until = self._given
+        return HeldOut.of_run(kept, given, until), seed if kept is None else kept["seed"]
+
+    def _resumed(self, data: Any, held_out: Any = None) -> Trainer:
+        place = self._place()
         # What a resume may change; all else is as the run began.
         kept = ("epochs", "steps", "seconds", "device", "engine", "threads", "console")
         changes = {k: v for k, v in self._settings.items() if k in kept}

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.engines.packs import as_logits
 from fastgan.engines.probe import dtype_of
-from fastgan.engines.scores import FinalSigmoid, as_logits
+from fastgan.engines.scores import FinalSigmoid
 
 
 class Estimate(NamedTuple):
@@ -35,7 +36,13 @@ def scores_of(discriminator: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
     @torch.no_grad()
     def scores(x: Tensor) -> Tensor:
-        return logits_of(discriminator, x.to(**where)).to(x.device)
+        found = logits_of(discriminator, x.to(**where)).to(x.device)
+        if len(found) != len(x):
+            raise ValueError(
+                f"the discriminator has {len(found)} scores for {len(x)} samples, as it judges "
+                "several together; this is of a score of each sample"
+            )
+        return found
 
     return scores
 

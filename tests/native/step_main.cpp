@@ -24,10 +24,11 @@ namespace {
 
 void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers,
               std::vector<LayerState>& state, const Pair& plan,
-              const std::vector<PartPlan>& parts = {}) {
+              const std::vector<PartPlan>& parts = {}, int64_t pack = 1) {
   for (const PartPlan& part : parts) in += part.width;
-  const Shape shape{layers, plan.joins(layers), in};
-  network.in = in;
+  const Shape shape{layers, plan.joins(layers), in * pack};
+  network.in = in * pack;
+  network.pack = pack;
   for (size_t j = 0; j < shape.joins.size(); ++j)
     network.joins.push_back({shape.joins[j].of, shape.joins[j].before,
                              shape.width(layers.size() + 1 + j), shape.joins[j].nodes});
@@ -74,7 +75,7 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
   for (const bool before : {true, false}) {
     if (!before) {
       network.own_at = at;
-      at = network.in;
+      at = in;
       for (const PartPlan& part : parts) at -= part.before ? 0 : part.width;
     }
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -110,7 +111,8 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
   uint64_t state = 1;
   Run r;
   r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts, plan.g_joins);
-  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins);
+  r.d =
+      make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins, plan.pack);
   r.statistics.resize(kStatistics * steps);
   r.sums.resize(kSums);
   const double rates[2] = {kLr, kLr};
@@ -120,7 +122,7 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
     const int64_t n = one_by_one ? 1 : steps;
     Job job;
     describe(job.g, plan.latent, plan.g, r.g, plan, plan.g_parts);
-    describe(job.d, plan.image, plan.d, r.d, plan, plan.d_parts);
+    describe(job.d, plan.image, plan.d, r.d, plan, plan.d_parts, plan.pack);
     job.g.updates = done * plan.g_steps;
     job.d.updates = done * plan.d_steps;
     job.batch = plan.batch;

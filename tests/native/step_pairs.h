@@ -45,6 +45,7 @@ struct Pair {
   std::vector<PartPlan> g_parts = {}, d_parts = {};
   bool drawn = true;  // fake samples have conditions of their own
   std::vector<JoinPlan> g_joins = {}, d_joins = {};
+  int64_t pack = 1;  // samples side by side in a row of D's input
 
   const std::vector<JoinPlan>& joins(const std::vector<LayerPlan>& layers) const {
     return &layers == &g ? g_joins : d_joins;

@@ -270,13 +270,12 @@ struct Reference {
     Matrix u = gradients(x, ahead);
     // The slope by the sample alone: the other columns of u are zeros.
     const int64_t width = static_cast<int64_t>(u.size()) / n;
-    for (int64_t i = 0; i < n; ++i) {
-      int64_t front = 0, back = width;
-      for (const PartPlan& part : plan.d_parts)
-        part.before ? front += part.width : back -= part.width;
-      for (int64_t j = 0; j < width; ++j)
-        if (j < front || j >= back) u[i * width + j] = 0;
-    }
+    const int64_t unit = width / plan.pack;
+    int64_t front = 0, back = unit;
+    for (const PartPlan& part : plan.d_parts)
+      part.before ? front += part.width : back -= part.width;
+    for (int64_t e = 0; e < n * width; ++e)
+      if (e % unit < front || e % unit >= back) u[e] = 0;
     for (int64_t i = 0; i < n; ++i) {
       double square = 0;
       for (int64_t j = 0; j < width; ++j) square += u[i * width + j] * u[i * width + j];

@@ -15,8 +15,9 @@ struct Run {
 
 std::vector<LayerState> make_state(int64_t in, const std::vector<LayerPlan>& layers, bool last_bias,
                                    uint64_t& state, const std::vector<PartPlan>& parts = {},
-                                   const std::vector<JoinPlan>& joins = {}) {
+                                   const std::vector<JoinPlan>& joins = {}, int64_t pack = 1) {
   for (const PartPlan& part : parts) in += part.width;
+  in *= pack;
   const Shape shape{layers, joins, in};
   std::vector<LayerState> all;
   for (const LayerPlan& l : layers) {
@@ -71,7 +72,8 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
   uint64_t state = 1;
   Run r;
   r.g = make_state(plan.latent, plan.g, true, state, plan.g_parts, plan.g_joins);
-  r.d = make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins);
+  r.d =
+      make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins, plan.pack);
   Reference ref{plan, 0x123456789abcdefu};
   const int64_t per_epoch = (plan.count + plan.batch - 1) / plan.batch;
   for (int64_t t = 0; t < steps; ++t) {
@@ -105,37 +107,39 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
       auto grads = Reference::zeros(r.d);
       const Matrix with_real = ref.joined(plan.d_parts, r.d, d_layers, x, of_real);
       const Matrix with_fake = ref.joined(plan.d_parts, r.d, d_layers, image, of_fake);
-      const Matrix on_real = ref.forward(plan.d, r.d, with_real, n, 0, u, real, kr);
-      const Matrix on_fake = ref.forward(plan.d, r.d, with_fake, n, 1, u, fake, kf);
+      const int64_t packs = n / plan.pack;
+      const Matrix on_real = ref.forward(plan.d, r.d, with_real, packs, 0, u, real, kr);
+      const Matrix on_fake = ref.forward(plan.d, r.d, with_fake, packs, 1, u, fake, kf);
       d_real = mean(on_real);
       d_fake = mean(on_fake);
       d_loss = ref.loss(0, on_real, grad);
       Reference::parted(plan.d_parts, d_layers,
-                        ref.backward(plan.d, r.d, real, kr, grad, n, &grads), of_real, &grads);
+                        ref.backward(plan.d, r.d, real, kr, grad, packs, &grads), of_real, &grads);
       d_loss += ref.loss(1, on_fake, grad);
       Reference::parted(plan.d_parts, d_layers,
-                        ref.backward(plan.d, r.d, fake, kf, grad, n, &grads), of_fake, &grads);
+                        ref.backward(plan.d, r.d, fake, kf, grad, packs, &grads), of_fake, &grads);
       if (!plan.penalties.empty()) {
         std::vector<float> normals(n + 4);
         kernels().philox_normal(make_philox(ref.seed, 6, u), 0, n, normals.data());
         Matrix points(x.size());
         for (size_t e = 0; e < x.size(); ++e) {
-          const double share = std::erfc(-normals[e / plan.image] * std::sqrt(0.5)) / 2;
+          const size_t first = e / plan.image / plan.pack * plan.pack;
+          const double share = std::erfc(-normals[first] * std::sqrt(0.5)) / 2;
           points[e] = share * x[e] + (1 - share) * image[e];
         }
         points = ref.joined(plan.d_parts, r.d, d_layers, points, of_real);
-        ref.penalise(Place::between, 5, r.d, points, n, u, of_real, grads);
-        ref.penalise(Place::real, 0, r.d, with_real, n, u, of_real, grads);
-        ref.penalise(Place::fake, 1, r.d, with_fake, n, u, of_fake, grads);
+        ref.penalise(Place::between, 5, r.d, points, packs, u, of_real, grads);
+        ref.penalise(Place::real, 0, r.d, with_real, packs, u, of_real, grads);
+        ref.penalise(Place::fake, 1, r.d, with_fake, packs, u, of_fake, grads);
       }
       r.sums.assign(kSums, 0);
       int at = 0;
       for (const Matrix* scores : {&on_real, &on_fake}) {
         const double middle = plan.loss == Loss::least_squares ? 0.5 : 0.0, sign = at ? -1 : 1;
         for (const double x : *scores) {
-          r.sums[at] += (sign * (x - middle) > 0 ? 1.0 : 0.0) / static_cast<double>(n);
-          r.sums[at + 1] += x / static_cast<double>(n);
-          r.sums[at + 2] += x * x / static_cast<double>(n);
+          r.sums[at] += (sign * (x - middle) > 0 ? 1.0 : 0.0) / static_cast<double>(packs);
+          r.sums[at + 1] += x / static_cast<double>(packs);
+          r.sums[at + 2] += x * x / static_cast<double>(packs);
         }
         if (plan.loss == Loss::wasserstein) r.sums[at] = NAN;
         at = 3;
@@ -149,11 +153,12 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
       const Matrix latents = ref.joined(plan.g_parts, r.g, g_layers, ref.latents(1, u, n), of_fake);
       const Matrix image = ref.forward(plan.g, r.g, latents, n, 4, u, made, km);
       const Matrix with = ref.joined(plan.d_parts, r.d, d_layers, image, of_fake);
-      const Matrix logits = ref.forward(plan.d, r.d, with, n, 2, u, fake, kf);
+      const int64_t packs = n / plan.pack;
+      const Matrix logits = ref.forward(plan.d, r.d, with, packs, 2, u, fake, kf);
       g_loss = ref.loss(2, logits, grad);
-      const Matrix down = Reference::parted(plan.d_parts, d_layers,
-                                            ref.backward(plan.d, r.d, fake, kf, grad, n, nullptr),
-                                            of_fake, nullptr);
+      const Matrix down = Reference::parted(
+          plan.d_parts, d_layers, ref.backward(plan.d, r.d, fake, kf, grad, packs, nullptr),
+          of_fake, nullptr);
       Reference::parted(plan.g_parts, g_layers,
                         ref.backward(plan.g, r.g, made, km, down, n, &grads), of_fake, &grads);
       double* const sums = &r.sums[kScoreSums + kNetworkSums];

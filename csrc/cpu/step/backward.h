@@ -16,7 +16,7 @@ void Stepper::differentiate(const Layer& lower, Range features, Range within, in
       float* const g = rows(field, field.*form, segment + lower.lift) + at;
       const float* const y = rows(field, field.rows, segment + lower.lift) + at;
       const uint8_t* const keep =
-          lower.drop ? lower.keep + (segment * job_.padded + b) * lower.out + begin : nullptr;
+          lower.drop ? lower.keep + (segment * field.padded + b) * lower.out + begin : nullptr;
       const bool bent = form == &Field::bends;
       float* const curves =
           lower.curves && due(segment) ? rows(field, lower.curves, segment) + at : nullptr;

@@ -1,5 +1,11 @@
 // What belongs to a sample, in the networks' inputs; part of stepper.h.
 
+// Where a sample's columns begin in a network's input: of D's a row may have several samples.
+int64_t Stepper::row_of_sample(const Field& input, int64_t sample) const {
+  if (&input != &job_.images) return sample * input.stride;
+  return sample / job_.d.pack * input.stride + sample % job_.d.pack * job_.d.unit();
+}
+
 // Which of the stored samples a row's condition is that of. Points between real and fake samples
 // have the real one's.
 int64_t Stepper::source_of(const Network& network, int segment, int64_t row) const {
@@ -9,14 +15,14 @@ int64_t Stepper::source_of(const Network& network, int segment, int64_t row) con
   const bool for_g = segment == (in_d ? static_cast<int>(kFakeForG) : 1);
   const int64_t update = for_g ? job_.d_steps + g_step_ : d_step_;
   return job_.condition
-      .drawn[(step_ * (job_.d_steps + job_.g_steps) + update) * job_.batch + first_ + row];
+      .drawn[(step_ * (job_.d_steps + job_.g_steps) + update) * job_.batch + first_sample_ + row];
 }
 
 void Stepper::condition_row(const Network& network, const Field& input, int segment,
                             int64_t row) const {
   const int64_t source = source_of(network, segment, row);
   for (const PlannedPart& part : network.parts) {
-    const int64_t at = row * input.stride + part.at;
+    const int64_t at = row_of_sample(input, row) + part.at;
     float* __restrict const to = rows(input, input.rows, segment) + at;
     const int64_t label = job_.condition.labels ? job_.condition.labels[source] : 0;
     if (part.of == PartOf::one_hot) {
@@ -34,9 +40,10 @@ void Stepper::condition_row(const Network& network, const Field& input, int segm
 // What G has made goes into D's input.
 void Stepper::join(int segment) {
   const Field &x = job_.images, &made = job_.made;
+  take_rows(job_.g);
   each_own_rows(1, [&](int, Range within) {
     for (int64_t i = within.begin; i < within.end; ++i) {
-      const int64_t at = i * x.stride + job_.d.own_at;
+      const int64_t at = row_of_sample(x, i) + job_.d.own_at;
       const float* const from = rows(made, made.rows, segment) + i * made.stride;
       float* __restrict const to = rows(x, x.rows, segment) + at;
       for (int64_t j = 0; j < made.width; ++j) to[j] = from[j];
@@ -51,8 +58,9 @@ void Stepper::join(int segment) {
 void Stepper::split(const Layer& layer, const Layer& lower, int segment) {
   const Field &x = job_.images, &made = job_.made;
   const bool summed = layer.middle > 0 && job_.d.layers.size() > 1;
+  take_rows(job_.g);
   const auto take = [&](int64_t i, Range features) {
-    const int64_t at = i * x.stride + job_.d.own_at;
+    const int64_t at = row_of_sample(x, i) + job_.d.own_at;
     const float* const from = rows(x, x.grads, segment) + at;
     float* __restrict const to = rows(made, made.grads, segment) + i * made.stride;
     for (int64_t j = features.begin; j < features.end; ++j) to[j] = from[j];
@@ -107,7 +115,7 @@ void Stepper::table_updates(const Network& network, const Move& move, int from, 
       for (int64_t i = 0; i < batch_; ++i) {
         const int64_t label = job_.condition.labels[source_of(network, s, i)];
         if (label < begin || label >= end) continue;
-        const float* const g = part.grads + (s * job_.padded + i) * part.stride;
+        const float* const g = part.grads + (s * padded_ + i) * part.stride;
         const float by = weighed ? coefficients(s)[i] : 1.f;
         float* __restrict const to = part.sums + label * width;
         for (int64_t j = 0; j < width; ++j) to[j] += by * g[j];

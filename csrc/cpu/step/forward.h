@@ -58,7 +58,7 @@ void Stepper::activate_rows(const Layer& layer, Range features, Range within, in
         for (int64_t j = 0; j < width; ++j) x[j] = activate<kind>(x[j], slope);
       }
       if (layer.drop) {
-        const uint8_t* const keep = layer.keep + (segment * job_.padded + i) * layer.out + begin;
+        const uint8_t* const keep = layer.keep + (segment * field.padded + i) * layer.out + begin;
         for (int64_t j = 0; j < width; ++j) x[j] = keep[j] ? x[j] * kept : 0.f;
       }
       round_row(x, rows(field, field.row_factors, segment + layer.lift) + i * field.stride + begin,

@@ -29,7 +29,7 @@ constexpr int kDraws = 32;  // Philox blocks at a time
 
 void Stepper::mask(const Layer& layer, bool in_g, int segment, int64_t block) {
   const int64_t width = layer.out;
-  uint8_t* const keep = layer.keep + (segment * job_.padded + block * kBlock) * width;
+  uint8_t* const keep = layer.keep + (segment * layer.above->padded + block * kBlock) * width;
   const Philox g =
       mask_philox(job_.seed, layer.drop_index, in_g, segment, update_number_, g_number_);
   // Elements are drawn in eights, of which the first may have some of the rows before.
@@ -65,13 +65,14 @@ void Stepper::images() {
   const Field& x = job_.images;
   const int64_t* const order = order_;
   const int64_t own = job_.d.own(), own_at = job_.d.own_at;
-  const Grid grid = divide(panels(own), batch_);
+  const Grid grid = divide(panels(own), samples_);
   if (grid.idle) return;
   const auto [begin, end] = features_of(grid.features, own);
   const int64_t width = end - begin;
   for (int64_t row = grid.others.begin; row < grid.others.end; ++row) {
     const int64_t from = (order ? order[row] : fed_from_ + row) * own + begin;
-    float* const line = rows(x, x.rows, 0) + row * x.stride + own_at + begin;
+    const int64_t at = row_of_sample(x, row) + own_at + begin;
+    float* const line = rows(x, x.rows, 0) + at;
     if (job_.bytes) {
       const uint8_t* const bytes = job_.bytes + from;
       // Images lie anywhere in memory; a few of them are on their way at a time.
@@ -85,8 +86,8 @@ void Stepper::images() {
       const float* const floats = job_.floats + from;
       for (int64_t j = 0; j < width; ++j) line[j] = floats[j];
     }
-    round_row(line, rows(x, x.row_factors, 0) + row * x.stride + own_at + begin, width);
-    if (begin == 0 && job_.joined()) condition_row(job_.d, x, kReal, row);
+    round_row(line, rows(x, x.row_factors, 0) + at, width);
+    if (begin == 0 && !job_.d.parts.empty()) condition_row(job_.d, x, kReal, row);
   }
 }
 
@@ -96,11 +97,13 @@ void Stepper::more_inputs() {
   const auto mine = [&] { return unit++ % threads_ == thread_; };
   for (int64_t block = 0; block < blocks_; ++block) {
     if (mine()) latents(1, block);
-    for (const Layer& layer : job_.d.layers)
-      if (layer.drop && mine()) mask(layer, false, kFakeForG, block);
     for (const Layer& layer : job_.g.layers)
       if (layer.drop && mine()) mask(layer, true, 1, block);
   }
+  take_rows(job_.d);
+  for (int64_t block = 0; block < blocks_; ++block)
+    for (const Layer& layer : job_.d.layers)
+      if (layer.drop && mine()) mask(layer, false, kFakeForG, block);
 }
 
 // Everything random or read from outside that an update of D needs; if it is a step's last, what
@@ -111,6 +114,14 @@ void Stepper::inputs() {
   for (int64_t block = 0; block < blocks_; ++block) {
     if (mine()) latents(0, block);
     if (last_ && mine()) latents(1, block);
+    for (const Layer& layer : job_.g.layers) {
+      if (!layer.drop) continue;
+      if (mine()) mask(layer, true, 0, block);
+      if (last_ && mine()) mask(layer, true, 1, block);
+    }
+  }
+  take_rows(job_.d);
+  for (int64_t block = 0; block < blocks_; ++block) {
     if (due(kBetween) && mine()) mix(block);
     for (const Layer& layer : job_.d.layers) {
       if (!layer.drop) continue;
@@ -118,11 +129,6 @@ void Stepper::inputs() {
       if (mine()) mask(layer, false, kReal, block);
       if (mine()) mask(layer, false, kFake, block);
       if (last_ && mine()) mask(layer, false, kFakeForG, block);
-    }
-    for (const Layer& layer : job_.g.layers) {
-      if (!layer.drop) continue;
-      if (mine()) mask(layer, true, 0, block);
-      if (last_ && mine()) mask(layer, true, 1, block);
     }
   }
   images();

@@ -2,10 +2,10 @@
 // step/plan.h says what a network is, step/passes.h what the segments of its fields are, and
 // step/phases.h what a step is made of.
 //
-// Values and gradients of a field lie in rows, [segment][batch, padded to 32][stride]; weights,
-// moments and averages keep torch's own layout [out, in] and are used where they are. Each product
-// packs its operands for the processor's kernel (products_*.h) piece by piece in the thread's own
-// scratch:
+// Values and gradients of a field lie in rows, [segment][rows, padded to 32][stride], a row for
+// each sample of a batch, or of D's fields for each pack of them; weights, moments and averages
+// keep torch's own layout [out, in] and are used where they are. Each product packs its operands
+// for the processor's kernel (products_*.h) piece by piece in the thread's own scratch:
 //     forward    rows above           = rows below          * weight, transposed
 //     backward   gradient rows below  = gradient rows above * weight
 //     update     weight's gradient    = gradient rows above, transposed * rows below
@@ -82,6 +82,7 @@ constexpr int64_t kMoments = 4;  // two sums of each feature, of two segments
 struct Field {
   int64_t width = 0;
   int64_t stride = 0;  // of a row; beyond the width, up to a multiple of 32, are zeros
+  int64_t padded = 0;  // rows of a segment
   float* rows = nullptr;
   float* grads = nullptr;  // where nothing below is trained, null
   // What products take of them: the same, or with bf16_emulated copies that are rounded.
@@ -132,7 +133,7 @@ enum class Part { steps, gradients, move };
 struct Job : PlannedStep, ImageSource {
   Network g, d;
   ConditionSource condition;
-  // D's input, which G's last layer writes; where conditions are joined to it, `made` instead.
+  // D's input, which G's last layer writes; where that is not all of it, `made` instead.
   Field latents, images, made;
   std::vector<Field> g_fields, d_fields;  // between layers; d_fields ends with the scores
   // Of nodes that are made of others, and of the gradients of layers that share a node with one
@@ -167,9 +168,9 @@ struct Job : PlannedStep, ImageSource {
   std::vector<Join> g_joins, d_joins;
   std::vector<Phase> d_phases, g_phases;  // of an update of D, and of G
   std::vector<Phase> more_phases;         // of G's others in a step, if there are any
-  bool lerped = false;  // D's first layer makes the products at points between from the others
-  int64_t blocks = 0, padded = 0, units = 0;  // of the largest batch
-  float* halves = nullptr;        // the second halves of sums, rows of whichever field is at hand
+  bool lerped = false;      // D's first layer makes the products at points between from the others
+  int64_t units = 0;        // of the largest batch, of eight rows
+  float* halves = nullptr;  // the second halves of sums, rows of whichever field is at hand
   double* loss_parts = nullptr;   // [segment][unit of rows]
   double* score_parts = nullptr;  // likewise
   double* right_parts = nullptr;  // of a measured step, likewise: scores on the right side
@@ -190,7 +191,14 @@ struct Job : PlannedStep, ImageSource {
   int64_t scratch_stride = 0;
 
   bool of_g() const { return update >= d_steps; }
-  bool joined() const { return !d.parts.empty(); }
+  // Whether D's input is more than what G makes: with conditions, or several rows side by side.
+  bool joined() const { return !d.parts.empty() || d.pack > 1; }
+  // Rows of a network's fields for the largest batch of this rank, in whole blocks.
+  int64_t padded(const Network& network) const {
+    const int64_t rows = (batch + ranks - 1) / ranks;
+    const int64_t own = (rows + network.pack - 1) / network.pack;
+    return (own + kBlock - 1) / kBlock * kBlock;
+  }
   // Whether statistics of BatchNorms are of more rows than this rank's.
   bool summed() const { return ranks > 1; }
   const Layer& layer(int n) const {

@@ -14,8 +14,8 @@ constexpr int64_t kLine = 64, kGap = 2 * kLine;
 // Segments from kBetween on, if there are any, then `segments`; the address is that of the first of
 // these.
 template <class T>
-T* take_segments(Arena& arena, const Job& job, int segments, bool before, int64_t row) {
-  const int64_t one = job.padded * row;
+T* take_segments(Arena& arena, int64_t padded, int segments, bool before, int64_t row) {
+  const int64_t one = padded * row;
   T* const at = arena.take<T>((segments + (before ? 1 : 0)) * one);
   return at && before ? at + one : at;
 }
@@ -26,12 +26,13 @@ bool any(const Job& job, Place place) {
   return false;
 }
 
-void plan_field(Arena& arena, const Job& job, Field& field, int segments, bool grads,
-                bool before = false) {
+void plan_field(Arena& arena, const Job& job, Field& field, int64_t padded, int segments,
+                bool grads, bool before = false) {
+  field.padded = padded;
   // An odd number of cache lines: rows a power of two apart would fall into few sets of the cache.
   field.stride = round_up(field.width, kBlock) | 16;
   const auto take = [&] {
-    return take_segments<float>(arena, job, segments, before, field.stride);
+    return take_segments<float>(arena, field.padded, segments, before, field.stride);
   };
   const bool rounded = job.instructions == Instructions::bf16_emulated;
   field.rows = field.row_factors = take();
@@ -41,8 +42,9 @@ void plan_field(Arena& arena, const Job& job, Field& field, int segments, bool g
   if (rounded) field.grad_factors = take();
 }
 
-void plan_layer(Arena& arena, const Job& job, Layer& layer, bool before) {
-  const int64_t values = kSegments * job.padded * layer.above->stride;
+void plan_layer(Arena& arena, Layer& layer, bool before) {
+  const int64_t padded = layer.above->padded;
+  const int64_t values = kSegments * padded * layer.above->stride;
   if (layer.norm) {
     layer.normed = arena.take<float>(values);
     layer.inv_std = arena.take<float>(kSegments * layer.out);
@@ -51,16 +53,16 @@ void plan_layer(Arena& arena, const Job& job, Layer& layer, bool before) {
   }
   if (layer.row_norm) {
     const auto take = [&](int64_t row) {
-      return take_segments<float>(arena, job, kSegments, before, row);
+      return take_segments<float>(arena, padded, kSegments, before, row);
     };
     layer.normed = take(layer.above->stride);
     layer.norm_grads = take(layer.above->stride);
     layer.row_std = take(1);
   }
   if (keeps_slope(layer.activation))
-    layer.slopes = take_segments<float>(arena, job, kSegments, before, layer.above->stride);
+    layer.slopes = take_segments<float>(arena, padded, kSegments, before, layer.above->stride);
   if (layer.drop) {
-    layer.keep = take_segments<uint8_t>(arena, job, kSegments, before, layer.out);
+    layer.keep = take_segments<uint8_t>(arena, padded, kSegments, before, layer.out);
     arena.take<uint8_t>(kBlock);
   }
 }
@@ -103,8 +105,9 @@ int64_t chunks_of(const Network& network) {
 }
 
 void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
+  const int64_t padded = job.padded(job.d);
   const auto take = [&](int64_t stride) {
-    return take_segments<float>(arena, job, kFake + 1, between, stride);
+    return take_segments<float>(arena, padded, kFake + 1, between, stride);
   };
   job.images.tangents = job.images.grads;
   for (Field& field : job.d_joined) {
@@ -133,8 +136,8 @@ void plan_penalties(Arena& arena, Job& job, bool between, int topmost) {
     shared.tangents = job.d_nodes[static_cast<size_t>(job.d.layers[i].source)].field->tangents;
     shared.bends = take(shared.stride);
   }
-  job.coefficients = arena.take<float>((kFake + 1) * job.padded);
-  job.mixes = arena.take<float>(job.padded);
+  job.coefficients = arena.take<float>((kFake + 1) * padded);
+  job.mixes = arena.take<float>(padded);
 }
 
 // Segments as the network's input has them.
@@ -143,26 +146,25 @@ void plan_parts(Arena& arena, const Job& job, Network& network, bool between) {
   for (PlannedPart& part : network.parts) {
     if (!part.embeds) continue;
     part.stride = round_up(part.width, kBlock) | 16;
-    part.grads =
-        take_segments<float>(arena, job, of_d ? kSegments : 2, of_d && between, part.stride);
+    part.grads = take_segments<float>(arena, job.padded(network), of_d ? kSegments : 2,
+                                      of_d && between, part.stride);
     part.sums = arena.take<float>(part.classes * part.width);
   }
 }
 
 void plan_terms(Arena& arena, Job& job) {
-  const int64_t width = job.g.layers.back().out;
-  if (job.g.hardens())
-    job.shares = arena.take<float>(job.padded * job.g.layers.back().above->stride);
+  const int64_t width = job.g.layers.back().out, padded = job.padded(job.g);
+  if (job.g.hardens()) job.shares = arena.take<float>(padded * job.g.layers.back().above->stride);
   if (job.g.term(TermOf::moments)) {
     for (float** moment : {&job.output.mean, &job.output.of_mean, &job.output.of_deviation})
       *moment = arena.take<float>(round_up(width, kBlock));
     job.output.squares = arena.take<double>(2 * round_up(width, kBlock) / kBlock);
   }
   if (job.g.term(TermOf::conditional)) {
-    job.surprises = arena.take<double>(job.padded);
-    job.asked = arena.take<const PlannedHead*>(job.padded);
+    job.surprises = arena.take<double>(padded);
+    job.asked = arena.take<const PlannedHead*>(padded);
     job.asked_stride = round_up(job.g.most_asked(), 16);
-    job.asked_grads = arena.take<float>(job.padded * job.asked_stride);
+    job.asked_grads = arena.take<float>(padded * job.asked_stride);
   }
 }
 
@@ -230,7 +232,7 @@ void plan_shared(Arena& arena, const Job& job, Network& network, bool before) {
     if (layer.below == &node) continue;
     *layer.below = node;
     layer.below->grads = layer.below->grad_factors =
-        take_segments<float>(arena, job, of_g ? 2 : kSegments, before, node.stride);
+        take_segments<float>(arena, node.padded, of_g ? 2 : kSegments, before, node.stride);
   }
 }
 
@@ -251,9 +253,8 @@ Skeleton skeleton(const Job& job) {
 
 size_t plan_memory(Job& job, void* base) {
   Arena arena(base, kLine, kGap);
-  job.blocks = ((job.batch + job.ranks - 1) / job.ranks + kBlock - 1) / kBlock;
-  job.padded = job.blocks * kBlock;
-  job.units = job.padded / kRowUnit;
+  const int64_t of_g = job.padded(job.g), of_d = job.padded(job.d);
+  job.units = of_d / kRowUnit;
   for (Network* network : {&job.g, &job.d}) connect(job, *network);
   job.lerped = !job.joined() && graph_of(job.d).chain();
   const Skeleton made = skeleton(job);
@@ -268,25 +269,25 @@ size_t plan_memory(Job& job, void* base) {
 
   // First: in the same place whatever the ranks, so that a move spares what G's update still needs.
   job.squares = arena.take<double>(std::max(chunks_of(job.g), chunks_of(job.d)));
-  plan_field(arena, job, job.latents, 2, false);
-  plan_field(arena, job, job.images, kSegments, true, made.between);
-  if (job.joined()) plan_field(arena, job, job.made, kSegments, true);
-  for (Field& field : job.g_fields) plan_field(arena, job, field, 2, true);
-  for (Field& field : job.d_fields) plan_field(arena, job, field, kSegments, true, made.between);
-  for (Field& field : job.g_joined) plan_field(arena, job, field, 2, true);
-  for (Field& field : job.d_joined) plan_field(arena, job, field, kSegments, true, made.between);
+  plan_field(arena, job, job.latents, of_g, 2, false);
+  plan_field(arena, job, job.images, of_d, kSegments, true, made.between);
+  if (job.joined()) plan_field(arena, job, job.made, of_g, kSegments, true);
+  for (std::vector<Field>* fields : {&job.g_fields, &job.g_joined})
+    for (Field& field : *fields) plan_field(arena, job, field, of_g, 2, true);
+  for (std::vector<Field>* fields : {&job.d_fields, &job.d_joined})
+    for (Field& field : *fields) plan_field(arena, job, field, of_d, kSegments, true, made.between);
   plan_shared(arena, job, job.g, false);
   plan_shared(arena, job, job.d, made.between);
-  int64_t widest = 0;
+  int64_t largest = 0;  // of the inputs of layers whose sums are cut, a segment
   for (Network* network : {&job.g, &job.d})
     for (Layer& layer : network->layers) {
-      plan_layer(arena, job, layer, made.between && network == &job.d);
-      if (layer.middle) widest = std::max(widest, layer.below->stride);
+      plan_layer(arena, layer, made.between && network == &job.d);
+      if (layer.middle) largest = std::max(largest, layer.below->padded * layer.below->stride);
     }
   for (Network* network : {&job.g, &job.d}) plan_parts(arena, job, *network, made.between);
   if (made.penalised) plan_penalties(arena, job, made.between, made.topmost());
   plan_terms(arena, job);
-  job.halves = arena.take<float>((made.between ? 3 : 2) * job.padded * widest);
+  job.halves = arena.take<float>((made.between ? 3 : 2) * largest);
   for (Network* network : {&job.g, &job.d}) plan_grads(arena, job, *network);
   job.loss_parts = arena.take<double>(kSegments * job.units);
   job.score_parts = arena.take<double>(kSegments * job.units);

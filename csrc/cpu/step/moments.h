@@ -22,15 +22,16 @@ struct Stepper::Moments {
 };
 
 // Of columns, by short sums; squared distances are from the mean rounded to float.
-Stepper::Moments Stepper::moments_of_columns(const float* x, int64_t stride, int64_t width) const {
+template <class Value>
+Stepper::Moments Stepper::moments_of_columns(int64_t width, Value value) const {
   Moments own;
-  sum_columns(batch_, width, own.sums, [&](int64_t i, int64_t j) { return x[i * stride + j]; });
+  sum_columns(batch_, width, own.sums, value);
   if (batch_ == 0) return own;
   float centre[kBlock];
   for (int64_t j = 0; j < width; ++j)
     centre[j] = static_cast<float>(own.sums[j] / static_cast<double>(batch_));
   sum_columns(batch_, width, own.squares, [&](int64_t i, int64_t j) {
-    const float d = x[i * stride + j] - centre[j];
+    const float d = value(i, j) - centre[j];
     return d * d;
   });
   return own;
@@ -43,7 +44,7 @@ Stepper::Moments Stepper::own_moments(const Layer& layer, Range panel, int segme
   float* const x = rows(field, field.rows, segment + layer.lift) + f;
   for (int64_t i = 0; layer.bias.value && i < batch_; ++i)
     for (int64_t j = 0; j < width; ++j) x[i * field.stride + j] += layer.bias.value[f + j];
-  return moments_of_columns(x, field.stride, width);
+  return moments_of_columns(width, [&](int64_t i, int64_t j) { return x[i * field.stride + j]; });
 }
 
 // Of gradients; they are added to those of gamma and beta, which begin with the first segment.

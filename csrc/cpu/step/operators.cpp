@@ -314,6 +314,8 @@ int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vect
   const int64_t whole = rows_in_update(number, job.count, job.batch, per_epoch);
   const int64_t first = first_of_rank(whole, rank, ranks);
   const int64_t rows = first_of_rank(whole, rank + 1, ranks) - first;
+  STD_TORCH_CHECK(first % job.d.pack == 0 && rows % job.d.pack == 0, "rank ", rank, " has rows ",
+                  first, " to ", first + rows, " of a batch, and plan packs of ", job.d.pack);
   if (!job.of_g()) {
     const int64_t before = number / per_epoch - step * job.d_steps / per_epoch;
     static_cast<ImageSource&>(job) = check_images(images, order ? job.count : rows, job.d.own(),

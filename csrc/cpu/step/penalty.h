@@ -77,15 +77,17 @@ void Stepper::penalise(const Phase& phase) {
 }
 
 // The share of the real sample in a point between: uniform in [0, 1], of a normal, as
-// torch.special.ndtr.
+// torch.special.ndtr. A pack has that of its first sample.
 void Stepper::mix(int64_t block) {
-  const int64_t at = block * kBlock;
-  const float* const drawn =
-      normals(between_philox(job_.seed, update_number_), first_ + at, kBlock);
+  const int64_t at = block * kBlock, pack = job_.d.pack;
+  const Philox philox = between_philox(job_.seed, update_number_);
+  const float* const drawn = pack == 1 ? normals(philox, first_ + at, kBlock) : nullptr;
+  const auto of_pack = [&](int64_t i) { return normals(philox, (first_ + at + i) * pack, 1); };
   constexpr double half_root = 0.70710678118654752440;
-  for (int64_t i = 0; i < kBlock; ++i)
-    job_.mixes[at + i] =
-        static_cast<float>(0.5 * ::erfc(-half_root * static_cast<double>(drawn[i])));
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const double normal = static_cast<double>(pack == 1 ? drawn[i] : *of_pack(i));
+    job_.mixes[at + i] = static_cast<float>(0.5 * ::erfc(-half_root * normal));
+  }
 }
 
 // Row i at the points between, of some features, from those of the real and the fake sample; as
@@ -109,7 +111,8 @@ void Stepper::points() {
     each_own_rows(1, [&](int, Range within) {
       for (int64_t i = within.begin; i < within.end; ++i) {
         between(x, {0, x.width}, i);
-        condition_row(job_.d, x, kBetween, i);
+        for (int64_t sample = i * job_.d.pack; sample < (i + 1) * job_.d.pack; ++sample)
+          condition_row(job_.d, x, kBetween, sample);
       }
     });
     return;
@@ -157,8 +160,9 @@ void Stepper::direction(int from, int segments, int at) {
       float* const g = rows(x, x.grads, from + s) + i * x.stride;
       if (summed) add_rows(g, rows(x, job_.halves, at + s) + i * x.stride, x.width);
       // The slope is that by the sample.
-      for (const PlannedPart& part : job_.d.parts)
-        for (int64_t j = part.at; j < part.at + part.width; ++j) g[j] = 0.f;
+      for (int64_t unit = 0; unit < x.width; unit += job_.d.unit())
+        for (const PlannedPart& part : job_.d.parts)
+          for (int64_t j = 0; j < part.width; ++j) g[unit + part.at + j] = 0.f;
       const double norm = math::sqrt(static_cast<double>(dot(g, g, x.width)));
       const float factor =
           static_cast<float>(slope_factor(slopes_[from + s - kBetween], norm, whole_));
@@ -202,7 +206,7 @@ void Stepper::tangent_rows(const Layer& layer, Range features, Range within, int
       const float* const slopes =
           keeps_slope(kind) ? rows(field, layer.slopes, segment) + at : nullptr;
       const uint8_t* const keep =
-          layer.drop ? layer.keep + (segment * job_.padded + i) * layer.out + begin : nullptr;
+          layer.drop ? layer.keep + (segment * field.padded + i) * layer.out + begin : nullptr;
       const auto first = [&](int64_t j) {
         if constexpr (keeps_slope(kind)) return slopes[j];
         return derivative<kind>(1.f, x[j] * inverse, slope);

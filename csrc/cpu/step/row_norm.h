@@ -47,7 +47,7 @@ void Stepper::row_norm(const Layer& layer, int from, int segments) {
       for (int64_t j = 0; j < n; ++j) normed[j] = x[j] - mean;
       const double squares = static_cast<double>(dot(normed, normed, n));
       const float by = inverse_deviation(squares / static_cast<double>(n), layer.norm_eps);
-      layer.row_std[segment * job_.padded + i] = by;
+      layer.row_std[segment * field.padded + i] = by;
       for (int64_t j = 0; j < n; ++j) x[j] = normed[j] *= by;
     }
     activate_rows(layer, {0, n}, within, segment, layer.beta.value);
@@ -64,7 +64,7 @@ void Stepper::row_norm_backward(const Layer& lower, Range within, int segment, F
     float* __restrict const kept =
         rows(field, form == &Field::bends ? lower.norm_bends : lower.norm_grads, segment) + at;
     for (int64_t j = 0; j < n; ++j) kept[j] = g[j];
-    turn(rows(field, lower.normed, segment) + at, lower.row_std[segment * job_.padded + i],
+    turn(rows(field, lower.normed, segment) + at, lower.row_std[segment * field.padded + i],
          lower.gamma.value, n, g);
     if (form == &Field::bends)
       add_rows(g, rows(field, lower.warps, segment) + at, n);
@@ -94,7 +94,7 @@ void Stepper::row_norm_tangent(const Layer& layer, int from, int segments) {
       const float* const normed = rows(field, layer.normed, segment) + at;
       const float* const eta = rows(field, layer.norm_grads, segment) + at;
       const float* const delta = rows(field, field.grads, segment) + at;
-      const float by = layer.row_std[segment * job_.padded + i];
+      const float by = layer.row_std[segment * field.padded + i];
       for (int64_t j = 0; j < n; ++j) warp[j] = gamma ? gamma[j] * eta[j] : eta[j];  // q
       const float nv = dot(normed, t, n) * share, nq = dot(normed, warp, n) * share;
       const float mean = total(t, n) * share;

@@ -1,6 +1,6 @@
 // Products whose rows are the batch; part of stepper.h.
 
-// Rows of a field: those of `segment` begin at form + segment * padded * stride.
+// Rows of a field: those of `segment` begin at form + segment * padded_ * stride.
 struct Stepper::Rows {
   float* form;
   int64_t stride;
@@ -21,8 +21,8 @@ void Stepper::rows_product(const Rows& a, Range terms, const Weight& w, Range co
                            const Rows& c, After after) {
   if (columns.begin >= columns.end) return;
   const auto row_of = [&](const Rows& rows, int64_t block) {
-    return rows.form + ((rows.segment + block / blocks_) * job_.padded + block % blocks_ * kBlock) *
-                           rows.stride;
+    return rows.form +
+           ((rows.segment + block / blocks_) * padded_ + block % blocks_ * kBlock) * rows.stride;
   };
   const Pieces batches(blocks, kSizes.batch / kBlock, 1), depths(terms, kSizes.depth, kChunk);
   const int64_t across = panels(length(columns)), visits = batches.count * depths.count;

@@ -38,6 +38,7 @@ class Stepper {
  private:
   void begin_update();
   void begin_g(int64_t update);
+  void take_rows(const Network& network);
   void run_part();
 
   struct Grid {
@@ -52,6 +53,7 @@ class Stepper {
   void latents(int segment, int64_t block);
   void mask(const Layer& layer, bool in_g, int segment, int64_t block);
   void images();
+  int64_t row_of_sample(const Field& input, int64_t sample) const;
   int64_t source_of(const Network& network, int segment, int64_t row) const;
   void condition_row(const Network& network, const Field& input, int segment, int64_t row) const;
   void join(int segment);
@@ -89,7 +91,8 @@ class Stepper {
   void normalise_backward(const Layer& lower, Range panel, int segment, const Moments& moments,
                           int64_t count);
 
-  Moments moments_of_columns(const float* x, int64_t stride, int64_t width) const;
+  template <class Value>
+  Moments moments_of_columns(int64_t width, Value value) const;
   Moments own_moments(const Layer& layer, Range panel, int segment) const;
   Moments own_slants(const Layer& lower, Range panel, int segment, bool first);
   double* moments_of(int64_t rank, int s, bool squares) const;
@@ -180,7 +183,7 @@ class Stepper {
   void end_phase();
 
   float* rows(const Field& field, float* form, int segment) const {
-    return form + segment * job_.padded * field.stride;
+    return form + segment * field.padded * field.stride;
   }
   // What products take of some rows is as these have it.
   void round_row(const float* from, float* factors, int64_t width) const {
@@ -192,7 +195,9 @@ class Stepper {
   // Of D's update: whether rows of this segment are penalised, and the loss's slope by their
   // scores.
   bool due(int segment) const { return segment <= kFake && slopes_[segment - kBetween].due; }
-  float* coefficients(int segment) const { return job_.coefficients + segment * job_.padded; }
+  float* coefficients(int segment) const {
+    return job_.coefficients + segment * job_.images.padded;
+  }
   int64_t rows_in(int64_t block) const { return smaller(kBlock, batch_ - block * kBlock); }
 
   // Calls use(segment of `segments`, rows) for this thread's rows, which are shared out in eights.
@@ -224,10 +229,14 @@ class Stepper {
   // or follows, and its numbers over all steps.
   int64_t step_ = 0, d_step_ = 0, g_step_ = 0;
   int64_t step_number_ = 0, update_number_ = 0, g_number_ = 0;
-  bool last_ = false;               // whether G's update follows
-  bool averages_ = false;           // whether it is a step's last of G
-  int64_t batch_ = 0, blocks_ = 0;  // images of the update that are this rank's
-  int64_t whole_ = 0, first_ = 0;   // images of all ranks, and how many of them are before those
+  bool last_ = false;      // whether G's update follows
+  bool averages_ = false;  // whether it is a step's last of G
+  // Samples of the update that are this rank's, of all ranks, and how many of them are before
+  // those.
+  int64_t samples_ = 0, whole_samples_ = 0, first_sample_ = 0;
+  // The same in rows of the network at hand, of which D's may be packs of samples.
+  int64_t batch_ = 0, whole_ = 0, first_ = 0;
+  int64_t blocks_ = 0, padded_ = 0;
   SlopeWeights slopes_[kPlaces];    // of an update of D
   int64_t fed_ = 0;                 // rows of fed images used so far
   const int64_t* order_ = nullptr;  // of this rank's rows of the update; without one the first row

@@ -11,9 +11,11 @@ void Stepper::moments(const Layer& layer) {
     const int64_t width = smaller(kBlock, mine.end - f);
     double means[2][kBlock], deviations[2][kBlock];
     for (const bool fake : {false, true}) {
-      const float* const x = fake ? rows(made, made.rows, kFakeForG) + f
-                                  : rows(real, real.rows, kReal) + job_.d.own_at + f;
-      const Moments own = moments_of_columns(x, fake ? made.stride : real.stride, width);
+      const Field& field = fake ? made : real;
+      const float* const x =
+          rows(field, field.rows, fake ? kFakeForG : kReal) + (fake ? 0 : job_.d.own_at) + f;
+      const Moments own = moments_of_columns(
+          width, [&](int64_t i, int64_t j) { return x[row_of_sample(field, i) + j]; });
       for (int64_t j = 0; j < width; ++j) {
         means[fake][j] = own.sums[j] / n;
         deviations[fake][j] = math::sqrt(own.squares[j] / n);

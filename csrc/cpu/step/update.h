@@ -65,7 +65,7 @@ void Stepper::use(const Move& move, const Parameter& p, int64_t at, int64_t n, f
 void Stepper::update_part(const Layer& layer, const Move& move, Range out, Range in, int from,
                           int segments) {
   const Terms terms = terms_of(layer, {&Field::grad_factors, &Field::row_factors, from, segments});
-  const bool joined = batch_ == job_.padded && terms.count == 1;
+  const bool joined = batch_ == padded_ && terms.count == 1;
   const Held hold = held(joined ? segments * batch_ : batch_);
   float* const grads = scratch_ + kSizes.left + kSizes.right;
   const Pieces heights(out, hold.rows, kTiled ? kBlock : 1);

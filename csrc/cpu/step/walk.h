@@ -2,9 +2,10 @@
 
 // The parts are added in the order of the rows, whoever computed them.
 double Stepper::mean(const double* parts, int segment) const {
+  const int64_t scores = samples_ / job_.d.pack, all = whole_samples_ / job_.d.pack;
   double sum = 0;
-  for (int64_t i = 0; i * kRowUnit < batch_; ++i) sum += parts[segment * job_.units + i];
-  return sum / static_cast<double>(whole_);
+  for (int64_t i = 0; i * kRowUnit < scores; ++i) sum += parts[segment * job_.units + i];
+  return sum / static_cast<double>(all);
 }
 
 void Stepper::write(Statistic statistic, double value) {
@@ -23,6 +24,7 @@ void Stepper::copy_statistics(const Layer& layer) const {
 }
 
 void Stepper::carry_out(const Phase& phase) {
+  take_rows(phase.layer < static_cast<int>(job_.g.layers.size()) ? job_.g : job_.d);
   if (phase.of_penalty()) {
     penalise(phase);
     return;
@@ -40,7 +42,7 @@ void Stepper::carry_out(const Phase& phase) {
         break;
       }
       inputs();
-      fed_ += batch_;
+      fed_ += samples_;
       break;
     case Phase::forward:
       if (front > 0 && &layer == &job_.d.layers.front() && job_.lerped)
@@ -130,20 +132,28 @@ void Stepper::carry_out(const Phase& phase) {
     *layer.batches = more_batches(*layer.batches, segments);
 }
 
+// Those of a network for the phases of which it is.
+void Stepper::take_rows(const Network& network) {
+  batch_ = samples_ / network.pack;
+  whole_ = whole_samples_ / network.pack;
+  first_ = first_sample_ / network.pack;
+  blocks_ = (batch_ + kBlock - 1) / kBlock;
+  padded_ = &network == &job_.g ? job_.latents.padded : job_.images.padded;
+}
+
 void Stepper::begin_update() {
   update_number_ = step_number_ * job_.d_steps + d_step_;
   last_ = d_step_ + 1 == job_.d_steps;
   phase_ = 0;
   begin_g(0);
-  whole_ = rows_in_update(update_number_, job_.count, job_.batch,
-                          batches_per_epoch(job_.count, job_.batch));
-  first_ = first_of_rank(whole_, job_.rank, job_.ranks);
-  batch_ = first_of_rank(whole_, job_.rank + 1, job_.ranks) - first_;
-  blocks_ = (batch_ + kBlock - 1) / kBlock;
+  whole_samples_ = rows_in_update(update_number_, job_.count, job_.batch,
+                                  batches_per_epoch(job_.count, job_.batch));
+  first_sample_ = first_of_rank(whole_samples_, job_.rank, job_.ranks);
+  samples_ = first_of_rank(whole_samples_, job_.rank + 1, job_.ranks) - first_sample_;
   const int64_t per_epoch = batches_per_epoch(job_.count, job_.batch);
   const int64_t epoch = update_number_ / per_epoch - job_.first_step * job_.d_steps / per_epoch;
   order_ = job_.order ? job_.order + epoch * job_.count +
-                            first_row(update_number_, job_.batch, per_epoch) + first_
+                            first_row(update_number_, job_.batch, per_epoch) + first_sample_
                       : nullptr;
   fed_from_ = fed_;
   if (measured(false))
@@ -178,7 +188,7 @@ void Stepper::run_part() {
   const Phase* const end = job_.phases + job_.phase_count;
   for (bool going = true; going && phase < end; ++phase) {
     // A rank without rows takes part in what all ranks know: statistics.
-    if (batch_ > 0 || phase->of_norm() || phase->work == Phase::update) carry_out(*phase);
+    if (samples_ > 0 || phase->of_norm() || phase->work == Phase::update) carry_out(*phase);
     going = !phase->ends_part();
   }
   if (thread_ == 0) job_.next = phase < end ? phase - job_.phases : 0;

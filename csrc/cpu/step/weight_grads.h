@@ -23,8 +23,7 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
   // A block of the batch is a chunk of the sum.
   const Pieces pieces({0, segments * blocks_}, kSizes.depth / kBlock, 1);
   const auto row_of = [&](const float* form, int64_t stride, int64_t block, int lift) {
-    return form +
-           ((from + lift + block / blocks_) * job_.padded + block % blocks_ * kBlock) * stride;
+    return form + ((from + lift + block / blocks_) * padded_ + block % blocks_ * kBlock) * stride;
   };
   for (int64_t piece = 0; piece < pieces.count; ++piece) {
     const Range blocks = pieces[piece];
@@ -83,7 +82,7 @@ void Stepper::weight_grads(const Layer& layer, const Held& held, Range out, Rang
   const int from = term.from, segments = term.segments;
   const int64_t height = length(out);
   // Whole batches in one sum where they lie together, else one after another.
-  const bool joined = batch_ == job_.padded;
+  const bool joined = batch_ == padded_;
   const int sums = joined ? 1 : segments;
   const Pieces pieces({0, joined ? segments * batch_ : batch_}, kSizes.depth, 1);
   float* const grads = scratch_ + kSizes.left + kSizes.right;

@@ -18,6 +18,8 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
   const DecodedPlan decoded = decode(plan, settings, state, like, apart);
   STD_TORCH_CHECK(decoded.g.parts.empty() && decoded.d.parts.empty(),
                   "plan has parts made of conditions, which the fused step on CUDA does not know");
+  STD_TORCH_CHECK(decoded.d.pack == 1, "plan has packs of ", decoded.d.pack,
+                  " rows, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g.heads.empty(),
                   "plan has heads, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,

@@ -177,8 +177,8 @@ class PlanEncoder:
         columns = chain.inputs.columns
         widths = [0 if part is OWN else part.width for part in columns]
         own = columns.index(OWN)
-        widths[own] = chain.width - sum(widths)
-        self._integers += [sum(widths[:own]), len(columns) - 1]
+        widths[own] = chain.width // chain.pack - sum(widths)
+        self._integers += [chain.pack, sum(widths[:own]), len(columns) - 1]
         for i, part in enumerate(columns):
             if part is OWN:
                 continue

@@ -84,6 +84,10 @@ class Nodes:
             self._input.stage += 1
         self._places[node] = _Place(self._input, self._input.stage)
 
+    def is_input(self, node: fx.Node) -> bool:
+        """Whether a tensor is the network's input, in some shape."""
+        return self._places[node].node is self._input
+
     def move(self, node: fx.Node, of: fx.Node) -> None:
         """A tensor in another shape."""
         self._places[node] = self._places[of]

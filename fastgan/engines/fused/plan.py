@@ -6,7 +6,8 @@ A network fits when its forward, traced by torch.fx, is of layers
 
 each of which takes the one before it, or sums and concatenations of those before it (see nodes.py),
 with any number of changes of shape that keep the batch in front, conditions joined to its input
-(see inputs.py), and columns of a generator's output with activations of their own (see heads.py).
+(see inputs.py), rows of a discriminator's input side by side in packs, and columns of a generator's
+output with activations of their own (see heads.py).
 What the network's classes are called does not matter; what they compute does.
 """
 
@@ -15,7 +16,9 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,7 @@ from fastgan.engines.fused.inputs import Condition, Inputs, Reader
 from fastgan.engines.fused.inputs import check as check_inputs
 from fastgan.engines.fused.nodes import Join, Nodes
 from fastgan.engines.fused.trace import NoPlan, trace
-from fastgan.nn import LinearLeakyReLU
+from fastgan.nn import LinearLeakyReLU, Pack
 
 NORMS = (None, nn.BatchNorm1d, nn.LayerNorm)
 """The norms by their numbers in csrc/step/enums.h."""
@@ -83,8 +86,11 @@ class Chain:
 
     layers: list[Layer]
     width: int
-    """Of the input, with what is joined to it."""
+    """Of the input, with what is joined to it, and of all rows of a pack."""
     inputs: Inputs = field(default_factory=Inputs)
+    """Of one row."""
+    pack: int = 1
+    """Rows of a batch that are one row of the input, side by side."""
     joins: list[Join] = field(default_factory=list)
     """What layers take beside the input and each other's outputs."""
 
@@ -101,6 +107,7 @@ def read(
     input_shape: tuple[int, ...],
     device: torch.device = _CPU,
     condition: Condition | None = None,
+    pack: int = 1,
 ) -> Chain:
     """The chain of layers that a module's forward is.
 
@@ -110,13 +117,17 @@ def read(
         input_shape: of one sample.
         device: where the module's parameters must be.
         condition: what it is given beside its input.
+        pack: samples that one row of its output is of. Default 1.
 
     Raises:
         NoPlan: the module is no such chain; the message says where and why.
     """
     modules.check(module, name)
-    chain = _Walk(module, name, input_shape, condition).run(trace(module, name))
+    chain = _Walk(module, name, input_shape, condition, pack).run(trace(module, name))
     check_inputs(chain.inputs, condition)
+    if chain.pack > 1 and chain.inputs.tables:
+        where = next(part.where for part in chain.inputs.parts if part.embedding)
+        raise NoPlan(f"{where}: an Embedding in packs of rows has no fused form; one_hot has")
     if chain.inputs.tables and (
         chain.layers[0].source or any(0 in join.nodes for join in chain.joins)
     ):
@@ -177,17 +188,19 @@ class _Walk:
         name: str,
         input_shape: tuple[int, ...],
         condition: Condition | None,
+        pack: int,
     ):
         self.module = module
         self.name = name
-        self.shape = (_BATCH, *input_shape)
+        self.pack = pack
+        self.shape = (_BATCH * pack, *input_shape)
         self.layers: list[Layer] = []
         self.dropouts = [m for m in module.modules() if type(m) is nn.Dropout]
         self.used: Counter[nn.Module] = Counter()
         self.values: dict[fx.Node, object] = {}
         self.nodes = Nodes(self.layers, self.values)
         self.width: int | None = None
-        self.joined = Reader(condition, self.values, _BATCH)
+        self.joined = Reader(condition, self.values, _BATCH * pack)
         self.cutter = Cutter(module, self.values, _BATCH)
         self.cut_node: fx.Node | None = None
 
@@ -205,7 +218,7 @@ class _Walk:
                 joins = self.nodes.finish(node.args[0], self.name)
             else:
                 self.call(node)
-        return Chain(self.layers, self.width, self.joined.inputs, joins)
+        return Chain(self.layers, self.width * self.pack, self.joined.inputs, self.pack, joins)
 
     def of_tensor(self, target: str) -> str:
         path, _, tensor = target.rpartition(".")
@@ -248,9 +261,13 @@ class _Walk:
 
     def move(self, node: fx.Node, tensor: Tensor, where: str) -> None:
         """The tensor that comes in, in another shape."""
-        if tensor.dim() < 1 or tensor.shape[0] != _BATCH:
+        rows = self.values[node.args[0]].shape[0]
+        if tensor.dim() >= 1 and tensor.shape[0] == rows:
+            self.nodes.move(node, node.args[0])
+        elif tensor.dim() >= 1 and tensor.shape[0] == _BATCH and self.nodes.is_input(node.args[0]):
+            self.nodes.start(node)  # its rows side by side
+        else:
             raise NoPlan(f"{where}: a change of shape mixes the samples of a batch")
-        self.nodes.move(node, node.args[0])
         self.values[node] = tensor
 
     def call_module(self, node: fx.Node) -> None:
@@ -268,6 +285,11 @@ class _Walk:
             return
         x = self.follow(node, where, kind)
         if type(m) in (nn.Flatten, nn.Unflatten):
+            self.move(node, m.forward(x), where)
+            return
+        if type(m) is Pack:
+            if x.shape[0] % m.rows:
+                raise NoPlan(f"{where}: {m} in a network of packs of {self.pack} has no fused form")
             self.move(node, m.forward(x), where)
             return
         if isinstance(m, nn.Identity) or (type(m) is nn.Dropout and _idle(m)):
@@ -315,12 +337,12 @@ class _Walk:
             self.values[node] = target(*args, **kwargs)
             return
         if target in _SHAPE_METHODS and node.op == "call_method":
-            x = self.follow(node, where, what)
-            self.move(node, getattr(x, target)(*args[1:], **kwargs), where)
+            change = getattr(self.follow(node, where, what), target)
+            self.move(node, self.changed(where, what, change, *args[1:], **kwargs), where)
             return
         if target in _SHAPE_FUNCTIONS:
             x = self.follow(node, where, what)
-            self.move(node, target(x, *args[1:], **kwargs), where)
+            self.move(node, self.changed(where, what, target, x, *args[1:], **kwargs), where)
             return
         function = activations.METHODS.get(target) if node.op == "call_method" else target
         if (said := activations.FUNCTIONS.get(function)) is not None:
@@ -330,6 +352,13 @@ class _Walk:
             return
         hint = "; use nn.Dropout" if target is F.dropout else ""
         raise NoPlan(f"{where}: {what} has no fused form{hint}")
+
+    def changed(self, where: str, what: str, change: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """What a change of shape returns; those that fit some batches only have no fused form."""
+        try:
+            return change(*args, **kwargs)
+        except RuntimeError as error:
+            raise NoPlan(f"{where}: {what} does not fit every batch ({error})") from error
 
     def join(self, node: fx.Node, where: str, what: str, args: tuple, kwargs: dict) -> None:
         """A call of what comes of the condition."""
@@ -374,6 +403,8 @@ class _Walk:
                 f"{where}: a Linear on a tensor of shape {['batch', *x.shape[1:]]} has no fused "
                 "form; flatten it first"
             )
+        if x.shape[0] != _BATCH:
+            raise NoPlan(f"{where}: a Linear before rows become packs has no fused form")
         if x.shape[1] != m.in_features:
             raise NoPlan(f"{where}: takes {m.in_features} features, but gets {x.shape[1]}")
         if any(layer.ends is not None for layer in self.layers):

@@ -51,7 +51,8 @@ def prove(
             if isinstance(m, nn.Dropout):
                 m.p = 0.0
         of_copy = dict(zip(module.modules(), copy.modules(), strict=True))
-        samples = random.normal(0, random.Stream.SAMPLE, 0, (_SAMPLES, *shape), device=device)
+        size = _SAMPLES * chain.pack, *shape
+        samples = random.normal(0, random.Stream.SAMPLE, 0, size, device=device)
         given = _conditions(condition, chain, device)
         try:
             own = _results(lambda x: copy(x, *given), copy, samples)
@@ -82,7 +83,7 @@ def _results(function, network: nn.Module, samples: Tensor) -> list[Tensor | Non
 def _conditions(condition: Condition | None, chain: Chain, device: torch.device) -> tuple:
     if condition is None:
         return ()
-    shape = (_SAMPLES, *condition.shape)
+    shape = (_SAMPLES * chain.pack, *condition.shape)
     numbers = random.normal(0, random.Stream.SAMPLE, 1, shape, device=device)
     if not condition.is_label:
         return (numbers,)

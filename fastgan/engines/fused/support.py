@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import ops, torch_private
+from fastgan.engines import probe
 from fastgan.engines.fused import modules, plan, terms
 from fastgan.engines.fused.activations import BENDS_KEPT
-from fastgan.engines.fused.inputs import condition_of
+from fastgan.engines.fused.inputs import Condition, condition_of
 from fastgan.engines.fused.proof import prove
+from fastgan.engines.packs import as_logits
 from fastgan.engines.scores import batch_sizes
 from fastgan.losses import LOSSES, PENALTIES, Penalty, loss
 from fastgan.method import name_of
+from fastgan.packs import rows_of
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -58,7 +61,7 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     of_d, of_g = (condition_of(p, which) for which in (0, 1))
     shape = tuple(p.data.shape)
     g = plan.read(p.generator, "generator", p.latent.shape, p.device, of_g)
-    d = plan.read(p.discriminator, "discriminator", shape, p.device, of_d)
+    d = _read_d(p, shape, of_d)
     prove(g, p.generator, "generator", p.latent.shape, of_g)
     prove(d, p.discriminator, "discriminator", shape, of_d)
     if p.loss.scores == "logits":
@@ -69,6 +72,28 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     _check_optimizer(p.optimizer_d, d, "optimizer_d")
     _check_average(p)
     return g, d
+
+
+def _read_d(problem: Problem, shape: tuple[int, ...], condition: Condition | None) -> plan.Chain:
+    """The discriminator, perhaps of packs of samples."""
+    p = problem
+    try:
+        return plan.read(p.discriminator, "discriminator", shape, p.device, condition)
+    except plan.NoPlan:
+        if (pack := _pack(p)) == 1:
+            raise
+    return plan.read(p.discriminator, "discriminator", shape, p.device, condition, pack)
+
+
+def _pack(problem: Problem) -> int:
+    """How many samples D judges together; 1 if it cannot be tried, of which another look tells."""
+    p, size = problem, batch_sizes(problem)[0]
+    try:
+        with probe.tried(p) as (_, d):
+            scores = as_logits(d(*probe.given_d(p, d, probe.samples(p, size))), size)
+    except Exception:
+        return 1
+    return rows_of(scores, size)
 
 
 LARGE_STEP = 9e9
@@ -232,13 +257,19 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
             raise plan.NoPlan(
                 f"{which}: a sum or a concatenation of layers has a fused form on the CPU only"
             )
-    layers = [layer for chain in (g, d) for layer in chain.layers]
-    for layer in layers:
-        if isinstance(layer.norm, nn.LayerNorm) and p.device.type != "cpu":
-            raise plan.NoPlan(f"{layer.name}: LayerNorm has a fused form on the CPU only")
-    normed = [layer.name for layer in layers if layer.batch_norm is not None]
-    if normed and 1 in batch_sizes(p):
-        raise plan.NoPlan("BatchNorm1d cannot train on an epoch's last batch of 1 sample")
+    if d.pack > 1 and p.device.type != "cpu":
+        raise plan.NoPlan(
+            f"discriminator judges {d.pack} samples together, which has a fused form on the CPU "
+            "only"
+        )
+    for chain in (g, d):
+        for layer in chain.layers:
+            if isinstance(layer.norm, nn.LayerNorm) and p.device.type != "cpu":
+                raise plan.NoPlan(f"{layer.name}: LayerNorm has a fused form on the CPU only")
+        normed = any(layer.batch_norm is not None for layer in chain.layers)
+        if normed and chain.pack in batch_sizes(p):
+            what = "1 sample" if chain.pack == 1 else f"1 pack of {chain.pack} samples"
+            raise plan.NoPlan(f"BatchNorm1d cannot train on an epoch's last batch of {what}")
 
 
 MOST_HEADS = 1 << 13

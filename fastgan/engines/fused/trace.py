@@ -12,7 +12,7 @@ from fastgan.engines.base import CannotRun
 from fastgan.engines.probe import copied, drawn, first_line, randomness_kept
 from fastgan.engines.snapshot import Snapshot
 from fastgan.heads import Heads
-from fastgan.nn import LinearLeakyReLU
+from fastgan.nn import LinearLeakyReLU, Pack
 
 _tracing = threading.Lock()  # torch.fx replaces nn.Module.__call__ for the whole process meanwhile
 
@@ -64,7 +64,7 @@ def _traced(module: nn.Module) -> fx.Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Goes into every module but torch's own and fastgan's fused layer.
+    """Goes into every module but torch's own, fastgan's fused layer, heads and packs.
 
     While it traces, torch.fx sends it the calls of every module in the process; those that other
     threads make are theirs.
@@ -85,7 +85,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, (LinearLeakyReLU, Heads)) or super().is_leaf_module(
+        return isinstance(module, (LinearLeakyReLU, Heads, Pack)) or super().is_leaf_module(
             module, qualified_name
         )
 
