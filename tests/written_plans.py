@@ -45,6 +45,15 @@ class Head:
     asked: bool = False
 
 
+@dataclass
+class Part:
+    """Columns of an input behind its own: kind "numbers", "one_hot" or "embedding" of a label."""
+
+    kind: str
+    width: int
+    classes: int = 1
+
+
 PAIR = ([Layer(6), Layer(12, "tanh")], [Layer(9, drop=0.3), Layer(1, "none")])
 HEADED = ([Layer(6), Layer(12, "none")], [Layer(9, drop=0.3), Layer(1, "none")])
 HEADS = (
@@ -89,6 +98,10 @@ class Case:
     """Of each the form, the place, the interval and the weight."""
     clips: tuple[float, float] = (math.inf, math.inf)
     """The largest number of a gradient, and the longest gradient."""
+    parts: tuple[tuple[Part, ...], tuple[Part, ...]] = ((), ())
+    """Of each network's input."""
+    drawn: bool = True
+    """Whether fake samples have conditions of their own."""
     heads: tuple[Head, ...] = ()
     terms: tuple[tuple[int, float], ...] = ()
     """Of each the kind and the weight."""
@@ -98,23 +111,29 @@ class Case:
     reals: list[float] = field(default_factory=list)
     state: list[Tensor] = field(default_factory=list)
     values: list[list[list[Tensor | None]]] = field(default_factory=list)
-    """Of G and of D, for each layer: weight, bias, BatchNorm's weight and bias."""
+    """Of G and of D, for each layer: weight, bias, BatchNorm's weight and bias; then tables."""
 
     def __post_init__(self):
         """Write the plan and draw the tensors."""
         self.generator = torch.Generator().manual_seed(self.draw)
-        self.integers += [self.latent, self.image, self.batch, self.d_steps, self.loss, self.seed]
+        latent, image = (
+            own + sum(part.width for part in parts)
+            for own, parts in zip((self.latent, self.image), self.parts, strict=True)
+        )
+        self.integers += [latent, image, self.batch, self.d_steps, self.loss, self.seed]
         self.integers += [self.count, self.precision]
         self.reals += [1.0, 0.9]
-        for layers, width, averaged, joins in zip(
+        for layers, width, averaged, joins, parts in zip(
             self.networks,
-            (self.latent, self.image),
+            (latent, image),
             (self.average, False),
             self.joins,
+            self.parts,
             strict=True,
         ):
-            self._network(layers, width, averaged, joins)
-        self.integers += [0, 0] * 2  # the inputs have no parts made of conditions
+            self._network(layers, width, averaged, joins, parts)
+        for number, own in enumerate((self.latent, self.image)):
+            self._inputs(number, own)
         self._heads()
         self.integers += [self.g_steps, len(self.penalties)]
         for *integers, weight in self.penalties:
@@ -130,6 +149,45 @@ class Case:
             [torch.randperm(self.count, generator=self.generator) for _ in range(4)]
         )
         self.rates = torch.tensor([self.lr, self.lr], dtype=torch.float64)
+        self._conditions()
+
+    def _inputs(self, network: int, own: int) -> None:
+        parts = self.parts[network]
+        self.integers += [0, len(parts)]
+        for part in parts:
+            kind = ("numbers", "one_hot", "embedding").index(part.kind)
+            self.integers += [kind, own, part.width, part.classes]
+            own += part.width
+            if part.kind != "embedding":
+                self.integers += [-1] * 4
+                continue
+            size = part.classes, part.width
+            table = torch.randn(size, generator=self.generator)
+            self.values[network].append([table])
+            self.integers += [self._place(t) for t in (table, torch.zeros(size), torch.zeros(size))]
+            averaged = self.average and network == 0
+            self.integers.append(self._place(table.clone()) if averaged else -1)
+
+    def _conditions(self) -> None:
+        self.condition = self.places = None
+        parts = [part for of in self.parts for part in of]
+        if not parts:
+            return
+        if parts[0].kind == "numbers":
+            size = self.count, parts[0].width
+            self.condition = torch.randn(size, generator=self.generator)
+        else:
+            classes = min(part.classes for part in parts)
+            size = (self.count,)
+            self.condition = torch.randint(0, classes, size, generator=self.generator)
+        if self.drawn:
+            size = 8, self.d_steps + self.g_steps, self.batch
+            self.places = torch.randint(0, self.count, size, generator=self.generator)
+
+    def given(self, first: int, steps: int) -> list[Tensor | None]:
+        """Conditions, and those that fake samples have in some steps."""
+        places = None if self.places is None else self.places[first : first + steps].clone()
+        return [self.condition, places]
 
     def _heads(self) -> None:
         self.integers += [len(self.heads), 0]
@@ -145,10 +203,13 @@ class Case:
         self.state.append(tensor)
         return len(self.state) - 1
 
-    def _network(self, layers: list[Layer], width: int, averaged: bool, joins: list) -> None:
+    def _network(
+        self, layers: list[Layer], width: int, averaged: bool, joins: list, parts: tuple
+    ) -> None:
         self.reals += [0.5, 0.99, 1e-8, 0.01, *self.clips, math.inf]
         counts = [1 + layer.bias + 2 * (layer.norm or layer.row_norm) for layer in layers]
-        steps = [self._place(torch.zeros(())) for _ in range(sum(counts))]
+        tables = sum(part.kind == "embedding" for part in parts)
+        steps = [self._place(torch.zeros(())) for _ in range(sum(counts) + tables)]
         self.integers += [0, len(steps), *steps, len(layers)]
         self.integers.append(len(joins))
         for before, kind, *nodes in joins:
@@ -231,7 +292,8 @@ class Case:
         """Those of fused_run; the seventh is the statistics."""
         statistics = torch.zeros(steps, 4)
         fixed = [self.plan, self.settings, self.state, self.memory(), self.images, self.order]
-        return [*fixed, self.rates, statistics, None, first_step, self.threads]
+        given = self.given(first_step, steps) if self.condition is not None else []
+        return [*fixed, self.rates, statistics, None, first_step, self.threads, *given]
 
     def run(self, steps: int, first_step: int = 0) -> Tensor:
         """Do some steps; their statistics."""

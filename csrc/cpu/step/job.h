@@ -148,7 +148,7 @@ struct Job : PlannedStep, ImageSource {
   // Of a part: its update's phases, with which it begins, and where it has ended, 0 at their end.
   const Phase* phases = nullptr;
   int64_t phase_count = 0, phase = 0, next = 0;
-  // Sums of BatchNorms of all ranks, [ranks][kMoments][moments_stride].
+  // Sums of BatchNorms and of G's output of all ranks, [ranks][kMoments][moments_stride].
   double* moments = nullptr;
   int64_t moments_stride = 0;
   Instructions instructions = Instructions::fp32;
@@ -191,7 +191,7 @@ struct Job : PlannedStep, ImageSource {
 
   bool of_g() const { return update >= d_steps; }
   bool joined() const { return !d.parts.empty(); }
-  // Whether statistics of BatchNorms are of more rows than this rank's.
+  // Whether moments are of more rows than this rank's.
   bool summed() const { return ranks > 1; }
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
@@ -203,8 +203,9 @@ struct Job : PlannedStep, ImageSource {
 // With base null only the size is computed. The memory must start as zeros.
 size_t plan_memory(Job& job, void* base);
 
-// The widest BatchNorm, 0 without any.
-int64_t most_normed(const Job& job);
+// Features of the widest of what has moments over the rows: a BatchNorm, or G's output with a term
+// of them; 0 without any.
+int64_t widest_moments(const Job& job);
 
 // The numbers of a network's gradients.
 int64_t gradients_of(const Network& network);

@@ -302,8 +302,8 @@ size_t plan_memory(Job& job, void* base) {
   return arena.used();
 }
 
-int64_t most_normed(const Job& job) {
-  int64_t most = 0;
+int64_t widest_moments(const Job& job) {
+  int64_t most = job.g.term(TermOf::moments) ? job.g.layers.back().out : 0;
   for (const Network* network : {&job.g, &job.d})
     for (const Layer& l : network->layers)
       if (l.norm) most = std::max(most, l.out);

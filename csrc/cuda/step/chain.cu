@@ -265,6 +265,7 @@ class Chain {
         break;
       case Phase::norm_sums:  // there is one rank
       case Phase::norm_backward_sums:
+      case Phase::moments_sums:
       case Phase::sums:  // no sum is cut, no input has parts and no output heads
       case Phase::bend_sums:
       case Phase::join:
