@@ -107,6 +107,28 @@ def smooth():
     return g, d
 
 
+def selu_and_softplus():
+    g = mlp(
+        nn.Linear(9, 40),
+        nn.SELU(),
+        nn.Linear(40, 33),
+        nn.Dropout(0.1),
+        nn.ReLU(),
+        nn.Linear(33, 36),
+        nn.Softplus(),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        nn.Linear(36, 50),
+        nn.Softplus(),
+        nn.Dropout(0.2),
+        nn.Linear(50, 20),
+        nn.SELU(),
+        nn.Linear(20, 1),
+    )
+    return g, d
+
+
 def rows_normed():
     g = mlp(
         nn.Linear(9, 40),
@@ -287,6 +309,7 @@ PLANS = {
     ),
     "rows normed": (rows_normed, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "heads": (with_heads, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
+    "selu and softplus": (selu_and_softplus, 9, (1, 6, 6), {"count": 70, "batch_size": 24}),
     "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),
 }
 

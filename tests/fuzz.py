@@ -106,7 +106,7 @@ class Fused:
             [replace(one, row_norm=False, source=None) for one in own]
             for own in options["networks"]
         ]
-        curved = any(one.activation in ("gelu", "gelu_tanh", "silu") for one in critic)
+        curved = any(one.activation in ("gelu", "gelu_tanh", "silu", "softplus") for one in critic)
         options |= {"networks": plain, "joins": ((), ()), "clips": self.case.clips}
         options |= {"heads": (), "terms": ()}
         options["penalties"] = () if curved else self.case.penalties

@@ -82,8 +82,8 @@ def run_pairs(out, steps):
     torch.manual_seed(1)
     trainer = Trainer(
         G(), D(), data.open(Pairs(), augmented=False), out=out, method=Conditional(),
-        terms={"l2": ("adaptive", terms.l2), "m": (0.5, terms.moments)}, batch_size=9, latent_dim=5, device="cpu",
-        optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1, console="none",
+        terms={"l2": ("adaptive", terms.l2), "m": (0.5, terms.moments)}, batch_size=9,
+        latent_dim=5, device="cpu", optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1, console="none",
     )  # fmt: skip
     trainer.fit(steps=steps)
     return trainer
@@ -166,7 +166,11 @@ def run_labelled(out, steps, read=False, engine="fused"):
     torch.manual_seed(1)
     heads = fastgan.nn.Heads([("tanh", 29), ("softmax", 2), ("gumbel", 5)])
     g = nn.Sequential(
-        nn.Linear(9, 24, bias=False), nn.BatchNorm1d(24), nn.LeakyReLU(0.2), nn.Linear(24, 36), heads
+        nn.Linear(9, 24, bias=False),
+        nn.BatchNorm1d(24),
+        nn.LeakyReLU(0.2),
+        nn.Linear(24, 36),
+        heads,
     )
     d = nn.Sequential(nn.Linear(39, 17), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(17, 1))
     rows = samples().samples.flatten(1), torch.arange(43) % 5

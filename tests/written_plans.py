@@ -14,6 +14,7 @@ from torch import Tensor
 from fastgan import random
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS += ("selu", "softplus")
 
 
 @dataclass
@@ -271,6 +272,8 @@ class Case:
                 "gelu": F.gelu,
                 "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
                 "silu": F.silu,
+                "selu": F.selu,
+                "softplus": F.softplus,
             }[layer.activation](x)
         return x
 

@@ -156,7 +156,7 @@ class PlanDecoder {
     o.largest_grad = real("largest number of a gradient", 0, INFINITY);
     o.longest_grad = real("longest gradient", 0, INFINITY);
     o.largest_weight = real("largest weight", 0, INFINITY);
-    o.decoupled = flag("decoupled");
+    o.rule = static_cast<Rule>(integer("an optimizer's rule", 0, kRules - 1));
     network.updates = updates(counters);
     check_field(in);
     network.in = in;

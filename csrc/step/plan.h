@@ -30,9 +30,12 @@ struct Parameter {
 // Whether an activation's output does not tell its derivative, which is then kept; and whether it
 // does not tell the second one either.
 constexpr bool keeps_bend(Activation a) {
-  return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
+  return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu ||
+         a == Activation::softplus;
 }
-constexpr bool keeps_slope(Activation a) { return a == Activation::elu || keeps_bend(a); }
+constexpr bool keeps_slope(Activation a) {
+  return a == Activation::elu || a == Activation::selu || keeps_bend(a);
+}
 
 struct PlannedLayer {
   int64_t in = 0, out = 0;
@@ -93,8 +96,9 @@ struct PlannedJoin {
 };
 
 struct Optimizer {
+  // Of RMSprop beta2 is its alpha, of SGD beta1 its momentum.
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
-  bool decoupled = false;
+  Rule rule = Rule::adam;
   // Bounds, infinite for none: of each number of a gradient, then of the gradient's norm, and of
   // each weight after an update.
   double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;

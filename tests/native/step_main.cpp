@@ -93,7 +93,7 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
     if (part.embeds) part.table = state[table++].weight.parameter();
   }
   network.parts = placed;
-  network.optimizer = {kBeta1, kBeta2, kEps, plan.weight_decay, plan.decoupled};
+  network.optimizer = {kBeta1, kBeta2, kEps, plan.weight_decay, plan.rule};
 }
 
 // Memory that starts as zeros, aligned for vectors.

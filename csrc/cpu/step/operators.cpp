@@ -73,6 +73,8 @@ std::string enums_op() {
   FASTGAN_TERMS(FASTGAN_ENTRY)
   start("JoinOf");
   FASTGAN_JOINS(FASTGAN_ENTRY)
+  start("Rule");
+  FASTGAN_RULES(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");

@@ -1,5 +1,22 @@
 // Adam, and the average, on what weight_grads.h has made; part of stepper.h.
 
+// The other rules in Adam's form: RMSprop's first moment is the gradient itself, and nothing is
+// corrected; SGD's is the momentum, which nothing divides.
+Adam<float> adam_of(const Optimizer& o, double step, double lr) {
+  Adam<float> adam = make_adam<float>(step, lr, o.beta1, o.beta2, o.eps, o.weight_decay,
+                                      o.rule == Rule::adamw);
+  if (o.rule == Rule::rmsprop || o.rule == Rule::sgd) {
+    adam.one_minus_beta1 = adam.inverse_root = 1;
+    adam.step_size = static_cast<float>(lr);
+  }
+  if (o.rule == Rule::rmsprop) adam.beta1 = 0;
+  if (o.rule == Rule::sgd) {
+    adam.one_minus_beta2 = adam.inverse_root = 0;
+    adam.eps = 1;
+  }
+  return adam;
+}
+
 // As torch.clamp: NaN stays.
 void bound(float* x, int64_t n, float largest) {
   for (int64_t j = 0; j < n; ++j)
@@ -146,8 +163,7 @@ Stepper::Move Stepper::move_of(bool of_g) const {
   const int64_t before = of_g ? step_ * job_.g_steps + g_step_ : step_ * job_.d_steps + d_step_;
   const int64_t done = network.updates + (job_.part == Part::steps ? before : 0);
   const double lr = job_.rates[(job_.rates_vary ? 2 * step_ : 0) + (of_g ? 1 : 0)];
-  return {make_adam<float>(static_cast<double>(done + 1), lr, o.beta1, o.beta2, o.eps,
-                           o.weight_decay, o.decoupled),
+  return {adam_of(o, static_cast<double>(done + 1), lr),
           static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight),
           measured(of_g) ? gauge(of_g) : nullptr};
 }

@@ -9,7 +9,7 @@ namespace fastgan::cuda::step {
 
 __device__ inline Adam<float> adam_of(const Optimizer& o, int64_t update, double lr) {
   return make_adam_of_powers<float>(power(o.beta1, update), power(o.beta2, update), lr, o.beta1,
-                                    o.beta2, o.eps, o.weight_decay, o.decoupled);
+                                    o.beta2, o.eps, o.weight_decay, o.rule == Rule::adamw);
 }
 
 __device__ inline void latents(const Step& s, const Moment& now, int segment, int64_t first,

@@ -25,14 +25,17 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
   STD_TORCH_CHECK(
       graph_of(decoded.g).chain() && graph_of(decoded.d).chain(),
       "plan has a network that is no chain, which the fused step on CUDA does not know");
-  for (const auto* network : {&decoded.g, &decoded.d})
+  for (const auto* network : {&decoded.g, &decoded.d}) {
+    STD_TORCH_CHECK(network->optimizer.rule <= Rule::adamw,
+                    "plan has RMSprop or SGD, which the fused step on CUDA does not know");
     for (const PlannedLayer& l : network->layers)
       STD_TORCH_CHECK(!l.row_norm,
                       "plan has a LayerNorm, which the fused step on CUDA does not know");
+  }
   for (const PlannedLayer& l : decoded.d.layers)
     STD_TORCH_CHECK(decoded.penalties.empty() || !keeps_bend(l.activation),
-                    "plan has penalties and a GELU or SiLU in D, which the fused step on CUDA does "
-                    "not know together");
+                    "plan has penalties and a GELU, SiLU or Softplus in D, which the fused step on "
+                    "CUDA does not know together");
   Job job;
   adopt(decoded, job);
   job.penalties = decoded.penalties;

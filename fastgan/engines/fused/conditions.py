@@ -37,7 +37,7 @@ class Conditions:
             self._held, self._sizes = fed._held, fed._sizes
 
     def feed(self, step: int, batches: list[Tensor]) -> None:
-        """Take those of the batches of a step, this rank's rows, of data that are read as needed."""
+        """Take this rank's rows of those of a step's batches, of data that are read as needed."""
         p = self.problem
         self._sizes = [self._size(step * p.d_steps + k) for k in range(p.d_steps)]
         if p.world.size > 1:
