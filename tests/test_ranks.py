@@ -83,7 +83,8 @@ def run_pairs(out, steps):
     trainer = Trainer(
         G(), D(), data.open(Pairs(), augmented=False), out=out, method=Conditional(),
         terms={"l2": ("adaptive", terms.l2), "m": (0.5, terms.moments)}, batch_size=9,
-        latent_dim=5, device="cpu", optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1, console="none",
+        latent_dim=5, device="cpu", optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1,
+        console="none",
     )  # fmt: skip
     trainer.fit(steps=steps)
     return trainer

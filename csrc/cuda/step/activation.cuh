@@ -75,7 +75,7 @@ __device__ __forceinline__ float second_derivative(Activation activation, float 
 // The mask of a layer in one segment.
 __device__ __forceinline__ Philox mask_of(const Step& s, const Layer& l, int segment,
                                           const Moment& now) {
-  return mask_philox(s.seed, l.drop_index, l.in_g, segment, now.update, now.step);
+  return mask_philox(s.seed, l.drop_index, l.in_g, segment, now.update, now.of_g);
 }
 
 // Where the slopes of a row of a segment stand, null for activations that keep none.

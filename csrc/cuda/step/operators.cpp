@@ -1,5 +1,6 @@
 // The operators of the fused engine on CUDA: the plan, the networks' own tensors, the tables of a
 // run and one block of working memory in, steps launched.
+#include <algorithm>
 #include <cstdio>
 #include <utility>
 
@@ -20,8 +21,6 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
                   "plan has parts made of conditions, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g.heads.empty(),
                   "plan has heads, which the fused step on CUDA does not know");
-  STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
-                  "; the fused step on CUDA does one update of G");
   STD_TORCH_CHECK(
       graph_of(decoded.g).chain() && graph_of(decoded.d).chain(),
       "plan has a network that is no chain, which the fused step on CUDA does not know");
@@ -109,8 +108,8 @@ Job whole_job(const Tensor& plan, const Tensor& settings, const std::vector<Tens
   Job job = job_of(plan, settings, &state, memory, tf32, &apart);
   job.rows = check_statistics(statistics, memory);
   job.statistics = static_cast<float*>(statistics.mutable_data_ptr());
-  job.last_step = INT64_MAX / 4 / job.d_steps;
-  check_steps(0, steps, job.d_steps);
+  job.last_step = INT64_MAX / 4 / std::max(job.d_steps, job.g_steps);
+  check_steps(0, steps, job.d_steps, job.g_steps);
   STD_TORCH_CHECK(steps <= job.rows, "steps is ", steps, ", and statistics has ", job.rows,
                   " rows; expected as many or more");
   job.steps = steps;

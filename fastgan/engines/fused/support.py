@@ -153,8 +153,6 @@ def _check_loss(problem: Problem) -> None:
     for name, default in _DEFAULTS.items():
         if (value := getattr(p.config, name)) != default:
             raise plan.NoPlan(f"{name}={value} has no fused form")
-    if p.g_steps != 1 and p.device.type != "cpu":
-        raise plan.NoPlan(f"g_steps={p.g_steps} has a fused form on the CPU only")
     if p.g_steps > MOST_G_STEPS:
         raise plan.NoPlan(f"more than {MOST_G_STEPS} g_steps have no fused form")
     if not p.latent.is_noise:
