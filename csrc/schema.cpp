@@ -163,10 +163,12 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
       "Tensor images, Tensor? order, Tensor(c!) gradients, int step, int update, int rank, "
       "int ranks, int threads, Tensor(d!)? sums=None, int phase=0, Tensor(e!)? moments=None, "
       "Tensor? condition=None, Tensor? drawn=None) -> int");
-  // Clips them as the plan says, and moves; rates: those of D and G.
+  // Clips them as the plan says, and moves; rates: those of D and G; step: which an average that
+  // warms up goes by.
   m.def(
       "fused_move(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor(c!) gradients, Tensor rates, int update, int threads, Tensor(d!)? sums=None) -> ()");
+      "Tensor(c!) gradients, Tensor rates, int update, int threads, Tensor(d!)? sums=None, "
+      "int step=0) -> ()");
   // The instructions that take products in a precision, 'fp32' or 'bf16'.
   m.def("fused_products(str precision) -> str");
   // The phases of a step, a line each: floating-point operations of its products, name.

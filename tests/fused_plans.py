@@ -299,6 +299,12 @@ PLANS = {
         (3, 5, 5),
         {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
     ),
+    "uniform, warming": (
+        plain,
+        {"noise": 3, "code": "uniform:4:-2:1"},
+        (1, 6, 6),
+        {"count": 50, "batch_size": 16, "ema": None, "ema_half_life": 64.0, "ema_warmup": 0.5},
+    ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
     "added": (added, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2, "g_steps": 2}),
     "concatenated": (

@@ -103,7 +103,7 @@ def run_in_parts(case, ranks, steps, fed=False, sums=None):
                 measure = last if rank == 0 or last is None else last.clone()
                 torch.ops.fastgan.fused_move(
                     case.plan, case.settings, state, memory, total.clone(), case.rates, update,
-                    case.threads, measure,
+                    case.threads, measure, step,
                 )  # fmt: skip
         rows.append(row)
     for state in states[1:]:
@@ -117,6 +117,7 @@ CASES = {
     "critic with points between": {"loss": 4, "penalties": ((1, 0, 2, 10.0),), "d_steps": 2},
     "curved, at both": {"networks": DEEP, "penalties": ((0, 1, 1, 2.0), (0, 2, 3, 1.0))},
     "several updates of G": {"networks": DEEP, "g_steps": 3, "d_steps": 2},
+    "a warming average, uniform latents": {"warmup": 0.4, "uniforms": ((1, 3, -2.0, 3.0),)},
     "clipped": {"clips": (0.01, 0.05)},
     "bounded": {"clips": (0.003, math.inf)},
     "larger than a block": {"networks": DEEP, "batch": 75, "count": 100},

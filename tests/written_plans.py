@@ -103,6 +103,10 @@ class Case:
     """Of each network's input."""
     drawn: bool = True
     """Whether fake samples have conditions of their own."""
+    warmup: float = math.inf
+    """Of the average: its half-life over the steps so far."""
+    uniforms: tuple[tuple[int, int, float, float], ...] = ()
+    """Columns of latents that are uniform: the first, how many, the lowest number, the spread."""
     heads: tuple[Head, ...] = ()
     terms: tuple[tuple[int, float], ...] = ()
     """Of each the kind and the weight."""
@@ -140,6 +144,11 @@ class Case:
         for *integers, weight in self.penalties:
             self.integers += integers
             self.reals.append(weight)
+        self.reals.append(self.warmup)
+        self.integers.append(len(self.uniforms))
+        for at, width, *bounds in self.uniforms:
+            self.integers += [at, width]
+            self.reals += bounds
         self.plan = torch.tensor(self.integers)
         self.settings = torch.tensor(self.reals, dtype=torch.float64)
         shape = (self.count, self.image)

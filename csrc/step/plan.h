@@ -71,6 +71,12 @@ struct PlannedPart {
   int64_t stride = 0;
 };
 
+// Columns of the latents that are uniform and not normal.
+struct PlannedUniform {
+  int64_t at = 0, width = 0;
+  float low = 0, spread = 1;
+};
+
 // Columns of G's output, side by side with those of other heads.
 struct PlannedHead {
   HeadOf of = HeadOf::columns;
@@ -112,12 +118,14 @@ struct PlannedNetwork {
   std::vector<Layer> layers;
   Optimizer optimizer;
   int64_t updates = 0;  // done before this run: Adam's step counter
+  double average_warmup = INFINITY;  // of its average, see average_share(); infinite for none
   std::vector<PlannedJoin> joins;
   // Of the input: its width, where its own columns, of latents or samples, begin, and what the
   // others are.
   int64_t in = 0;
   int64_t own_at = 0;
   std::vector<PlannedPart> parts;
+  std::vector<PlannedUniform> uniforms;
   // Of the output, if it is not the last layer's activation alone.
   std::vector<PlannedHead> heads;
   uint32_t heads_index = 0;  // of the network's modules of heads: decides the stream, see passes.h
@@ -217,6 +225,8 @@ void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) 
   to.in = from.in;
   to.own_at = from.own_at;
   to.parts = from.parts;
+  to.average_warmup = from.average_warmup;
+  to.uniforms = from.uniforms;
   to.heads = from.heads;
   to.heads_index = from.heads_index;
   to.terms = from.terms;

@@ -398,9 +398,11 @@ int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vect
 
 void move_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
              const Tensor& memory, const Tensor& gradients, const Tensor& rates, int64_t update,
-             int64_t threads, const std::optional<Tensor>& sums) {
+             int64_t threads, const std::optional<Tensor>& sums, int64_t step) {
   PartOf part(Part::move, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
+  check_steps(step, 1, job.d_steps, job.g_steps);
+  job.first_step = step;
   check_table(rates, "rates", ScalarType::Double, "float64", plan, "memory");
   STD_TORCH_CHECK(rates.numel() == 2, "rates has shape ", shape_of(rates), "; expected [2]");
   job.rates = static_cast<const double*>(rates.const_data_ptr());

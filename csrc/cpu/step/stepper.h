@@ -147,6 +147,7 @@ class Stepper {
     Adam<float> adam;
     float largest_grad, largest_weight;
     double* gauge;  // of a measured update: where this thread adds up, [kNetworkSums]
+    float average_share;  // of the weights in their average
   };
   Move move_of(bool of_g) const;
   void update_all(bool of_g, int from, int segments);

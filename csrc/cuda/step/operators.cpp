@@ -24,6 +24,9 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
   STD_TORCH_CHECK(
       graph_of(decoded.g).chain() && graph_of(decoded.d).chain(),
       "plan has a network that is no chain, which the fused step on CUDA does not know");
+  STD_TORCH_CHECK(decoded.g.average_warmup == INFINITY && decoded.g.uniforms.empty(),
+                  "plan has an average that warms up or uniform latents, which the fused step on "
+                  "CUDA does not know");
   for (const auto* network : {&decoded.g, &decoded.d}) {
     STD_TORCH_CHECK(network->optimizer.rule <= Rule::adamw,
                     "plan has RMSprop or SGD, which the fused step on CUDA does not know");

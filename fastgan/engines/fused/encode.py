@@ -23,6 +23,7 @@ from fastgan.engines.fused.support import (
 from fastgan.engines.fused.terms import KINDS as TERMS
 from fastgan.engines.fused.terms import named
 from fastgan.engines.scores import batch_sizes
+from fastgan.latents import Uniform
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -86,6 +87,9 @@ class PlanEncoder:
             place = PENALTY_PLACES.index(penalty.at)
             self._integers += [penalty_form(penalty), place, min(penalty.every, _NEVER)]
             self._reals.append(penalty.weight)
+        warmup = p.config.ema_warmup
+        self._reals.append(inf if warmup is None else warmup)
+        self._uniforms(p)
         return Plan(
             torch.tensor(self._integers, dtype=torch.int64, device="cpu"),
             torch.tensor(self._reals, dtype=torch.float64, device="cpu"),
@@ -184,6 +188,17 @@ class PlanEncoder:
             kind, activation = HEADS.index(head.kind), ACTIVATIONS.index(head.activation)
             self._integers += [kind, activation, head.width, int(head.hard), int(head.asked)]
             self._reals.append(head.by)
+
+    def _uniforms(self, problem: Problem) -> None:
+        at, found = 0, []
+        for _, part in problem.latent.parts:
+            if isinstance(part, Uniform):
+                found.append((at, part))
+            at += part.width
+        self._integers.append(len(found))
+        for at, part in found:
+            self._integers += [at, part.width]
+            self._reals += [part.low, part.high - part.low]
 
     def _terms(self, terms: tuple[Term, ...]) -> None:
         self._integers += [len(terms), *(TERMS.index(named(term)) for term in terms)]

@@ -96,7 +96,7 @@ class RanksStep:
                 p.world.sum_(parts[len(SUMS) :] if of_g else parts[:SCORE_SUMS])
             self.whole = False
             torch.ops.fastgan.fused_move(
-                *self._plan[:3], memory, gradients, rates, update, threads, last
+                *self._plan[:3], memory, gradients, rates, update, threads, last, step
             )
             of_update = gradients[-len(STATISTICS) :]
             if not of_g:

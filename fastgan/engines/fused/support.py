@@ -15,6 +15,7 @@ from fastgan.engines.fused.activations import BENDS_KEPT
 from fastgan.engines.fused.inputs import condition_of
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.scores import batch_sizes
+from fastgan.latents import OneHot
 from fastgan.losses import LOSSES, PENALTIES, Penalty, loss
 from fastgan.method import name_of
 
@@ -34,10 +35,7 @@ PENALTY_PLACES = ("between", "real", "fake")
 MOST_PENALTIES, MOST_G_STEPS = 64, 1 << 12
 """In csrc/step/plan.h and csrc/step/decode.h."""
 
-_DEFAULTS = {
-    **{"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None},
-    "ema_warmup": None,
-}
+_DEFAULTS = {"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None}
 """Settings that only eager and graph can take otherwise."""
 
 
@@ -155,8 +153,13 @@ def _check_loss(problem: Problem) -> None:
             raise plan.NoPlan(f"{name}={value} has no fused form")
     if p.g_steps > MOST_G_STEPS:
         raise plan.NoPlan(f"more than {MOST_G_STEPS} g_steps have no fused form")
-    if not p.latent.is_noise:
-        raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
+    if p.latent.shape is None or any(isinstance(part, OneHot) for _, part in p.latent.parts):
+        raise plan.NoPlan("latents that are not normal or uniform throughout have no fused form")
+    if p.device.type != "cpu":
+        if not p.latent.is_noise:
+            raise plan.NoPlan("uniform latents have a fused form on the CPU only")
+        if p.config.ema_warmup is not None:
+            raise plan.NoPlan("ema_warmup has a fused form on the CPU only")
     _check_penalties(p)
     name = p.loss.name
     if name not in LOSSES or name not in LOSS_NUMBERS:
