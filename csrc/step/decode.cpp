@@ -286,8 +286,8 @@ class PlanDecoder {
   }
 
   void uniforms(PlannedNetwork<PlannedLayer>& g) {
-    const int64_t own = g.own();
-    g.uniforms.resize(static_cast<size_t>(integer("uniform parts of the latents", 0, own)));
+    const int64_t own = g.own(), most = std::min<int64_t>(own, integers_end_ - integers_);
+    g.uniforms.resize(static_cast<size_t>(integer("uniform parts of the latents", 0, most)));
     for (PlannedUniform& part : g.uniforms) {
       part.at = integer("first column of a uniform part", 0, own - 1);
       part.width = integer("columns of a uniform part", 1, own - part.at);

@@ -100,8 +100,8 @@ void Stepper::write_terms() {
     double value = 0;
     if (term.of == TermOf::moments) {
       const Toward apart = moments_apart();
-      value = (apart.mean + apart.deviation) * static_cast<double>(batch_) /
-              static_cast<double>(whole_);
+      const double share = static_cast<double>(batch_) / static_cast<double>(whole_);
+      value = (apart.mean + apart.deviation) * share;
     } else {
       for (int64_t i = 0; i < batch_; ++i) value += job_.surprises[i];
       value /= static_cast<double>(whole_);
