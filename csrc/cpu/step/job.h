@@ -178,10 +178,10 @@ struct Job : PlannedStep, ImageSource {
   float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
   float* shares = nullptr;        // of G's hard heads, as rows of its output, for its own update
   OutputMoments output;
-  // Of each row of G's update: the cross-entropy of the class that was asked for, the head that has
-  // it, and the slope by its logits.
+  // Of each row of G's update: the cross-entropy of the class that was asked for, the number of the
+  // head that has it (another part of an update has its own heads), and the slope by its logits.
   double* surprises = nullptr;
-  const PlannedHead** asked = nullptr;
+  int64_t* asked = nullptr;
   float* asked_grads = nullptr;
   int64_t asked_stride = 0;
   float* mixes = nullptr;     // of points between: the share of the real sample

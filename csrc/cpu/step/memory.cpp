@@ -160,7 +160,7 @@ void plan_terms(Arena& arena, Job& job) {
   }
   if (job.g.term(TermOf::conditional)) {
     job.surprises = arena.take<double>(job.padded);
-    job.asked = arena.take<const PlannedHead*>(job.padded);
+    job.asked = arena.take<int64_t>(job.padded);
     job.asked_stride = round_up(job.g.most_asked(), 16);
     job.asked_grads = arena.take<float>(job.padded * job.asked_stride);
   }

@@ -81,11 +81,11 @@ void Stepper::ask(const float* logits, int64_t row) const {
   for (int64_t j = 0; j < head->width; ++j) slope[j] *= by;
   slope[label] -= 1.f;
   job_.surprises[row] = static_cast<double>(math::log(sum) - (own[label] - most));
-  job_.asked[row] = head;
+  job_.asked[row] = head - job_.g.heads.data();
 }
 
 void Stepper::add_asked(int64_t row, float* grads) const {
-  const PlannedHead& head = *job_.asked[row];
+  const PlannedHead& head = job_.g.heads[static_cast<size_t>(job_.asked[row])];
   const float* const slope = job_.asked_grads + row * job_.asked_stride;
   const float by =
       static_cast<float>(job_.g.term(TermOf::conditional)->weight / static_cast<double>(whole_));
