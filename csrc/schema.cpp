@@ -156,19 +156,23 @@ STABLE_TORCH_LIBRARY(fastgan, m) {
   // statistics; of this rank's rows, and as parts of the whole batch's. Permutations of order begin
   // with that of the step's first update; without order, images are this rank's rows of the update.
   // sums: as above, of D's last update its scores', as parts of the whole batch's; of a move its
-  // network's. With BatchNorms over several ranks an update has further parts: the result is the
-  // phase to go on with, 0 at the end. Until then each rank has left its sums in its row of
-  // moments, float64 [ranks, 4 * features of the widest BatchNorm], and goes on when it has those
-  // of all.
+  // network's; of G's the values of terms, likewise as parts. With BatchNorms or a term of moments
+  // over several ranks an update has further parts: the result is the phase to go on with, 0 at the
+  // end. Until then each rank has left its sums in its row of moments, float64 [ranks, 4 * features
+  // of the widest BatchNorm or of G's output], and goes on when it has those of all. condition and
+  // drawn as above, of the step; without order the conditions of all ranks' rows, of which other
+  // ranks' are read where drawn names them.
   m.def(
       "fused_gradients(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
       "Tensor images, Tensor? order, Tensor(c!) gradients, int step, int update, int rank, "
-      "int ranks, int threads, Tensor(d!)? sums=None, int phase=0, Tensor(e!)? moments=None) -> "
-      "int");
-  // Clips them as the plan says, and moves; rates: those of D and G.
+      "int ranks, int threads, Tensor(d!)? sums=None, int phase=0, Tensor(e!)? moments=None, "
+      "Tensor? condition=None, Tensor? drawn=None) -> int");
+  // Clips them as the plan says, and moves; rates: those of D and G; step: which an average that
+  // warms up goes by.
   m.def(
       "fused_move(Tensor plan, Tensor settings, Tensor(a!)[] state, Tensor(b!) memory, "
-      "Tensor(c!) gradients, Tensor rates, int update, int threads, Tensor(d!)? sums=None) -> ()");
+      "Tensor(c!) gradients, Tensor rates, int update, int threads, Tensor(d!)? sums=None, "
+      "int step=0) -> ()");
   // The instructions that take products in a precision, 'fp32' or 'bf16'.
   m.def("fused_products(str precision) -> str");
   // The phases of a step, a line each: floating-point operations of its products, name.

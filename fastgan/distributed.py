@@ -118,6 +118,17 @@ class World:
                 torch.distributed.all_reduce(tensor)
         return tensor
 
+    def placed(self, mine: Tensor, batch: int) -> Tensor:
+        """This rank's rows of a batch of that size, among zeros for those of the others."""
+        rows, rest = self.rows(batch), mine.shape[1:]
+        before = mine.new_zeros((rows.start, *rest))
+        return torch.cat([before, mine, mine.new_zeros((batch - rows.stop, *rest))])
+
+    def whole(self, mine: Tensor, batch: int) -> Tensor:
+        """All rows of a batch of that size, of which each rank has its own."""
+        kind = torch.uint8 if mine.dtype == torch.bool else mine.dtype
+        return self.sum_(self.placed(mine.to(kind), batch)).to(mine.dtype)
+
     def gather_(self, rows: Tensor) -> Tensor:
         """Every rank's row of a contiguous [size, ...], of which each has its own; in place."""
         if self.size > 1:

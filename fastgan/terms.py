@@ -154,10 +154,10 @@ def moments(step: StepContext) -> Tensor:
     The length of the difference of the means over the batch, and that of the (biased) standard
     deviations: what the information loss of tables asks for, of the columns themselves. N. Park et
     al., "Data Synthesis based on Generative Adversarial Networks", VLDB 2018; Z. Zhao et al.,
-    "CTAB-GAN: Effective Table Data Synthesizing", ACML 2021. Several ranks compare the rows that
-    each has.
+    "CTAB-GAN: Effective Table Data Synthesizing", ACML 2021.
     """
-    fake, real = step.fake.flatten(1), step.real.flatten(1).to(step.fake.dtype)
+    fake, real = (step.all_rows(x).flatten(1) for x in (step.fake, step.real))
+    real = real.to(fake.dtype)
     means = fake.mean(0) - real.mean(0)
     deviations = fake.std(0, correction=0) - real.std(0, correction=0)
     return means.norm() + deviations.norm()
@@ -268,7 +268,7 @@ class FeatureMatching:
             real = self._features(step, step.real, step.cond)
         fake = self._features(step, step.fake, step.fake_cond)
         if self.means:
-            real, fake = ([one.mean(0) for one in some] for some in (real, fake))
+            real, fake = ([step.all_rows(one).mean(0) for one in some] for some in (real, fake))
         losses = [F.l1_loss(a, b) for a, b in zip(fake, real, strict=True)]
         return torch.stack(losses).mean()
 

@@ -108,6 +108,28 @@ def smooth():
     return g, d
 
 
+def selu_and_softplus():
+    g = mlp(
+        nn.Linear(9, 40),
+        nn.SELU(),
+        nn.Linear(40, 33),
+        nn.Dropout(0.1),
+        nn.ReLU(),
+        nn.Linear(33, 36),
+        nn.Softplus(),
+        nn.Unflatten(1, (1, 6, 6)),
+    )
+    d = mlp(
+        nn.Linear(36, 50),
+        nn.Softplus(),
+        nn.Dropout(0.2),
+        nn.Linear(50, 20),
+        nn.SELU(),
+        nn.Linear(20, 1),
+    )
+    return g, d
+
+
 def rows_normed():
     g = mlp(
         nn.Linear(9, 40),
@@ -278,6 +300,12 @@ PLANS = {
         (3, 5, 5),
         {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
     ),
+    "uniform, warming": (
+        plain,
+        {"noise": 3, "code": "uniform:4:-2:1"},
+        (1, 6, 6),
+        {"count": 50, "batch_size": 16, "ema": None, "ema_half_life": 64.0, "ema_warmup": 0.5},
+    ),
     "floats": (plain, 7, (1, 6, 6), {"floats": True}),
     "added": (added, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2, "g_steps": 2}),
     "concatenated": (
@@ -288,6 +316,7 @@ PLANS = {
     ),
     "rows normed": (rows_normed, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
     "heads": (with_heads, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "d_steps": 2}),
+    "selu and softplus": (selu_and_softplus, 9, (1, 6, 6), {"count": 70, "batch_size": 24}),
     "smooth": (smooth, 9, (1, 6, 6), {"count": 70, "batch_size": 24, "loss": "least-squares"}),
 }
 

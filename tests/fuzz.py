@@ -94,6 +94,8 @@ class Fused:
             "threads": rng.choice((1, 1, 2, 3)),
             "draw": rng.randrange(1 << 30),
         }
+        if rng.random() < 0.3:
+            options |= {"parts": self.parts(rng, joins, pack), "drawn": rng.random() < 0.7}
         if heads:
             options |= {"heads": heads, "terms": rng.choice(((), (), ((0, 2.0),)))}
         self.case = plans.Case(**options)
@@ -107,12 +109,35 @@ class Fused:
             [replace(one, row_norm=False, source=None) for one in own]
             for own in options["networks"]
         ]
-        curved = any(one.activation in ("gelu", "gelu_tanh", "silu") for one in critic)
+        curved = any(one.activation in ("gelu", "gelu_tanh", "silu", "softplus") for one in critic)
         options |= {"networks": plain, "joins": ((), ()), "clips": self.case.clips}
-        options |= {"heads": (), "terms": (), "pack": 1}
+        options |= {
+            "heads": (),
+            "terms": (),
+            "pack": 1,
+            "parts": ((), ()),
+            "g_steps": rng.choice((1, 1, 2)),
+        }
         options["penalties"] = () if curved else self.case.penalties
         self.on_cuda = plans.Case(**options)
         self.memory = {}
+
+    @staticmethod
+    def parts(rng: random.Random, joins: list, pack: int) -> tuple:
+        import written_plans as plans
+
+        if rng.random() < 0.3:
+            return ((plans.Part("numbers", 3),),) * 2
+        # An input with an embedding is taken by the first layer alone, and not in packs.
+        alone = not joins[0], not joins[1] and pack == 1
+        kinds = [("one_hot", "embedding") if own else ("one_hot",) for own in alone]
+        return tuple(
+            tuple(
+                plans.Part(kind, 5 if kind == "one_hot" else rng.choice((1, 4, 33)), 5)
+                for kind in own[: rng.randrange(3)]
+            )
+            for own in kinds
+        )
 
     @staticmethod
     def heads(rng: random.Random, columns: int) -> tuple:
@@ -135,15 +160,15 @@ class Fused:
         return self.memory[size]
 
     def run(self, rng: random.Random) -> list:
-        c, steps = self.case, rng.choice((0, 1, 1, 2))
-        arguments = c.arguments(steps, rng.choice((0, 1, 5)))
+        c, steps, first = self.case, rng.choice((0, 1, 1, 2)), rng.choice((0, 1, 5))
+        arguments = c.arguments(steps, first)[:11]
         if rng.random() < 0.2:  # fed without an order
             rows = max(1, steps * c.d_steps * c.batch)
             arguments[4:6] = torch.zeros(rows, c.image), None
         if rng.random() < 0.2:
             phases = torch.ops.fastgan.fused_phases(c.plan, c.settings).count("\n")
             arguments[8] = torch.zeros(phases, 2, dtype=torch.float64)
-        return [*arguments, self.sums(rng)]
+        return [*arguments, *c.given(first, steps), self.sums(rng)]
 
     def sums(self, rng: random.Random) -> Tensor | None:
         count = 14 + len(self.case.terms)
@@ -156,14 +181,16 @@ class Fused:
         if moves:
             return [*shared, gradients, c.rates, update, c.threads, self.sums(rng)]
         ranks = rng.choice((1, 2, 3, 50))
-        widest = max((one.out for own in c.networks for one in own if one.norm), default=0)
+        widths = [one.out for own in c.networks for one in own if one.norm]
+        widest = max([*widths, *(c.image for kind, _ in c.terms if kind == 0)], default=0)
         images, order = c.images, c.order
         if rng.random() < 0.2:
             images, order = torch.zeros(c.batch, c.image), None
-        where = [rng.choice((0, 1, 5)), update, rng.randrange(ranks), ranks]
+        step = rng.choice((0, 1, 5))
+        where = [step, update, rng.randrange(ranks), ranks]
         moments = torch.zeros(ranks, 4 * widest, dtype=torch.float64) if widest else None
         told = [self.sums(rng), rng.choice((0, 0, 4, 9)), moments if ranks > 1 else None]
-        return [*shared, images, order, gradients, *where, c.threads, *told]
+        return [*shared, images, order, gradients, *where, c.threads, *told, *c.given(step, 1)]
 
     def plan_on_cuda(self) -> list[Tensor]:
         return [self.on_cuda.plan, self.on_cuda.settings]

@@ -7,12 +7,10 @@ import torch
 import written_plans as plans
 from fused_plans import biases_before_norm, eager_run, problem, same, tensors
 from native import emulator, fused_cuda
-from pairs import changed
 
 from fastgan import ops
 from fastgan.engines.eager import EagerEngine
-from fastgan.engines.fused import FusedEngine, support
-from fastgan.engines.fused.plan import NoPlan
+from fastgan.engines.fused import FusedEngine
 
 pytestmark = [
     pytest.mark.skipif(
@@ -104,13 +102,6 @@ def test_a_gradient_that_is_no_number_is_not_hidden(clips):
         assert all(t.isnan().all() for t in layer if t is not None)
 
 
-def test_several_updates_of_g_are_refused_on_a_gpu():
-    p = problem("hinge", g_steps=2)
-    support._check_loss(p)
-    with pytest.raises(NoPlan, match="g_steps=2 has a fused form on the CPU only"):
-        support._check_loss(changed(p, device=torch.device("cuda")))
-
-
 @pytest.mark.parametrize("bad", [math.nan, -1.0])
 @pytest.mark.parametrize("i", [0, 1])
 def test_a_bad_bound_is_an_error(bad, i):
@@ -118,14 +109,6 @@ def test_a_bad_bound_is_an_error(bad, i):
     clips[i] = bad
     with pytest.raises(RuntimeError, match=("largest number of a", "longest")[i] + " gradient is"):
         plans.Case(clips=clips).run(1)
-
-
-@pytest.mark.skipif(emulator.why_not() is not None, reason=f"no emulator: {emulator.why_not()}")
-def test_several_updates_of_g_are_an_error_to_the_kernels_of_a_gpu():
-    fused_cuda.load()
-    case = plans.Case(g_steps=2)
-    with pytest.raises(RuntimeError, match="does one update of G"):
-        torch.ops.fastgan.fused_cuda_length(case.plan, case.settings)
 
 
 @pytest.mark.skipif(emulator.why_not() is not None, reason=f"no emulator: {emulator.why_not()}")

@@ -6,11 +6,9 @@ import torch.nn.functional as F
 import written_plans as plans
 from fused_plans import Read, eager_run, same, same_by_threads_calls_and_copies, tensors
 from native import emulator, fused_cuda
-from pairs import changed
 from torch import nn
 
 from fastgan import data, ops
-from fastgan.distributed import World
 from fastgan.engines.eager import EagerEngine
 from fastgan.engines.fused import FusedEngine, plan
 from fastgan.engines.fused.inputs import Condition
@@ -339,9 +337,3 @@ def test_a_plan_with_conditions_is_refused_on_cuda():
     fused_cuda.load()
     with pytest.raises(RuntimeError, match="which the fused step on CUDA does not know"):
         torch.ops.fastgan.fused_cuda_length(*arguments()[:2])
-
-
-def test_several_processes_are_refused():
-    p = problem("embedded")
-    p = changed(p, world=World(0, 2))
-    assert "in one process only" in FusedEngine.unsupported(p)

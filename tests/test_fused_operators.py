@@ -296,7 +296,7 @@ BAD = [
     (with_integer(4, 5), r"plan\[4\], loss, is 5; expected 0 to 4"),
     (with_integer(6, 1 << 62), r"plan\[6\], images"),
     (with_integer(7, 2), r"plan\[7\], precision"),
-    (with_integer(8, 9), r"plan\[8\], decoupled"),
+    (with_integer(8, 9), r"plan\[8\], an optimizer's rule, is 9; expected 0 to 3"),
     (with_integer(9, 1 << 40), r"plan\[9\], step counters"),
     (with_integer(15, -1), r"plan\[15\], joins, is -1; expected 0 to 1024"),
     (with_integer(17, 1 << 62), r"plan\[17\], features"),

@@ -245,18 +245,18 @@ CASE = {"penalties": ((1, 0, 1, 10.0), (0, 1, 2, 5.0))}
 @pytest.mark.parametrize(
     ("back", "value", "message"),
     [
-        (7, 65, "penalties, is 65; expected 0 to 64"),
-        (7, -1, "penalties, is -1"),
-        (7, 1, "longer than the networks"),
-        (7, 3, "plan is too short: it ends before penalty's form"),
-        (6, 2, "penalty's form, is 2; expected 0 to 1"),
-        (5, 3, "penalty's place, is 3; expected 0 to 2"),
-        (4, 0, "penalty's interval, is 0; expected 1 to"),
+        (8, 65, "penalties, is 65; expected 0 to 64"),
+        (8, -1, "penalties, is -1"),
+        (8, 1, "longer than the networks"),
+        (8, 3, "plan is too short: it ends before penalty's place"),
+        (7, 2, "penalty's form, is 2; expected 0 to 1"),
+        (6, 3, "penalty's place, is 3; expected 0 to 2"),
+        (5, 0, "penalty's interval, is 0; expected 1 to"),
     ],
 )
 def test_a_bad_plan_is_an_error_that_names_it(back, value, message):
     case = plans.Case(**CASE)
-    assert case.plan[-7:].tolist() == [2, 1, 0, 1, 0, 1, 2]
+    assert case.plan[-8:].tolist() == [2, 1, 0, 1, 0, 1, 2, 0]
     arguments = case.arguments(1)
     arguments[0] = case.plan.clone()
     arguments[0][-back] = value

@@ -16,15 +16,28 @@ DEEP = (
     [plans.Layer(6, "elu"), plans.Layer(33, "leaky_relu", drop=0.2), plans.Layer(12, "tanh")],
     [plans.Layer(40, "tanh", drop=0.4), plans.Layer(9, "elu"), plans.Layer(1, "none")],
 )
+LABELS = (
+    (plans.Part("embedding", 4, 6),),
+    (plans.Part("one_hot", 6, 6), plans.Part("embedding", 7, 6)),
+)
+NUMBERS = ((plans.Part("numbers", 3),), (plans.Part("numbers", 3),))
+ASKED = tuple(replace(head, asked=head.kind != "columns") for head in plans.HEADS)
 HALF_NORMED = ([plans.Layer(70, "elu", norm=True), *plans.NORMED[0]], DEEP[1])
 
 
 def rows_of_moments(case, ranks):
     """Of each rank, where sums of BatchNorms travel; None without any."""
     widths = [layer.out for network in case.networks for layer in network if layer.norm]
+    widths += [case.image for kind, _ in case.terms if kind == 0]
     if ranks == 1 or not widths:
         return [None] * ranks
     return list(torch.full((ranks, ranks, 4 * max(widths)), math.nan, dtype=torch.float64))
+
+
+def batch_of(case, number, per_epoch):
+    """Which samples an update of D takes."""
+    at = number // per_epoch * case.count + number % per_epoch * case.batch
+    return case.order[at : min(at + case.batch, (number // per_epoch + 1) * case.count)]
 
 
 def gradients_of_ranks(case, memories, states, moments, scores, fed, step, update):
@@ -38,16 +51,20 @@ def gradients_of_ranks(case, memories, states, moments, scores, fed, step, updat
         ended = set()
         for rank, memory in enumerate(memories):
             images, order = case.images, case.order[first * case.count :]
+            condition, places = case.given(step, 1)
             if fed:
-                number = step * case.d_steps + update
-                at = number // per_epoch * case.count + number % per_epoch * case.batch
-                whole = min(case.batch, case.count - number % per_epoch * case.batch)
-                mine = slice(at + rank * whole // ranks, at + (rank + 1) * whole // ranks)
-                images, order = case.images[case.order[mine]], None
+                numbers = range(step * case.d_steps, (step + 1) * case.d_steps)
+                batches = [batch_of(case, number, per_epoch) for number in numbers]
+                batch = batches[min(update, case.d_steps - 1)]
+                mine = slice(rank * len(batch) // ranks, (rank + 1) * len(batch) // ranks)
+                images, order = case.images[batch[mine]], None
+                if condition is not None:
+                    condition = condition[torch.cat(batches)]
             ended.add(
                 torch.ops.fastgan.fused_gradients(
                     case.plan, case.settings, states[rank], memory, images, order, own[rank], step,
                     update, rank, ranks, case.threads, scores[rank], phase, moments[rank],
+                    condition, places,
                 )
             )  # fmt: skip
         (phase,) = ended  # in the same place on every rank
@@ -73,18 +90,20 @@ def run_in_parts(case, ranks, steps, fed=False, sums=None):
         for update in range(updates):
             of_g = update >= case.d_steps
             last = sums if step + 1 == steps and update >= case.d_steps - 1 else None
-            measured = last is not None and not of_g
-            scores = [torch.zeros_like(sums) if measured else None for _ in range(ranks)]
+            # Of D's last update its scores, of G's last the values of terms.
+            parts = slice(14, None) if of_g else slice(6)
+            measured = last is not None and (not of_g or update + 1 == updates)
+            scores = [torch.full_like(sums, 7) if measured else None for _ in range(ranks)]
             total = gradients_of_ranks(case, memories, states, moments, scores, fed, step, update)
             if measured:
-                last += sum(scores)
+                last[parts] = sum(scores)[parts]
             if not of_g or update + 1 == updates:
                 row = total[-4:] + (row if of_g else 0)
             for rank, (memory, state) in enumerate(zip(memories, states, strict=True)):
                 measure = last if rank == 0 or last is None else last.clone()
                 torch.ops.fastgan.fused_move(
                     case.plan, case.settings, state, memory, total.clone(), case.rates, update,
-                    case.threads, measure,
+                    case.threads, measure, step,
                 )  # fmt: skip
         rows.append(row)
     for state in states[1:]:
@@ -98,6 +117,7 @@ CASES = {
     "critic with points between": {"loss": 4, "penalties": ((1, 0, 2, 10.0),), "d_steps": 2},
     "curved, at both": {"networks": DEEP, "penalties": ((0, 1, 1, 2.0), (0, 2, 3, 1.0))},
     "several updates of G": {"networks": DEEP, "g_steps": 3, "d_steps": 2},
+    "a warming average, uniform latents": {"warmup": 0.4, "uniforms": ((1, 3, -2.0, 3.0),)},
     "clipped": {"clips": (0.01, 0.05)},
     "bounded": {"clips": (0.003, math.inf)},
     "larger than a block": {"networks": DEEP, "batch": 75, "count": 100},
@@ -110,6 +130,19 @@ CASES = {
     "one thread": {"threads": 1, "networks": DEEP},
     "batch norms": {"networks": plans.NORMED, "d_steps": 2, "g_steps": 2},
     "a batch norm in G, points between": {"networks": HALF_NORMED, "penalties": ((1, 0, 2, 10.0),)},
+    "labels": {"parts": LABELS, "d_steps": 2, "g_steps": 2, "clips": (math.inf, 0.05)},
+    "labels of the real batch": {"networks": DEEP, "parts": LABELS, "drawn": False, "d_steps": 3},
+    "labels, points between": {"parts": LABELS, "penalties": ((1, 0, 1, 10.0), (0, 2, 1, 1.0))},
+    "numbers, batch norms": {"networks": plans.NORMED, "parts": NUMBERS, "g_steps": 2},
+    "moments": {"networks": plans.HEADED, "heads": plans.HEADS, "terms": ((0, 2.0),)},
+    "moments of a normed generator, what was asked for": {
+        "networks": ([HALF_NORMED[0][0], plans.Layer(12, "none")], plans.HEADED[1]),
+        "heads": ASKED,
+        "parts": LABELS,
+        "terms": ((1, 0.5), (0, 0.7)),
+        "d_steps": 2,
+        "g_steps": 2,
+    },
 }
 
 
@@ -129,10 +162,11 @@ def test_the_parts_of_several_ranks_are_the_step_of_one(name, ranks):
 @pytest.mark.parametrize("name", CASES)
 def test_what_ranks_measure_is_what_one_does(name, ranks):
     whole, parts = plans.Case(**CASES[name]), plans.Case(**CASES[name])
-    expected, found = torch.zeros(2, 14, dtype=torch.float64)
+    expected, found = torch.zeros(2, 14 + len(whole.terms), dtype=torch.float64)
     torch.ops.fastgan.fused_run(*whole.arguments(3), sums=expected)
     run_in_parts(parts, ranks, 3, sums=found)
-    assert expected[6:].reshape(2, 4)[:, :3].gt(0).all() and expected[9] == expected[13] == 0
+    assert expected[6:14].reshape(2, 4)[:, :3].gt(0).all() and expected[9] == expected[13] == 0
+    assert expected[14:].gt(0).all()
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-6, equal_nan=True)
 
 
@@ -141,8 +175,10 @@ def test_batch_norms_of_ranks_keep_to_rounded_products():
     torch.testing.assert_close(run_in_parts(parts, 3, 3), whole.run(3), rtol=2e-2, atol=1e-2)
 
 
-def test_ranks_are_fed_their_rows_alone():
-    fed, whole = plans.Case(bytes=False), plans.Case(bytes=False)
+@pytest.mark.parametrize("parts", [((), ()), LABELS])
+def test_ranks_are_fed_their_rows_alone(parts):
+    options = {"bytes": False, "parts": parts, "drawn": False, "d_steps": 2}
+    fed, whole = plans.Case(**options), plans.Case(**options)
     torch.testing.assert_close(run_in_parts(fed, 3, 4, fed=True), whole.run(4))
     for a, b in zip(fed.state, whole.state, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6)
@@ -194,7 +230,7 @@ def test_a_bad_argument_is_an_error_that_names_it(part, at, change, message):
 
 
 OF_NORMS = [
-    ((0, None), "moments is None, and plan has a BatchNorm, whose statistics are of all ranks'"),
+    ((0, None), "moments is None, and plan has a BatchNorm or a term of moments, which are"),
     ((0, torch.zeros(2, 48).double()), r"moments has shape \[2, 48\]; expected \[2, 160\]"),
     ((0, torch.zeros(2, 160)), "moments must be a contiguous tensor of float64"),
     ((1, torch.zeros(2, 160).double()), "phase is 1; expected 0, or where a part of this update"),
@@ -213,8 +249,49 @@ def test_a_bad_argument_of_batch_norms_is_an_error_that_names_it(more, message):
 
 def test_no_moments_where_nobody_needs_them():
     arguments = parts_of(plans.Case())["gradients"]
-    with pytest.raises(RuntimeError, match="moments is given, and no BatchNorm of plan needs"):
+    with pytest.raises(RuntimeError, match="moments is given, and nothing of plan needs"):
         torch.ops.fastgan.fused_gradients(*arguments, None, 0, torch.zeros(2, 48).double())
+
+
+def with_entry(tensor, at, value):
+    tensor = tensor.clone()
+    tensor.view(-1)[at] = value
+    return tensor
+
+
+OF_CONDITIONS = [
+    (0, lambda t: None, "condition is None, and plan has parts that are made of it"),
+    (0, lambda t: t[1:], r"condition has shape \[19\]; expected one for each of 20 samples"),
+    (0, lambda t: t.float(), r"condition has shape \[20\]; expected one"),
+    (0, lambda t: with_entry(t, 7, 6), r"condition\[7\] is 6; expected a label of 0 to 5"),
+    (0, lambda t: with_entry(t, 7, -1), r"condition\[7\] is -1; expected a label of 0 to 5"),
+    (1, lambda t: t[:, :-1].contiguous(), "drawn has 8 elements; expected 16"),
+    (1, lambda t: with_entry(t, 4, 20), r"drawn\[4\] is 20; expected the place of a condition"),
+    (1, lambda t: with_entry(t, 12, -1), r"drawn\[12\] is -1; expected the place"),
+]
+
+
+@pytest.mark.parametrize(("at", "change", "message"), OF_CONDITIONS)
+@pytest.mark.parametrize("of_g", [False, True])
+def test_a_bad_condition_is_an_error_that_names_it(at, change, message, of_g):
+    case = plans.Case(parts=LABELS)
+    case.order[:] = torch.arange(20).repeat(4)
+    case.places[:] = 19
+    gradients = torch.zeros(case.numbers(0 if of_g else 1) + 4)
+    shared = [case.plan, case.settings, case.state, case.memory(), case.images, case.order]
+    # The second of two ranks, whose rows are 4 to 7.
+    given = case.given(0, 1)
+    given[at] = change(given[at])
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastgan.fused_gradients(
+            *shared, gradients, 0, int(of_g), 1, 2, 1, None, 0, None, *given
+        )
+
+
+def test_conditions_of_a_plan_without_parts_are_an_error():
+    arguments = parts_of(plans.Case())["gradients"]
+    with pytest.raises(RuntimeError, match="plan has no use for it"):
+        torch.ops.fastgan.fused_gradients(*arguments, None, 0, None, torch.zeros(20).long())
 
 
 def test_gradients_and_what_they_are_made_of_lie_apart():

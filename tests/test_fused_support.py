@@ -57,6 +57,14 @@ def without_the_first(parameters):
     return torch.optim.Adam([*parameters][1:], lr=1e-3)
 
 
+def nesterov(parameters):
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
+
+
+def rolling(parameters):
+    return torch.optim.RMSprop(parameters, momentum=0.5)
+
+
 def with_step_hook(parameters):
     made = torch.optim.Adam(parameters)
     made.register_step_post_hook(lambda *_: None)
@@ -71,7 +79,12 @@ OWN = losses.Loss("hinge", lambda real, fake: real.mean(), lambda fake: fake.mea
     [
         ({"loss": "relativistic"}, "loss 'relativistic' has no fused form"),
         ({"loss": OWN}, "functions of its own"),
-        ({"kind": torch.optim.SGD, "betas": (0.5, 0.999)}, "SGD has no fused form"),
+        (
+            {"kind": torch.optim.NAdam, "betas": (0.5, 0.999)},
+            "NAdam has no fused form; Adam, AdamW, RMSprop and SGD have",
+        ),
+        ({"kind": nesterov, "betas": (0.5, 0.999)}, "nesterov=True has no fused form"),
+        ({"kind": rolling, "betas": (0.5, 0.999)}, "momentum=0.5 has no fused form"),
         ({"kind": with_step_hook, "betas": (0.5, 0.999)}, "step hooks"),
         ({"kind": without_the_first, "betas": (0.5, 0.999)}, "does not train all"),
         ({"batch_size": 127}, "last batch of 1 sample"),
@@ -121,6 +134,12 @@ def test_a_layer_norm_is_refused_on_a_gpu():
         CannotRun, match=r"generator\.1: LayerNorm has a fused form on the CPU only"
     ):
         support._check_pair(changed(p, device=torch.device("cuda")), g, d)
+
+
+def test_sgd_is_refused_on_a_gpu():
+    p = problem("norms", kind=torch.optim.SGD, betas=(0.5, 0.999))
+    with pytest.raises(CannotRun, match="SGD has no fused form; Adam and AdamW have on CUDA"):
+        support._check_kind(p.optimizer_d, "optimizer_d", torch.device("cuda"))
 
 
 def test_a_penalty_through_gelu_is_refused_on_a_gpu():

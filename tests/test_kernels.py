@@ -270,6 +270,32 @@ def test_gelu_and_silu_keep_their_tails_and_both_derivatives(kernels, name, shar
     np.testing.assert_array_equal(kernels.scalar(f"{name}_bend", large), [0, 0, 0, 0, np.nan])
 
 
+def test_softplus_keeps_its_tail_and_both_derivatives(kernels):
+    x = torch.cat([torch.linspace(-87, 87, 100001), torch.logspace(-30, 0, 1001)])
+    wide = x.double()
+    value, slope = torch.logaddexp(wide, wide * 0), wide.sigmoid()
+    found = {
+        part: torch.from_numpy(kernels.scalar(f"softplus{part}", x.numpy())).double()
+        for part in ("", "_slope", "_bend")
+    }
+    assert ((found[""] - value) / value).abs().max() < 1e-6
+    assert ((found["_slope"] - slope) / slope).abs().max() < 1e-6
+    assert (found["_bend"] - slope * (1 - slope)).abs().max() < 1e-7
+    large = np.array([-3e38, -100, 100, 3e38, np.nan], np.float32)
+    np.testing.assert_array_equal(kernels.scalar("softplus", large), [0, 0, 100, large[3], np.nan])
+    np.testing.assert_array_equal(kernels.scalar("softplus_slope", large), [0, 0, 1, 1, np.nan])
+
+
+def test_selu_is_a_scaled_elu(kernels):
+    x = torch.cat([torch.linspace(-87, 87, 100001), -torch.logspace(-30, 0, 1001)])
+    wide = x.double().requires_grad_()
+    value = torch.selu(wide)
+    slope = torch.autograd.grad(value.sum(), wide)[0]
+    for name, exact in (("selu", value.detach()), ("selu_slope", slope)):
+        found = torch.from_numpy(kernels.scalar(name, x.numpy())).double()
+        assert ((found - exact) / exact.abs().clamp_min(1e-35)).abs().max() < 6e-7
+
+
 def test_cosine_and_sine(kernels):
     turns = np.unique(
         np.concatenate([np.arange(0, 2**24, 997), np.arange(0, 2**24, 2**21), [2**24 - 1]])

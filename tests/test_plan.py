@@ -55,6 +55,8 @@ def test_reference_pair():
         (nn.GELU(), ("gelu", 0.0)),
         (nn.GELU(approximate="tanh"), ("gelu_tanh", 0.0)),
         (nn.SiLU(), ("silu", 0.0)),
+        (nn.SELU(), ("selu", 0.0)),
+        (nn.Softplus(), ("softplus", 0.0)),
         (nn.Identity(), ("none", 0.0)),
     ],
 )
@@ -71,6 +73,10 @@ def test_activation_modules(module, expected):
         (lambda x: F.leaky_relu(x, negative_slope=0.1, inplace=True), ("leaky_relu", 0.1)),
         (lambda x: F.relu(x), ("leaky_relu", 0.0)),
         (lambda x: x.relu(), ("leaky_relu", 0.0)),
+        (lambda x: x.relu_(), ("leaky_relu", 0.0)),
+        (lambda x: F.selu(x, inplace=True), ("selu", 0.0)),
+        (lambda x: torch.selu(x), ("selu", 0.0)),
+        (lambda x: F.softplus(x), ("softplus", 0.0)),
         (lambda x: torch.relu(x), ("leaky_relu", 0.0)),
         (lambda x: F.elu(x, 0.7), ("elu", 0.7)),
         (lambda x: x.tanh(), ("tanh", 0.0)),
@@ -242,7 +248,8 @@ def sequence(*modules):
             nn.Sequential(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 3, 1)),
             "generator.1: Conv2d has no fused form",
         ),
-        (sequence(nn.Softplus()), "generator.1: Softplus has no fused form"),
+        (sequence(nn.Softsign()), "generator.1: Softsign has no fused form"),
+        (sequence(nn.Softplus(2.0)), "generator.1: Softplus of this kind has no fused form"),
         (sequence(nn.AlphaDropout(0.1)), "generator.1: AlphaDropout has no fused form"),
         (
             sequence(nn.ReLU(), nn.BatchNorm1d(12)),
@@ -262,7 +269,13 @@ def sequence(*modules):
         (Call(lambda y, x: F.layer_norm(y, (12,))), "layer_norm has no fused form"),
         (sequence(nn.GELU("cubic")), "generator.1: GELU of this kind has no fused form"),
         (sequence(nn.ReLU(), nn.Tanh()), "generator.2: Tanh is fused only after"),
-        (sequence(nn.Dropout(), nn.ReLU()), "generator.2: ReLU is fused only after"),
+        (sequence(nn.Dropout(), nn.Tanh()), "generator.2: Tanh is fused only after"),
+        (sequence(nn.Dropout(), nn.ReLU(), nn.ReLU()), "generator.3: ReLU is fused only after"),
+        (
+            sequence(nn.Dropout(), nn.ReLU(), nn.Dropout()),
+            "generator.3: Dropout is fused only after",
+        ),
+        (sequence(nn.ReLU(), nn.Dropout(), nn.ReLU()), "generator.3: ReLU is fused only after"),
         (sequence(nn.Dropout(), nn.Dropout()), "generator.2: Dropout is fused only after"),
         (
             nn.Sequential(nn.Dropout(), nn.Linear(12, 12)),
@@ -376,6 +389,11 @@ def test_reading_leaves_other_threads_alone():
     stop.set()
     thread.join()
     assert faults == []
+
+
+def test_a_rectifier_and_a_dropout_before_it_change_places():
+    (layer,) = chain(sequence(nn.Dropout(0.5), nn.LeakyReLU(0.3))).layers
+    assert (layer.activation, layer.slope, layer.dropout.p) == ("leaky_relu", 0.3, 0.5)
 
 
 def test_a_dropout_in_eval_mode_drops_nothing():

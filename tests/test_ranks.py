@@ -82,8 +82,9 @@ def run_pairs(out, steps):
     torch.manual_seed(1)
     trainer = Trainer(
         G(), D(), data.open(Pairs(), augmented=False), out=out, method=Conditional(),
-        terms={"l2": ("adaptive", terms.l2)}, batch_size=9, latent_dim=5, device="cpu",
-        optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1, console="none",
+        terms={"l2": ("adaptive", terms.l2), "m": (0.5, terms.moments)}, batch_size=9,
+        latent_dim=5, device="cpu", optimizer="sgd", lr=0.05, ema=0.9, budget_bytes=1,
+        console="none",
     )  # fmt: skip
     trainer.fit(steps=steps)
     return trainer
@@ -141,6 +142,48 @@ def run_normed(out, steps):
     of_all = torch.zeros(trainer.world.size, len(own)).double()
     of_all[trainer.world.rank] = own
     assert trainer.world.gather_(of_all).eq(own).all()
+
+
+class Labelled(nn.Module):
+    """A label through an embedding, joined to what a body takes."""
+
+    def __init__(self, body, width):
+        super().__init__()
+        self.embed, self.body = nn.Embedding(5, width), body
+
+    def forward(self, x, y):
+        return self.body(torch.cat([x, self.embed(y)], 1))
+
+
+class Rows5(Rows):
+    """Rows with labels."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i), i % 5
+
+
+def run_labelled(out, steps, read=False, engine="fused"):
+    """Tables of labels, drawn anew for fakes, heads that they ask for, moments of columns."""
+    torch.manual_seed(1)
+    heads = fastgan.nn.Heads([("tanh", 29), ("softmax", 2), ("gumbel", 5)])
+    g = nn.Sequential(
+        nn.Linear(9, 24, bias=False),
+        nn.BatchNorm1d(24),
+        nn.LeakyReLU(0.2),
+        nn.Linear(24, 36),
+        heads,
+    )
+    d = nn.Sequential(nn.Linear(39, 17), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(17, 1))
+    rows = samples().samples.flatten(1), torch.arange(43) % 5
+    source = data.open(Rows5(), augmented=False) if read else data.open(rows)
+    trainer = Trainer(
+        Labelled(g, 4), Labelled(d, 3), source, out=out, engine=engine, batch_size=9, latent_dim=5,
+        device="cpu", d_steps=2, g_steps=2, ema=0.9, log_every=10, console="none",
+        budget_bytes=1 if read else None,
+        terms={"c": (0.5, terms.Conditional()), "m": (0.3, terms.moments)},
+    )  # fmt: skip
+    trainer.fit(steps=steps)
+    assert trainer.engine.name == engine
 
 
 def run_read(out, steps):
@@ -250,6 +293,24 @@ def test_fused_steps_of_two_ranks_on_samples_that_are_read(several, tmp_path):
 
 
 @needs_kernels
+def test_labels_and_terms_of_fused_steps_are_those_of_the_whole_batch(tmp_path):
+    runs = {"one": ("fused", False), "two": ("fused", True), "eager": ("eager", True)}
+    for name, (engine, several) in runs.items():
+        call = f"run_labelled({str(tmp_path / name)!r}, 20, engine={engine!r})"
+        finished(start(1 + several, f"t.{call}", tmp_path))
+    took_one_course(tmp_path / "one", tmp_path / "two", 2)
+    took_one_course(tmp_path / "one", tmp_path / "eager", 2)
+
+
+@needs_kernels
+def test_labels_that_are_read_are_drawn_from_those_of_all_ranks(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_labelled(one, 10, read=True)
+    finished(start(2, f"t.run_labelled({str(two)!r}, 10, read=True)", tmp_path))
+    close(*(checkpoint.load(checkpoint.find(run)) for run in (one, two)))
+
+
+@needs_kernels
 def test_a_rank_of_fused_steps_that_dies_ends_the_others_and_the_run_is_continued(tmp_path):
     out = tmp_path / "run"
     ranks = start(3, f"t.run_fused({str(out)!r}, 10**7, checkpoint_every=50)", tmp_path)
@@ -268,6 +329,7 @@ def run_engines(out, steps=50):
     if ops.has_kernels(torch.device("cpu")):
         run_fused(f"{out}/fused", steps)
         run_normed(f"{out}/fused with BatchNorms", steps)
+        run_labelled(f"{out}/fused with labels and terms", steps)
 
 
 def test_two_and_three_ranks_have_the_weights_of_one_after_fifty_steps(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastgan import random
 
 ACTIVATIONS = ("none", "leaky_relu", "tanh", "sigmoid", "elu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS += ("selu", "softplus")
 
 
 @dataclass
@@ -43,6 +44,15 @@ class Head:
     """A slope or a temperature."""
     hard: bool = False
     asked: bool = False
+
+
+@dataclass
+class Part:
+    """Columns of an input behind its own: kind "numbers", "one_hot" or "embedding" of a label."""
+
+    kind: str
+    width: int
+    classes: int = 1
 
 
 PAIR = ([Layer(6), Layer(12, "tanh")], [Layer(9, drop=0.3), Layer(1, "none")])
@@ -91,6 +101,14 @@ class Case:
     """Of each the form, the place, the interval and the weight."""
     clips: tuple[float, float] = (math.inf, math.inf)
     """The largest number of a gradient, and the longest gradient."""
+    parts: tuple[tuple[Part, ...], tuple[Part, ...]] = ((), ())
+    """Of each network's input."""
+    drawn: bool = True
+    """Whether fake samples have conditions of their own."""
+    warmup: float = math.inf
+    """Of the average: its half-life over the steps so far."""
+    uniforms: tuple[tuple[int, int, float, float], ...] = ()
+    """Columns of latents that are uniform: the first, how many, the lowest number, the spread."""
     heads: tuple[Head, ...] = ()
     terms: tuple[tuple[int, float], ...] = ()
     """Of each the kind and the weight."""
@@ -100,30 +118,42 @@ class Case:
     reals: list[float] = field(default_factory=list)
     state: list[Tensor] = field(default_factory=list)
     values: list[list[list[Tensor | None]]] = field(default_factory=list)
-    """Of G and of D, for each layer: weight, bias, BatchNorm's weight and bias."""
+    """Of G and of D, for each layer: weight, bias, BatchNorm's weight and bias; then tables."""
 
     def __post_init__(self):
         """Write the plan and draw the tensors."""
         self.generator = torch.Generator().manual_seed(self.draw)
-        of_d = self.image * self.pack
-        self.integers += [self.latent, of_d, self.batch, self.d_steps, self.loss, self.seed]
+        latent, image = (
+            pack * (own + sum(part.width for part in parts))
+            for own, parts, pack in zip(
+                (self.latent, self.image), self.parts, (1, self.pack), strict=True
+            )
+        )
+        self.integers += [latent, image, self.batch, self.d_steps, self.loss, self.seed]
         self.integers += [self.count, self.precision]
         self.reals += [1.0, 0.9]
-        for layers, width, averaged, joins in zip(
+        for layers, width, averaged, joins, parts in zip(
             self.networks,
-            (self.latent, of_d),
+            (latent, image),
             (self.average, False),
             self.joins,
+            self.parts,
             strict=True,
         ):
-            self._network(layers, width, averaged, joins)
-        # The inputs have no parts made of conditions.
-        self.integers += [1, 0, 0, self.pack, 0, 0]
+            self._network(layers, width, averaged, joins, parts)
+        for number, (own, pack) in enumerate(((self.latent, 1), (self.image, self.pack))):
+            self.integers.append(pack)
+            self._inputs(number, own)
         self._heads()
         self.integers += [self.g_steps, len(self.penalties)]
         for *integers, weight in self.penalties:
             self.integers += integers
             self.reals.append(weight)
+        self.reals.append(self.warmup)
+        self.integers.append(len(self.uniforms))
+        for at, width, *bounds in self.uniforms:
+            self.integers += [at, width]
+            self.reals += bounds
         self.plan = torch.tensor(self.integers)
         self.settings = torch.tensor(self.reals, dtype=torch.float64)
         shape = (self.count, self.image)
@@ -134,6 +164,45 @@ class Case:
             [torch.randperm(self.count, generator=self.generator) for _ in range(4)]
         )
         self.rates = torch.tensor([self.lr, self.lr], dtype=torch.float64)
+        self._conditions()
+
+    def _inputs(self, network: int, own: int) -> None:
+        parts = self.parts[network]
+        self.integers += [0, len(parts)]
+        for part in parts:
+            kind = ("numbers", "one_hot", "embedding").index(part.kind)
+            self.integers += [kind, own, part.width, part.classes]
+            own += part.width
+            if part.kind != "embedding":
+                self.integers += [-1] * 4
+                continue
+            size = part.classes, part.width
+            table = torch.randn(size, generator=self.generator)
+            self.values[network].append([table])
+            self.integers += [self._place(t) for t in (table, torch.zeros(size), torch.zeros(size))]
+            averaged = self.average and network == 0
+            self.integers.append(self._place(table.clone()) if averaged else -1)
+
+    def _conditions(self) -> None:
+        self.condition = self.places = None
+        parts = [part for of in self.parts for part in of]
+        if not parts:
+            return
+        if parts[0].kind == "numbers":
+            size = self.count, parts[0].width
+            self.condition = torch.randn(size, generator=self.generator)
+        else:
+            classes = min(part.classes for part in parts)
+            size = (self.count,)
+            self.condition = torch.randint(0, classes, size, generator=self.generator)
+        if self.drawn:
+            size = 8, self.d_steps + self.g_steps, self.batch
+            self.places = torch.randint(0, self.count, size, generator=self.generator)
+
+    def given(self, first: int, steps: int) -> list[Tensor | None]:
+        """Conditions, and those that fake samples have in some steps."""
+        places = None if self.places is None else self.places[first : first + steps].clone()
+        return [self.condition, places]
 
     def _heads(self) -> None:
         self.integers += [len(self.heads), 0]
@@ -149,10 +218,13 @@ class Case:
         self.state.append(tensor)
         return len(self.state) - 1
 
-    def _network(self, layers: list[Layer], width: int, averaged: bool, joins: list) -> None:
+    def _network(
+        self, layers: list[Layer], width: int, averaged: bool, joins: list, parts: tuple
+    ) -> None:
         self.reals += [0.5, 0.99, 1e-8, 0.01, *self.clips, math.inf]
         counts = [1 + layer.bias + 2 * (layer.norm or layer.row_norm) for layer in layers]
-        steps = [self._place(torch.zeros(())) for _ in range(sum(counts))]
+        tables = sum(part.kind == "embedding" for part in parts)
+        steps = [self._place(torch.zeros(())) for _ in range(sum(counts) + tables)]
         self.integers += [0, len(steps), *steps, len(layers)]
         self.integers.append(len(joins))
         for before, kind, *nodes in joins:
@@ -214,6 +286,8 @@ class Case:
                 "gelu": F.gelu,
                 "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
                 "silu": F.silu,
+                "selu": F.selu,
+                "softplus": F.softplus,
             }[layer.activation](x)
         return x
 
@@ -235,7 +309,8 @@ class Case:
         """Those of fused_run; the seventh is the statistics."""
         statistics = torch.zeros(steps, 4)
         fixed = [self.plan, self.settings, self.state, self.memory(), self.images, self.order]
-        return [*fixed, self.rates, statistics, None, first_step, self.threads]
+        given = self.given(first_step, steps) if self.condition is not None else []
+        return [*fixed, self.rates, statistics, None, first_step, self.threads, *given]
 
     def run(self, steps: int, first_step: int = 0) -> Tensor:
         """Do some steps; their statistics."""

@@ -44,5 +44,13 @@ FASTGAN_HD WithSlope<T> elu(T x, T alpha) {
   const math::Exp<T> e = math::exp_and_expm1(x > T(0) ? T(0) : x);
   return {x > T(0) ? x : alpha * e.less_one, x > T(0) ? T(1) : alpha * e.whole};
 }
+// G. Klambauer, T. Unterthiner, A. Mayr, S. Hochreiter, "Self-Normalizing Neural Networks", NeurIPS
+// 2017.
+template <class T>
+FASTGAN_HD WithSlope<T> selu(T x) {
+  constexpr T scale = T(1.0507009873554804934);
+  const WithSlope<T> y = elu(x, T(1.6732632423543772848));
+  return {scale * y.value, scale * y.slope};
+}
 
 }  // namespace fastgan

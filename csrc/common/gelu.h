@@ -1,5 +1,6 @@
 // GELU and SiLU, which fall and rise again, so that one value has two slopes: both derivatives come
-// along with the value. Each is exact in its tail, where the usual 1 + erf and 1 + tanh cancel.
+// along with the value, as those of softplus do. Each is exact in its tail, where the usual 1 + erf
+// and 1 + tanh cancel.
 #pragma once
 
 #include "common/activation.h"
@@ -28,6 +29,14 @@ FASTGAN_HD WithBend<float> silu(float x) {
   const Logistic s = logistic(x);
   const float rise = s.of * s.of_minus;
   return {{x * s.of, s.of + x * rise}, rise * (2.f + x * (s.of_minus - s.of))};
+}
+
+// C. Dugas, Y. Bengio, F. Belisle, C. Nadeau, R. Garcia, "Incorporating Second-Order Functional
+// Knowledge for Better Option Pricing", NeurIPS 2000.
+FASTGAN_HD WithBend<float> softplus(float x) {
+  const Logistic s = logistic(x);
+  const float rest = math::log1p(math::exp(-math::abs(x)));
+  return {{(x > 0.f ? x : 0.f) + rest, s.of}, s.of * s.of_minus};
 }
 
 // D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units (GELUs)", arXiv:1606.08415. Beyond 14 both

@@ -46,6 +46,8 @@ class PlanDecoder {
     terms(plan.g);
     plan.g_steps = integer("g_steps", 1, kMostGSteps);
     penalties(plan);
+    plan.g.average_warmup = real("the average's warmup", 0, INFINITY);
+    uniforms(plan.g);
     STD_TORCH_CHECK(integers_ == integers_end_ && reals_ == reals_end_,
                     "plan or settings is longer than the networks they describe; ", kMade);
     const PlannedLayer& logits = plan.d.layers.back();
@@ -162,7 +164,7 @@ class PlanDecoder {
     o.largest_grad = real("largest number of a gradient", 0, INFINITY);
     o.longest_grad = real("longest gradient", 0, INFINITY);
     o.largest_weight = real("largest weight", 0, INFINITY);
-    o.decoupled = flag("decoupled");
+    o.rule = static_cast<Rule>(integer("an optimizer's rule", 0, kRules - 1));
     network.updates = updates(counters);
     check_field(in);
     network.in = in;
@@ -292,6 +294,17 @@ class PlanDecoder {
       STD_TORCH_CHECK(at == end, "plan has parts of an input that do not lie side by side; ",
                       kMade);
       end = at + width;
+    }
+  }
+
+  void uniforms(PlannedNetwork<PlannedLayer>& g) {
+    const int64_t own = g.own(), most = std::min<int64_t>(own, integers_end_ - integers_);
+    g.uniforms.resize(static_cast<size_t>(integer("uniform parts of the latents", 0, most)));
+    for (PlannedUniform& part : g.uniforms) {
+      part.at = integer("first column of a uniform part", 0, own - 1);
+      part.width = integer("columns of a uniform part", 1, own - part.at);
+      part.low = static_cast<float>(real("lowest latent", -FLT_MAX, FLT_MAX));
+      part.spread = static_cast<float>(real("spread of latents", 0, FLT_MAX));
     }
   }
 

@@ -8,7 +8,7 @@ namespace fastgan {
 
 #define FASTGAN_ACTIVATIONS(entry)                                                                 \
   entry(none) entry(leaky_relu) entry(tanh) entry(sigmoid) entry(elu) entry(gelu) entry(gelu_tanh) \
-      entry(silu)
+      entry(silu) entry(selu) entry(softplus)
 // What follows a Linear: statistics of a feature over the batch, or of a sample over its features.
 #define FASTGAN_NORMS(entry) entry(no_norm) entry(batch_norm) entry(layer_norm)
 #define FASTGAN_LOSSES(entry) \
@@ -28,6 +28,8 @@ namespace fastgan {
 #define FASTGAN_TERMS(entry) entry(moments) entry(conditional)
 // What a layer takes of several fields of one width, or side by side.
 #define FASTGAN_JOINS(entry) entry(add) entry(concat)
+// How a weight moves by its gradient: each as torch.optim's of that name, RMSprop without momentum.
+#define FASTGAN_RULES(entry) entry(adam) entry(adamw) entry(rmsprop) entry(sgd)
 // Of products; everything else is in float32. A plan asks for one of the first two; on a GPU, TF32
 // is another way to take fp32.
 #define FASTGAN_PRECISIONS(entry) entry(fp32) entry(bf16) entry(tf32)
@@ -57,6 +59,7 @@ enum class PartOf : int64_t { FASTGAN_PARTS(FASTGAN_ENTRY) };
 enum class HeadOf : int64_t { FASTGAN_HEADS(FASTGAN_ENTRY) };
 enum class TermOf : int64_t { FASTGAN_TERMS(FASTGAN_ENTRY) };
 enum class JoinOf : int64_t { FASTGAN_JOINS(FASTGAN_ENTRY) };
+enum class Rule : int64_t { FASTGAN_RULES(FASTGAN_ENTRY) };
 enum class Precision : int64_t { FASTGAN_PRECISIONS(FASTGAN_ENTRY) };
 enum class Statistic : int64_t { FASTGAN_STATISTICS(FASTGAN_ENTRY) };
 enum class Sum : int64_t { FASTGAN_SUMS(FASTGAN_ENTRY) };
@@ -73,6 +76,7 @@ constexpr int64_t kPartsOf = FASTGAN_PARTS(FASTGAN_COUNT);
 constexpr int64_t kHeadsOf = FASTGAN_HEADS(FASTGAN_COUNT);
 constexpr int64_t kTermsOf = FASTGAN_TERMS(FASTGAN_COUNT);
 constexpr int64_t kJoinsOf = FASTGAN_JOINS(FASTGAN_COUNT);
+constexpr int64_t kRules = FASTGAN_RULES(FASTGAN_COUNT);
 constexpr int64_t kStatistics = FASTGAN_STATISTICS(FASTGAN_COUNT);
 constexpr int64_t kSums = FASTGAN_SUMS(FASTGAN_COUNT);
 constexpr int64_t kScoreSums = static_cast<int64_t>(Sum::d_gradient);

@@ -80,6 +80,8 @@ class Phases {
   // What follows once the gradient of G's output is there, if layer n makes that.
   void heads_backward(int n) {
     if (!skeleton_.heads || n != skeleton_.g_layers - 1) return;
+    if (skeleton_.moments && skeleton_.summed)
+      all.push_back({Phase::moments_sums, n, -1, below(n), segments()});
     if (skeleton_.moments) all.push_back({Phase::moments, n, -1, below(n), segments()});
     all.push_back({Phase::heads_backward, n, -1, below(n), segments()});
   }
@@ -232,6 +234,8 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {(phase.shared ? "both: " : update) + network + " norm " + number, 0};
     case Phase::heads:
       return {(phase.shared ? "both: " : update) + "G heads", 0};
+    case Phase::moments_sums:
+      return {update + "G moments, sums", 0};
     case Phase::moments:
       return {update + "G moments", 0};
     case Phase::heads_backward:

@@ -6,6 +6,7 @@
 //     norm      the norm's statistics and what follows them, where they have a phase of their own
 //     norm_sums, norm_backward_sums  where ranks share a batch, before a BatchNorm's phases: the
 //               sums of this rank's rows, for which a part of an update ends
+//     moments_sums  likewise before `moments`
 //     heads     what G's last layer has made becomes its output, where it has heads
 //     head      D's last layer, of width 1: scores, losses, their gradients, and the gradient of
 //               the field below through the activation and dropout that made it
@@ -57,6 +58,7 @@ struct Phase {
     backward,
     sums,
     norm_backward,
+    moments_sums,
     moments,
     heads_backward,
     norm_sums,
@@ -96,8 +98,13 @@ struct Phase {
            work == collect_bend;
   }
   // Whether what follows needs the sums of other ranks.
-  bool ends_part() const { return work == norm_sums || work == norm_backward_sums; }
-  bool of_norm() const { return ends_part() || work == norm || work == norm_backward; }
+  bool ends_part() const {
+    return work == norm_sums || work == norm_backward_sums || work == moments_sums;
+  }
+  // Whether a rank without rows has a part in it, too.
+  bool of_all_ranks() const {
+    return ends_part() || work == norm || work == norm_backward || work == moments;
+  }
 };
 
 // What decides the phases.
@@ -114,7 +121,7 @@ struct Skeleton {
   int g_layers = 0;
   // BatchNorm takes no phase of its own where the product before it has whole features.
   bool joined = false;
-  bool summed = false;  // a BatchNorm's sums are those of several ranks; it is not joined then
+  bool summed = false;  // moments are those of several ranks; BatchNorms are not joined then
   bool g_clipped = false, d_clipped = false;  // gradients are, by their norm
   bool penalised = false, between = false;    // some of D's updates; at points between
   bool lerped = false;   // at these, products of D's first layer are made from those of the others

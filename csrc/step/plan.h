@@ -30,9 +30,12 @@ struct Parameter {
 // Whether an activation's output does not tell its derivative, which is then kept; and whether it
 // does not tell the second one either.
 constexpr bool keeps_bend(Activation a) {
-  return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
+  return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu ||
+         a == Activation::softplus;
 }
-constexpr bool keeps_slope(Activation a) { return a == Activation::elu || keeps_bend(a); }
+constexpr bool keeps_slope(Activation a) {
+  return a == Activation::elu || a == Activation::selu || keeps_bend(a);
+}
 
 struct PlannedLayer {
   int64_t in = 0, out = 0;
@@ -68,6 +71,12 @@ struct PlannedPart {
   int64_t stride = 0;
 };
 
+// Columns of the latents that are uniform and not normal.
+struct PlannedUniform {
+  int64_t at = 0, width = 0;
+  float low = 0, spread = 1;
+};
+
 // Columns of G's output, side by side with those of other heads.
 struct PlannedHead {
   HeadOf of = HeadOf::columns;
@@ -93,8 +102,9 @@ struct PlannedJoin {
 };
 
 struct Optimizer {
+  // Of RMSprop beta2 is its alpha, of SGD beta1 its momentum.
   double beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
-  bool decoupled = false;
+  Rule rule = Rule::adam;
   // Bounds, infinite for none: of each number of a gradient, then of the gradient's norm, and of
   // each weight after an update.
   double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;
@@ -107,7 +117,8 @@ template <class Layer>
 struct PlannedNetwork {
   std::vector<Layer> layers;
   Optimizer optimizer;
-  int64_t updates = 0;  // done before this run: Adam's step counter
+  int64_t updates = 0;               // done before this run: Adam's step counter
+  double average_warmup = INFINITY;  // of its average, see average_share(); infinite for none
   std::vector<PlannedJoin> joins;
   // Of the input: its width, how many rows of the batch lie side by side in it, and of one of these
   // where its own columns, of latents or samples, begin, and what the others are.
@@ -115,6 +126,7 @@ struct PlannedNetwork {
   int64_t pack = 1;
   int64_t own_at = 0;
   std::vector<PlannedPart> parts;
+  std::vector<PlannedUniform> uniforms;
   // Of the output, if it is not the last layer's activation alone.
   std::vector<PlannedHead> heads;
   uint32_t heads_index = 0;  // of the network's modules of heads: decides the stream, see passes.h
@@ -216,6 +228,8 @@ void adopt(const PlannedNetwork<PlannedLayer>& from, PlannedNetwork<Layer>& to) 
   to.pack = from.pack;
   to.own_at = from.own_at;
   to.parts = from.parts;
+  to.average_warmup = from.average_warmup;
+  to.uniforms = from.uniforms;
   to.heads = from.heads;
   to.heads_index = from.heads_index;
   to.terms = from.terms;

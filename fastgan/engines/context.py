@@ -198,6 +198,18 @@ class StepContext:
         self._draws += 1
         return METHOD_STREAM + len(PLAYERS) * self._draws + PLAYERS.index(self.player)
 
+    def all_rows(self, x: Tensor) -> Tensor:
+        """The rows of all ranks, for what is no mean over rows: moments of the batch, say.
+
+        Each rank computes the same from them, and a gradient reaches the rank that has the row. It
+        is called by every rank, and not in a compiled update of several. Of a batch in parts
+        (`accumulate`), those of the part.
+
+        Args:
+            x: this rank's, [b, ...].
+        """
+        return self._step.all_rows(x, self._size)
+
     def augment(self, samples: Tensor, *others: Tensor) -> Any:
         """Samples as the setting `augment` changes them, and images that belong to them.
 

@@ -105,18 +105,10 @@ class Draws(ABC):
     def _of_last_batch(self) -> Any:
         """The conditions of the last batch, of all ranks, which all come here together."""
         if self._conditions is None:
-            own, size = self._last
-            world = self.problem.world
-            rows = world.rows(size)
-
-            def gathered(part: Tensor) -> Tensor:
-                kind = torch.uint8 if part.dtype == torch.bool else part.dtype
-                whole = torch.zeros((size, *part.shape[1:]), dtype=kind, device=part.device)
-                whole[rows.start : rows.stop] = part
-                return world.sum_(whole).to(part.dtype)
-
-            several = world.size > 1
-            self._conditions = map_condition(gathered, own.condition) if several else own.condition
+            (own, size), world = self._last, self.problem.world
+            self._conditions = own.condition
+            if world.size > 1:
+                self._conditions = map_condition(lambda t: world.whole(t, size), own.condition)
         return self._conditions
 
     def drop(self, x: Tensor, stream: int, counter: Counter, p: float, start: int) -> Tensor:

@@ -21,6 +21,7 @@ from fastgan import sharded
 from fastgan.data.batch import Batch
 from fastgan.engines import sync_norm
 from fastgan.engines.average import Average
+from fastgan.engines.base import CannotRun
 from fastgan.engines.context import PLAYERS, StepContext
 from fastgan.engines.convolutions import Convolutions
 from fastgan.engines.draws import AUGMENT_STREAM, Counter, Draws
@@ -342,6 +343,15 @@ class Step:
         return adapted(*slopes) * term.factor * value
 
     # --- what a context asks for ------------------------------------------------------------------
+
+    def all_rows(self, x: Tensor, size: int) -> Tensor:
+        """What all ranks have of a tensor [b, ...]."""
+        if self.problem.world.size == 1:
+            return x
+        if self.traces:
+            raise CannotRun("what all ranks have is summed within an update")
+        self._rows.size = size
+        return sync_norm.whole(x, self.draws.part, self._rows)
 
     def call(
         self, which: int, number: int, counter: Counter, size: int, function: Any, args: tuple,

@@ -1,4 +1,4 @@
-"""BatchNorm over the whole batch, of which every rank has its rows.
+"""What is computed over the whole batch, of which every rank has its rows: BatchNorm, and sums.
 
 torch's SyncBatchNorm takes GPUs only, and one share of rows for every rank.
 """
@@ -45,6 +45,25 @@ class _Sum(torch.autograd.Function):
         # The loss of no rows is not a number, nor is what flows back from it.
         own = grad if ctx.share else torch.zeros_like(grad)
         return _Sum.apply(own, ctx.rows, ctx.share), None, None
+
+
+def whole(x: Tensor, part: World, rows: Rows) -> Tensor:
+    """The rows of all ranks in a pass; what flows back is the sum of what flows back to each rank.
+
+    Args:
+        x: this rank's, [b, ...].
+        part: whose rows they are: this rank's, or those of a part of them.
+        rows: of the whole batch.
+    """
+    world, parts = rows.world, part.size // rows.world.size
+    each = [
+        len(World(rank * parts + part.rank % parts, part.size).rows(rows.size))
+        for rank in range(world.size)
+    ]
+    before, after = sum(each[: world.rank]), sum(each[world.rank + 1 :])
+    around = (x.new_zeros((n, *x.shape[1:])) for n in (before, after))
+    placed = torch.cat([next(around), x, next(around)])
+    return _Sum.apply(placed, rows, float(each[world.rank]))
 
 
 def layers(network: nn.Module) -> list[nn.Module]:

@@ -221,6 +221,11 @@ Array<float> scalar(const std::string& name, Array<float> x) {
   if (name == "gelu_tanh") return map(x, [](float v) { return gelu_tanh(v).value; });
   if (name == "gelu_tanh_slope") return map(x, [](float v) { return gelu_tanh(v).slope; });
   if (name == "gelu_tanh_bend") return map(x, [](float v) { return gelu_tanh(v).bend; });
+  if (name == "softplus") return map(x, [](float v) { return softplus(v).value; });
+  if (name == "softplus_slope") return map(x, [](float v) { return softplus(v).slope; });
+  if (name == "softplus_bend") return map(x, [](float v) { return softplus(v).bend; });
+  if (name == "selu") return map(x, [](float v) { return selu(v).value; });
+  if (name == "selu_slope") return map(x, [](float v) { return selu(v).slope; });
   if (name == "silu") return map(x, [](float v) { return silu(v).value; });
   if (name == "silu_slope") return map(x, [](float v) { return silu(v).slope; });
   if (name == "silu_bend") return map(x, [](float v) { return silu(v).bend; });

@@ -7,6 +7,8 @@
 
 const double kHalfGelu = std::sqrt(2 / std::acos(-1.0));  // half the slope of 2 u at 0
 
+const double kSeluScale = 1.0507009873554804934, kSeluBelow = 1.6732632423543772848;
+
 double activate(Activation a, double x) {
   switch (a) {
     case Activation::leaky_relu:
@@ -23,6 +25,10 @@ double activate(Activation a, double x) {
       return x * (1 + std::tanh(kHalfGelu * (x + 0.044715 * x * x * x))) / 2;
     case Activation::silu:
       return x / (1 + std::exp(-x));
+    case Activation::selu:
+      return kSeluScale * (x > 0 ? x : kSeluBelow * std::expm1(x));
+    case Activation::softplus:
+      return std::log1p(std::exp(x));
     default:
       return x;
   }
@@ -48,6 +54,10 @@ double slope_at(Activation a, double x, double y) {
       const double s = 1 / (1 + std::exp(-x));
       return s + x * s * (1 - s);
     }
+    case Activation::selu:
+      return y > 0 ? kSeluScale : y + kSeluScale * kSeluBelow;
+    case Activation::softplus:
+      return 1 / (1 + std::exp(-x));
     default:
       return 1;
   }

@@ -11,11 +11,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "cpu/clock.h"
 #include "cpu/team.h"
+#include "step/rows.h"
 #include "step_runs.h"
 
 namespace {
@@ -92,7 +94,7 @@ void describe(Network& network, int64_t in, const std::vector<LayerPlan>& layers
     if (part.embeds) part.table = state[table++].weight.parameter();
   }
   network.parts = placed;
-  network.optimizer = {kBeta1, kBeta2, kEps, plan.weight_decay, plan.decoupled};
+  network.optimizer = {kBeta1, kBeta2, kEps, plan.weight_decay, plan.rule};
 }
 
 // Memory that starts as zeros, aligned for vectors.
@@ -106,6 +108,56 @@ struct Memory {
   void* data;
 };
 
+// What all of a plan's jobs are told.
+Job job_of(const Pair& plan, Run& r, int64_t first_step, int threads, Instructions instructions) {
+  static const double rates[2] = {kLr, kLr};
+  Job job;
+  describe(job.g, plan.latent, plan.g, r.g, plan, plan.g_parts);
+  describe(job.d, plan.image, plan.d, r.d, plan, plan.d_parts, plan.pack);
+  job.g.updates = first_step * plan.g_steps;
+  job.d.updates = first_step * plan.d_steps;
+  job.batch = plan.batch;
+  job.d_steps = plan.d_steps;
+  job.g_steps = plan.g_steps;
+  job.loss = plan.loss;
+  job.real_label = 1 - plan.smoothing;
+  job.seed = 0x123456789abcdefu;
+  job.penalties = plan.penalties;
+  for (Optimizer* o : {&job.g.optimizer, &job.d.optimizer}) {
+    o->largest_grad = plan.largest_grad;
+    o->longest_grad = plan.longest_grad;
+  }
+  job.d.optimizer.largest_weight = plan.largest_weight;
+  job.first_step = first_step;
+  job.threads = threads;
+  job.instructions = instructions;
+  job.rates = rates;
+  job.average_decay = kDecay;
+  job.count = plan.count;
+  return job;
+}
+
+// Conditions of samples, and those that the fake ones of some steps have, where all samples'
+// follow those of `offset` others.
+struct Given {
+  std::vector<int64_t> labels, drawn;
+  std::vector<float> numbers;
+  Given(const Pair& plan, const std::vector<int64_t>& sources, int64_t offset, int64_t first_step,
+        int64_t steps) {
+    for (const int64_t source : sources) {
+      labels.push_back(label_of(source));
+      for (int64_t j = 0; j < 4; ++j) numbers.push_back(number_of(source, j));
+    }
+    for (int64_t t = first_step; plan.drawn && t < first_step + steps; ++t)
+      for (int64_t u = 0; u < plan.d_steps + plan.g_steps; ++u)
+        for (int64_t row = 0; row < plan.batch; ++row)
+          drawn.push_back(offset + drawn_for(plan, t, u, row));
+  }
+  ConditionSource source() const {
+    return {labels.data(), numbers.data(), 4, drawn.empty() ? nullptr : drawn.data()};
+  }
+};
+
 Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, bool one_by_one,
            Instructions instructions = Instructions::fp32, bool measured = true) {
   uint64_t state = 1;
@@ -115,35 +167,12 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
       make_state(plan.image, plan.d, plan.last_bias, state, plan.d_parts, plan.d_joins, plan.pack);
   r.statistics.resize(kStatistics * steps);
   r.sums.resize(kSums);
-  const double rates[2] = {kLr, kLr};
   std::vector<float> fed;
   const int64_t per_epoch = (plan.count + plan.batch - 1) / plan.batch;
   for (int64_t done = 0; done < steps;) {
     const int64_t n = one_by_one ? 1 : steps;
-    Job job;
-    describe(job.g, plan.latent, plan.g, r.g, plan, plan.g_parts);
-    describe(job.d, plan.image, plan.d, r.d, plan, plan.d_parts, plan.pack);
-    job.g.updates = done * plan.g_steps;
-    job.d.updates = done * plan.d_steps;
-    job.batch = plan.batch;
-    job.d_steps = plan.d_steps;
-    job.g_steps = plan.g_steps;
-    job.loss = plan.loss;
-    job.real_label = 1 - plan.smoothing;
-    job.seed = 0x123456789abcdefu;
-    job.penalties = plan.penalties;
-    for (Optimizer* o : {&job.g.optimizer, &job.d.optimizer}) {
-      o->largest_grad = plan.largest_grad;
-      o->longest_grad = plan.longest_grad;
-    }
-    job.d.optimizer.largest_weight = plan.largest_weight;
-    job.first_step = done;
+    Job job = job_of(plan, r, done, threads, instructions);
     job.steps = n;
-    job.threads = threads;
-    job.instructions = instructions;
-    job.rates = rates;
-    job.average_decay = kDecay;
-    job.count = plan.count;
     std::vector<int64_t> sources;
     if (one_by_one) {  // the caller feeds the batches
       fed.clear();
@@ -165,17 +194,8 @@ Run engine(const Pair& plan, const Images& images, int64_t steps, int threads, b
     // Behind those of the fed samples all conditions, for what fake ones draw.
     const int64_t offset = static_cast<int64_t>(sources.size());
     for (int64_t i = 0; i < plan.count; ++i) sources.push_back(i);
-    std::vector<int64_t> labels, drawn;
-    std::vector<float> numbers;
-    for (const int64_t source : sources) {
-      labels.push_back(label_of(source));
-      for (int64_t j = 0; j < 4; ++j) numbers.push_back(number_of(source, j));
-    }
-    for (int64_t t = done; t < done + n; ++t)
-      for (int64_t u = 0; u < plan.d_steps + plan.g_steps; ++u)
-        for (int64_t row = 0; row < plan.batch; ++row)
-          drawn.push_back(offset + drawn_for(plan, t, u, row));
-    job.condition = {labels.data(), numbers.data(), 4, plan.drawn ? drawn.data() : nullptr};
+    const Given given(plan, sources, offset, done, n);
+    job.condition = given.source();
     job.statistics = r.statistics.data() + kStatistics * done;
     if (measured && done + n == steps) job.sums = r.sums.data();
     Memory memory(plan_memory(job, nullptr));
@@ -266,6 +286,8 @@ bool same(const Run& a, const Run& b) {
   return true;
 }
 
+#include "step_ranks.h"
+
 double time_reference_pair(int64_t batch, int threads, Instructions instructions) {
   const Pair plan{"reference pair",
                   100,
@@ -345,6 +367,9 @@ int main(int count, char** arguments) {
       expect(same(one, engine(plan, images, steps, 2, false, instructions, false)), plan,
              "bits differ without measuring", 0);
       compare(plan, engine(plan, images, steps, 2, true, instructions), exact);
+      for (int64_t ranks : {1, 3, 7})
+        if (whole_packs(plan, ranks))
+          compare(plan, engine_of_ranks(plan, images, steps, ranks, 2, instructions), exact);
     }
     for (Instructions instructions :
          {Instructions::bf16_emulated, Instructions::bf16_avx512, Instructions::bf16_amx}) {

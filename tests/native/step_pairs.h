@@ -36,7 +36,7 @@ struct Pair {
   Loss loss = Loss::non_saturating;
   int64_t d_steps = 1;
   double weight_decay = 0;
-  bool decoupled = false;
+  Rule rule = Rule::adam;
   double smoothing = 0;
   bool last_bias = true;
   std::vector<PlannedPenalty> penalties = {};
@@ -115,4 +115,5 @@ constexpr double kLr = 1e-3, kBeta1 = 0.5, kBeta2 = 0.99, kEps = 1e-8;
 constexpr Activation kNone = Activation::none, kLeaky = Activation::leaky_relu,
                      kTanh = Activation::tanh, kSigmoid = Activation::sigmoid,
                      kElu = Activation::elu, kGelu = Activation::gelu,
-                     kGeluTanh = Activation::gelu_tanh, kSilu = Activation::silu;
+                     kGeluTanh = Activation::gelu_tanh, kSilu = Activation::silu,
+                     kSelu = Activation::selu, kSoftplus = Activation::softplus;

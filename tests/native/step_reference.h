@@ -350,14 +350,21 @@ struct Reference {
     for (size_t i = 0; i < t.exact.size(); ++i) {
       double& w = t.exact[i];
       double g = grad[i];
-      if (plan.decoupled)
+      if (plan.rule == Rule::adamw)
         w *= 1 - kLr * plan.weight_decay;
       else
         g += plan.weight_decay * w;
-      t.m[i] = kBeta1 * t.m[i] + (1 - kBeta1) * g;
-      t.v[i] = kBeta2 * t.v[i] + (1 - kBeta2) * g * g;
-      w -= kLr / (1 - std::pow(kBeta1, step)) * t.m[i] /
-           (std::sqrt(t.v[i]) / std::sqrt(1 - std::pow(kBeta2, step)) + kEps);
+      if (plan.rule == Rule::sgd) {
+        t.m[i] = kBeta1 * t.m[i] + g;
+        w -= kLr * t.m[i];
+      } else {
+        const bool mean = plan.rule != Rule::rmsprop;
+        t.m[i] = mean ? kBeta1 * t.m[i] + (1 - kBeta1) * g : g;
+        t.v[i] = kBeta2 * t.v[i] + (1 - kBeta2) * g * g;
+        const double powers[] = {mean ? std::pow(kBeta1, step) : 0,
+                                 mean ? std::pow(kBeta2, step) : 0};
+        w -= kLr / (1 - powers[0]) * t.m[i] / (std::sqrt(t.v[i]) / std::sqrt(1 - powers[1]) + kEps);
+      }
       if (averaged) t.mean[i] += (1 - kDecay) * (w - t.mean[i]);
     }
   }

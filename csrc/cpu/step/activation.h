@@ -25,6 +25,10 @@ FASTGAN_INLINE void with_activation(Activation activation, Use use) {
       return use(Constant<Activation::gelu_tanh>{});
     case Activation::silu:
       return use(Constant<Activation::silu>{});
+    case Activation::selu:
+      return use(Constant<Activation::selu>{});
+    case Activation::softplus:
+      return use(Constant<Activation::softplus>{});
   }
 }
 
@@ -37,6 +41,10 @@ FASTGAN_INLINE auto with_slope(float x, float slope) {
     return gelu_tanh(x);
   else if constexpr (A == Activation::silu)
     return silu(x);
+  else if constexpr (A == Activation::selu)
+    return selu(x);
+  else if constexpr (A == Activation::softplus)
+    return softplus(x);
   else
     return elu(x, slope);
 }
@@ -54,7 +62,7 @@ template <Activation A>
 FASTGAN_INLINE float second_derivative(float y, float first) {
   if constexpr (A == Activation::tanh) return -2.f * y * first;
   if constexpr (A == Activation::sigmoid) return (1.f - 2.f * y) * first;
-  if constexpr (A == Activation::elu) return y > 0.f ? 0.f : first;
+  if constexpr (A == Activation::elu || A == Activation::selu) return y > 0.f ? 0.f : first;
   return 0.f;
 }
 

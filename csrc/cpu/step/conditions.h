@@ -9,7 +9,7 @@ int64_t Stepper::row_of_sample(const Field& input, int64_t sample) const {
 // Which of the stored samples a row's condition is that of. Points between real and fake samples
 // have the real one's.
 int64_t Stepper::source_of(const Network& network, int segment, int64_t row) const {
-  const int64_t real = order_ ? order_[row] : fed_from_ + row;
+  const int64_t real = order_ ? order_[row] : given_from_ + row;
   const bool in_d = &network == &job_.d;
   if (job_.condition.drawn == nullptr || (in_d && segment <= kReal)) return real;
   const bool for_g = segment == (in_d ? static_cast<int>(kFakeForG) : 1);

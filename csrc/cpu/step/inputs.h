@@ -18,6 +18,10 @@ void Stepper::latents(int segment, int64_t block) {
   float* const factors = rows(z, z.row_factors, segment) + start;
   for (int64_t i = 0; i < kBlock; ++i) {
     for (int64_t j = 0; j < width; ++j) to[i * z.stride + j] = drawn[i * width + j];
+    for (const PlannedUniform& part : job_.g.uniforms) {
+      float* __restrict const own = to + i * z.stride + part.at;
+      for (int64_t j = 0; j < part.width; ++j) own[j] = part.low + part.spread * uniform_of(own[j]);
+    }
     round_row(to + i * z.stride, factors + i * z.stride, width);
   }
   if (job_.g.parts.empty()) return;

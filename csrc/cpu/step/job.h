@@ -149,7 +149,7 @@ struct Job : PlannedStep, ImageSource {
   // Of a part: its update's phases, with which it begins, and where it has ended, 0 at their end.
   const Phase* phases = nullptr;
   int64_t phase_count = 0, phase = 0, next = 0;
-  // Sums of BatchNorms of all ranks, [ranks][kMoments][moments_stride].
+  // Sums of BatchNorms and of G's output of all ranks, [ranks][kMoments][moments_stride].
   double* moments = nullptr;
   int64_t moments_stride = 0;
   Instructions instructions = Instructions::fp32;
@@ -179,10 +179,10 @@ struct Job : PlannedStep, ImageSource {
   float* coefficients = nullptr;  // of penalised real and fake rows: the loss's slope by the score
   float* shares = nullptr;        // of G's hard heads, as rows of its output, for its own update
   OutputMoments output;
-  // Of each row of G's update: the cross-entropy of the class that was asked for, the head that has
-  // it, and the slope by its logits.
+  // Of each row of G's update: the cross-entropy of the class that was asked for, the number of the
+  // head that has it (another part of an update has its own heads), and the slope by its logits.
   double* surprises = nullptr;
-  const PlannedHead** asked = nullptr;
+  int64_t* asked = nullptr;
   float* asked_grads = nullptr;
   int64_t asked_stride = 0;
   float* mixes = nullptr;     // of points between: the share of the real sample
@@ -199,7 +199,7 @@ struct Job : PlannedStep, ImageSource {
     const int64_t own = (rows + network.pack - 1) / network.pack;
     return (own + kBlock - 1) / kBlock * kBlock;
   }
-  // Whether statistics of BatchNorms are of more rows than this rank's.
+  // Whether moments are of more rows than this rank's.
   bool summed() const { return ranks > 1; }
   const Layer& layer(int n) const {
     const size_t at = static_cast<size_t>(n), count = g.layers.size();
@@ -211,8 +211,9 @@ struct Job : PlannedStep, ImageSource {
 // With base null only the size is computed. The memory must start as zeros.
 size_t plan_memory(Job& job, void* base);
 
-// The widest BatchNorm, 0 without any.
-int64_t most_normed(const Job& job);
+// Features of the widest of what has moments over the rows: a BatchNorm, or G's output with a term
+// of them; 0 without any.
+int64_t widest_moments(const Job& job);
 
 // The numbers of a network's gradients.
 int64_t gradients_of(const Network& network);

@@ -162,7 +162,7 @@ void plan_terms(Arena& arena, Job& job) {
   }
   if (job.g.term(TermOf::conditional)) {
     job.surprises = arena.take<double>(padded);
-    job.asked = arena.take<const PlannedHead*>(padded);
+    job.asked = arena.take<int64_t>(padded);
     job.asked_stride = round_up(job.g.most_asked(), 16);
     job.asked_grads = arena.take<float>(padded * job.asked_stride);
   }
@@ -303,8 +303,8 @@ size_t plan_memory(Job& job, void* base) {
   return arena.used();
 }
 
-int64_t most_normed(const Job& job) {
-  int64_t most = 0;
+int64_t widest_moments(const Job& job) {
+  int64_t most = job.g.term(TermOf::moments) ? job.g.layers.back().out : 0;
   for (const Network* network : {&job.g, &job.d})
     for (const Layer& l : network->layers)
       if (l.norm) most = std::max(most, l.out);

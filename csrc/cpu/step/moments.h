@@ -1,5 +1,5 @@
-// Sums of a BatchNorm over the rows of a batch, of this rank's alone and of all ranks'; part of
-// stepper.h.
+// Sums over the rows of a batch, of a BatchNorm and of G's output, of this rank's alone and of all
+// ranks'; part of stepper.h.
 
 constexpr int64_t kShort = 8;
 
@@ -74,15 +74,22 @@ double* Stepper::moments_of(int64_t rank, int s, bool squares) const {
   return job_.moments + ((rank * 2 + s) * 2 + (squares ? 1 : 0)) * job_.moments_stride;
 }
 
-// Leaves this rank's for the others.
-void Stepper::norm_sums(const Layer& layer, int from, int segments, bool backward) {
+// Leaves this rank's, of(panel, s), for the others.
+template <class Of>
+void Stepper::leave_moments(const Layer& layer, int segments, Of of) {
   each_panel(own_features(layer.out), segments, [&](Range panel, int s) {
-    const Moments own =
-        backward ? own_slants(layer, panel, from + s, s == 0) : own_moments(layer, panel, from + s);
+    const Moments own = of(panel, s);
     for (int64_t j = 0; j < length(panel); ++j) {
       moments_of(job_.rank, s, false)[panel.begin + j] = own.sums[j];
       moments_of(job_.rank, s, true)[panel.begin + j] = own.squares[j];
     }
+  });
+}
+
+void Stepper::norm_sums(const Layer& layer, int from, int segments, bool backward) {
+  leave_moments(layer, segments, [&](Range panel, int s) {
+    return backward ? own_slants(layer, panel, from + s, s == 0)
+                    : own_moments(layer, panel, from + s);
   });
 }
 

@@ -73,6 +73,8 @@ std::string enums_op() {
   FASTGAN_TERMS(FASTGAN_ENTRY)
   start("JoinOf");
   FASTGAN_JOINS(FASTGAN_ENTRY)
+  start("Rule");
+  FASTGAN_RULES(FASTGAN_ENTRY)
   start("Precision");
   FASTGAN_PRECISIONS(FASTGAN_ENTRY)
   start("Statistic");
@@ -137,11 +139,14 @@ Entries entries_of(const Job& job, int64_t updates) {
           (end + per_epoch - 1) / per_epoch};
 }
 
-// What belongs to the stored samples, or to those that are fed, and which of it fake ones have.
+bool conditioned(const Job& job) { return !job.g.parts.empty() || !job.d.parts.empty(); }
+
+// What belongs to the stored samples, or to those that are fed, and which of it fake ones have;
+// what it says is checked by check_drawn() and check_label().
 void take_condition(Job& job, const std::optional<Tensor>& condition,
                     const std::optional<Tensor>& drawn, int64_t stored, const Tensor& like,
                     Apart& apart) {
-  if (job.g.parts.empty() && job.d.parts.empty()) {
+  if (!conditioned(job)) {
     STD_TORCH_CHECK(!condition && !drawn,
                     "condition or drawn is given, and plan has no use for it");
     return;
@@ -161,18 +166,12 @@ void take_condition(Job& job, const std::optional<Tensor>& condition,
     source.numbers = static_cast<const float*>(condition->const_data_ptr());
     source.width = condition->size(1);
   }
-  int64_t classes = INT64_MAX;
   for (const Network* network : {&job.g, &job.d})
     for (const PlannedPart& part : network->parts) {
       const bool numbers = part.of == PartOf::numbers;
       STD_TORCH_CHECK(numbers != labels && (!numbers || part.width == source.width),
                       "condition is not of the kind or the width that plan says");
-      if (labels) classes = std::min(classes, part.classes);
     }
-  if (const int64_t asked = job.g.asked()) classes = std::min(classes, asked);
-  for (int64_t i = 0; labels && i < stored; ++i)
-    STD_TORCH_CHECK(0 <= source.labels[i] && source.labels[i] < classes, "condition[", i, "] is ",
-                    source.labels[i], "; expected a label of 0 to ", classes - 1);
   apart.read(*condition, "condition");
   if (!drawn) return;
   check_table(*drawn, "drawn", ScalarType::Long, "int64", like, "memory");
@@ -180,10 +179,50 @@ void take_condition(Job& job, const std::optional<Tensor>& condition,
   STD_TORCH_CHECK(drawn->numel() == entries, "drawn has ", drawn->numel(), " elements; expected ",
                   entries, ", a batch for each update");
   source.drawn = static_cast<const int64_t*>(drawn->const_data_ptr());
-  for (int64_t i = 0; i < entries; ++i)
-    STD_TORCH_CHECK(0 <= source.drawn[i] && source.drawn[i] < stored, "drawn[", i, "] is ",
-                    source.drawn[i], "; expected the place of a condition, 0 to ", stored - 1);
   apart.read(*drawn, "drawn");
+}
+
+// Labels that every part made of them has, from 0 on.
+int64_t classes_of(const Job& job) {
+  int64_t classes = INT64_MAX;
+  for (const Network* network : {&job.g, &job.d})
+    for (const PlannedPart& part : network->parts) classes = std::min(classes, part.classes);
+  const int64_t asked = job.g.asked();
+  return asked ? std::min(classes, asked) : classes;
+}
+
+void check_label(const ConditionSource& source, int64_t i, int64_t classes) {
+  STD_TORCH_CHECK(source.labels == nullptr || (0 <= source.labels[i] && source.labels[i] < classes),
+                  "condition[", i, "] is ", source.labels[i], "; expected a label of 0 to ",
+                  classes - 1);
+}
+
+void check_drawn(const ConditionSource& source, int64_t i, int64_t stored) {
+  STD_TORCH_CHECK(0 <= source.drawn[i] && source.drawn[i] < stored, "drawn[", i, "] is ",
+                  source.drawn[i], "; expected the place of a condition, 0 to ", stored - 1);
+}
+
+// All of it, for a run of whole steps.
+void check_condition(const Job& job, int64_t stored, int64_t entries) {
+  const int64_t classes = classes_of(job);
+  for (int64_t i = 0; job.condition.labels && i < stored; ++i)
+    check_label(job.condition, i, classes);
+  for (int64_t i = 0; job.condition.drawn && i < entries; ++i)
+    check_drawn(job.condition, i, stored);
+}
+
+// What a part reads of it: of `rows` samples from the one that is `first` of its batch.
+// `before`: where those of the batch begin, without an order.
+void check_condition_of_part(const Job& job, const int64_t* order, int64_t before, int64_t first,
+                             int64_t rows, int64_t stored) {
+  const int64_t classes = classes_of(job);
+  for (int64_t i = 0; i < rows; ++i)
+    check_label(job.condition, order ? order[i] : before + first + i, classes);
+  for (int64_t u = 0; job.condition.drawn && u < job.d_steps + job.g_steps; ++u)
+    for (int64_t i = u * job.batch + first; i < u * job.batch + first + rows; ++i) {
+      check_drawn(job.condition, i, stored);
+      check_label(job.condition, job.condition.drawn[i], classes);
+    }
 }
 
 void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
@@ -212,7 +251,9 @@ void run_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor
   static_cast<ImageSource&>(job) =
       check_images(images, rows, job.d.own(), order, times(entries.permutations, job.count), plan);
   if (order) check_order(job.order + entries.first, entries.end - entries.first, job.stored);
-  take_condition(job, condition, drawn, order ? job.stored : rows, plan, apart);
+  const int64_t conditions = order ? job.stored : rows;
+  take_condition(job, condition, drawn, conditions, plan, apart);
+  check_condition(job, conditions, drawn ? drawn->numel() : 0);
 
   check_given(memory, "memory");
   STD_TORCH_CHECK(memory.is_cpu(), "memory must be on the CPU");
@@ -272,20 +313,21 @@ struct PartOf {
   }
 };
 
-// Where BatchNorms leave their sums for other ranks; refuses what they need and do not get.
+// Where moments over the rows wait for those of other ranks; refuses what they need and do not get.
 void take_moments(Job& job, const std::optional<Tensor>& moments, const Tensor& like,
                   Apart& apart) {
-  job.moments_stride = job.summed() ? most_normed(job) : 0;
+  job.moments_stride = job.summed() ? widest_moments(job) : 0;
   STD_TORCH_CHECK(moments.has_value() == (job.moments_stride > 0),
-                  moments ? "moments is given, and no BatchNorm of plan needs other ranks' rows"
-                          : "moments is None, and plan has a BatchNorm, whose statistics are of "
-                            "all ranks' rows");
+                  moments ? "moments is given, and nothing of plan needs other ranks' rows"
+                          : "moments is None, and plan has a BatchNorm or a term of moments, which "
+                            "are of all ranks' rows");
   if (!moments) return;
   check_table(*moments, "moments", ScalarType::Double, "float64", like, "memory");
   const int64_t own = times(kMoments, job.moments_stride);
-  STD_TORCH_CHECK(moments->dim() == 2 && moments->size(0) == job.ranks && moments->size(1) == own,
-                  "moments has shape ", shape_of(*moments), "; expected [", job.ranks, ", ", own,
-                  "], four numbers of each feature of the widest BatchNorm for each rank");
+  STD_TORCH_CHECK(
+      moments->dim() == 2 && moments->size(0) == job.ranks && moments->size(1) == own,
+      "moments has shape ", shape_of(*moments), "; expected [", job.ranks, ", ", own,
+      "], four numbers of each feature of the widest BatchNorm, or of G's output, for each rank");
   job.moments = static_cast<double*>(moments->mutable_data_ptr());
   apart.written(*moments, "moments");
 }
@@ -294,15 +336,13 @@ int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vect
                      const Tensor& memory, const Tensor& images, const std::optional<Tensor>& order,
                      const Tensor& gradients, int64_t step, int64_t update, int64_t rank,
                      int64_t ranks, int64_t threads, const std::optional<Tensor>& sums,
-                     int64_t phase, const std::optional<Tensor>& moments) {
+                     int64_t phase, const std::optional<Tensor>& moments,
+                     const std::optional<Tensor>& condition, const std::optional<Tensor>& drawn) {
   PartOf part(Part::gradients, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
   check_steps(step, 1, job.d_steps, job.g_steps);
   STD_TORCH_CHECK(0 <= rank && rank < ranks && ranks <= kMostRanks, "rank is ", rank, " of ", ranks,
                   "; expected 0 <= rank < ranks <= ", kMostRanks);
-  STD_TORCH_CHECK(job.g.parts.empty() && job.d.parts.empty(),
-                  "plan has parts made of conditions, which a step in parts does not know");
-  STD_TORCH_CHECK(job.g.terms.empty(), "plan has terms, which a step in parts does not know");
   job.first_step = step;
   job.steps = 1;
   job.rank = rank;
@@ -310,21 +350,35 @@ int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vect
   take_moments(job, moments, plan, part.apart);
 
   const int64_t per_epoch = batches_per_epoch(job.count, job.batch);
-  const int64_t number = step * job.d_steps + std::min(update, job.d_steps - 1);
+  const int64_t start = step * job.d_steps;
+  const int64_t number = start + std::min(update, job.d_steps - 1);
   const int64_t whole = rows_in_update(number, job.count, job.batch, per_epoch);
   const int64_t first = first_of_rank(whole, rank, ranks);
   const int64_t rows = first_of_rank(whole, rank + 1, ranks) - first;
   STD_TORCH_CHECK(first % job.d.pack == 0 && rows % job.d.pack == 0, "rank ", rank, " has rows ",
                   first, " to ", first + rows, " of a batch, and plan packs of ", job.d.pack);
-  if (!job.of_g()) {
-    const int64_t before = number / per_epoch - step * job.d_steps / per_epoch;
+  const int64_t* mine = nullptr;
+  // An update of G has its images in memory, and of the order what belongs to them.
+  if (!job.of_g() || (order && conditioned(job))) {
+    const int64_t before = number / per_epoch - start / per_epoch;
     static_cast<ImageSource&>(job) = check_images(images, order ? job.count : rows, job.d.own(),
                                                   order, times(before + 1, job.count), plan);
-    if (order)
-      check_order(job.order + before * job.count + first_row(number, job.batch, per_epoch) + first,
-                  rows, job.stored);
+    if (order) {
+      mine = job.order + before * job.count + first_row(number, job.batch, per_epoch) + first;
+      check_order(mine, rows, job.stored);
+      part.apart.read(*order, "order");
+    }
     part.apart.read(images, "images");
-    if (order) part.apart.read(*order, "order");
+  }
+  if (conditioned(job) || condition || drawn) {
+    int64_t before = 0, all = 0;  // rows of the step's batches, and those before the update's
+    for (int64_t u = start; u < start + job.d_steps; ++u) {
+      if (u == number) before = all;
+      all += rows_in_update(u, job.count, job.batch, per_epoch);
+    }
+    const int64_t stored = order ? job.stored : all;
+    take_condition(job, condition, drawn, stored, plan, part.apart);
+    check_condition_of_part(job, mine, before, first, rows, stored);
   }
   job.sums = checked_sums(job, sums, plan, part.apart);
   part.place(memory);
@@ -332,7 +386,10 @@ int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vect
       phase == 0 || (phase > 0 && phase < job.phase_count && job.phases[phase - 1].ends_part()),
       "phase is ", phase, "; expected 0, or where a part of this update has ended");
   job.phase = phase;
-  if (job.sums && rows == 0) std::fill_n(job.sums, kScoreSums, 0.0);
+  if (job.sums && rows == 0) {
+    const bool terms = job.of_g();
+    std::fill_n(job.sums + (terms ? kSums : 0), terms ? job.g.terms.size() : kScoreSums, 0.0);
+  }
   const int64_t numbers = gradients.numel();
   if (rows == 0)
     std::fill_n(job.gradients, numbers, 0.f);
@@ -344,9 +401,11 @@ int64_t gradients_op(const Tensor& plan, const Tensor& settings, const std::vect
 
 void move_op(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>& state,
              const Tensor& memory, const Tensor& gradients, const Tensor& rates, int64_t update,
-             int64_t threads, const std::optional<Tensor>& sums) {
+             int64_t threads, const std::optional<Tensor>& sums, int64_t step) {
   PartOf part(Part::move, plan, settings, state, gradients, update, threads);
   Job& job = part.job;
+  check_steps(step, 1, job.d_steps, job.g_steps);
+  job.first_step = step;
   check_table(rates, "rates", ScalarType::Double, "float64", plan, "memory");
   STD_TORCH_CHECK(rates.numel() == 2, "rates has shape ", shape_of(rates), "; expected [2]");
   job.rates = static_cast<const double*>(rates.const_data_ptr());

@@ -96,6 +96,8 @@ class Stepper {
   Moments own_moments(const Layer& layer, Range panel, int segment) const;
   Moments own_slants(const Layer& lower, Range panel, int segment, bool first);
   double* moments_of(int64_t rank, int s, bool squares) const;
+  template <class Of>
+  void leave_moments(const Layer& layer, int segments, Of of);
   Moments moments_of_ranks(Range panel, int s, bool backward) const;
   void norm_sums(const Layer& layer, int from, int segments, bool backward);
   void norm_by_ranks(const Layer& layer, int from, int segments, bool backward);
@@ -112,6 +114,7 @@ class Stepper {
   struct Toward {
     double mean, deviation;
   };
+  Moments output_moments(const Layer& layer, Range panel, bool fake) const;
   void moments(const Layer& layer);
   Toward moments_apart() const;
   Toward moments_weights() const;
@@ -146,7 +149,8 @@ class Stepper {
   struct Move {
     Adam<float> adam;
     float largest_grad, largest_weight;
-    double* gauge;  // of a measured update: where this thread adds up, [kNetworkSums]
+    double* gauge;        // of a measured update: where this thread adds up, [kNetworkSums]
+    float average_share;  // of the weights in their average
   };
   Move move_of(bool of_g) const;
   void update_all(bool of_g, int from, int segments);
@@ -241,6 +245,7 @@ class Stepper {
   int64_t fed_ = 0;                 // rows of fed images used so far
   const int64_t* order_ = nullptr;  // of this rank's rows of the update; without one the first row
   int64_t fed_from_ = 0;
+  int64_t given_from_ = 0;  // without an order: the condition of this rank's first row
   int64_t phase_ = 0;
   double clock_ = 0;
 };

@@ -1,24 +1,30 @@
 // Terms of G's loss beside the adversarial one, whose gradients are added at G's output or at its
 // logits; part of stepper.h.
 
+// Of this rank's rows.
+Stepper::Moments Stepper::output_moments(const Layer& layer, Range panel, bool fake) const {
+  const Field& field = fake ? *layer.above : job_.images;
+  const float* const x =
+      rows(field, field.rows, fake ? kFakeForG : kReal) + (fake ? 0 : job_.d.own_at) + panel.begin;
+  return moments_of_columns(length(panel),
+                            [&](int64_t i, int64_t j) { return x[row_of_sample(field, i) + j]; });
+}
+
 // The distance of the means of G's columns from the real ones', and likewise of their deviations
 // (N. Park et al., "Data Synthesis based on Generative Adversarial Networks", VLDB 2018).
 void Stepper::moments(const Layer& layer) {
-  const Field &made = *layer.above, &real = job_.images;
-  const double n = static_cast<double>(batch_);
+  const double n = static_cast<double>(whole_);
   const Range mine = own_features(layer.out);
   for (int64_t f = mine.begin; f < mine.end; f += kBlock) {
     const int64_t width = smaller(kBlock, mine.end - f);
     double means[2][kBlock], deviations[2][kBlock];
     for (const bool fake : {false, true}) {
-      const Field& field = fake ? made : real;
-      const float* const x =
-          rows(field, field.rows, fake ? kFakeForG : kReal) + (fake ? 0 : job_.d.own_at) + f;
-      const Moments own = moments_of_columns(
-          width, [&](int64_t i, int64_t j) { return x[row_of_sample(field, i) + j]; });
+      const Range panel{f, f + width};
+      const Moments all = job_.summed() ? moments_of_ranks(panel, fake ? 1 : 0, false)
+                                        : output_moments(layer, panel, fake);
       for (int64_t j = 0; j < width; ++j) {
-        means[fake][j] = own.sums[j] / n;
-        deviations[fake][j] = math::sqrt(own.squares[j] / n);
+        means[fake][j] = all.sums[j] / n;
+        deviations[fake][j] = math::sqrt(all.squares[j] / n);
       }
     }
     double* const squares = job_.output.squares + f / kBlock * 2;
@@ -48,7 +54,7 @@ Stepper::Toward Stepper::moments_apart() const {
 // What the differences are multiplied by in the gradient of one number.
 Stepper::Toward Stepper::moments_weights() const {
   const Toward apart = moments_apart();
-  const double by = job_.g.term(TermOf::moments)->weight / static_cast<double>(batch_);
+  const double by = job_.g.term(TermOf::moments)->weight / static_cast<double>(whole_);
   return {apart.mean > 0 ? by / apart.mean : 0, apart.deviation > 0 ? by / apart.deviation : 0};
 }
 
@@ -76,11 +82,11 @@ void Stepper::ask(const float* logits, int64_t row) const {
   for (int64_t j = 0; j < head->width; ++j) slope[j] *= by;
   slope[label] -= 1.f;
   job_.surprises[row] = static_cast<double>(math::log(sum) - (own[label] - most));
-  job_.asked[row] = head;
+  job_.asked[row] = head - job_.g.heads.data();
 }
 
 void Stepper::add_asked(int64_t row, float* grads) const {
-  const PlannedHead& head = *job_.asked[row];
+  const PlannedHead& head = job_.g.heads[static_cast<size_t>(job_.asked[row])];
   const float* const slope = job_.asked_grads + row * job_.asked_stride;
   const float by =
       static_cast<float>(job_.g.term(TermOf::conditional)->weight / static_cast<double>(whole_));
@@ -88,14 +94,15 @@ void Stepper::add_asked(int64_t row, float* grads) const {
   for (int64_t j = 0; j < head.width; ++j) to[j] += by * slope[j];
 }
 
-// Without their weights.
+// Without their weights, as parts of the whole batch's.
 void Stepper::write_terms() {
   double* to = job_.sums + kSums;
   for (const PlannedTerm& term : job_.g.terms) {
     double value = 0;
     if (term.of == TermOf::moments) {
       const Toward apart = moments_apart();
-      value = apart.mean + apart.deviation;
+      const double share = static_cast<double>(batch_) / static_cast<double>(whole_);
+      value = (apart.mean + apart.deviation) * share;
     } else {
       for (int64_t i = 0; i < batch_; ++i) value += job_.surprises[i];
       value /= static_cast<double>(whole_);

@@ -1,5 +1,32 @@
 // Adam, and the average, on what weight_grads.h has made; part of stepper.h.
 
+// The other rules in Adam's form: RMSprop's first moment is the gradient itself, and nothing is
+// corrected; SGD's is the momentum, which nothing divides.
+Adam<float> adam_of(const Optimizer& o, double step, double lr) {
+  Adam<float> adam =
+      make_adam<float>(step, lr, o.beta1, o.beta2, o.eps, o.weight_decay, o.rule == Rule::adamw);
+  if (o.rule == Rule::rmsprop || o.rule == Rule::sgd) {
+    adam.one_minus_beta1 = adam.inverse_root = 1;
+    adam.step_size = static_cast<float>(lr);
+  }
+  if (o.rule == Rule::rmsprop) adam.beta1 = 0;
+  if (o.rule == Rule::sgd) {
+    adam.one_minus_beta2 = adam.inverse_root = 0;
+    adam.eps = 1;
+  }
+  return adam;
+}
+
+// How much of the weights their average takes; while it is warming up, its half-life grows with the
+// steps, and at first it is the weights.
+float average_share(double warmup, double decay, int64_t step) {
+  if (warmup < INFINITY && decay > 0) {
+    const double early = step ? ::pow(0.5, 1 / (warmup * static_cast<double>(step))) : 0.0;
+    if (early < decay) decay = early;
+  }
+  return static_cast<float>(1.0 - decay);
+}
+
 // As torch.clamp: NaN stays.
 void bound(float* x, int64_t n, float largest) {
   for (int64_t j = 0; j < n; ++j)
@@ -28,7 +55,7 @@ void Stepper::move_numbers(const Move& move, const Parameter& p, int64_t at, int
   for (; i < n; ++i) adam_update(constants, grad[i], value[i], exp_avg[i], exp_avg_sq[i]);
   if (move.largest_weight < INFINITY) bound(value, n, move.largest_weight);
   if (p.average && averages_) {
-    const float share = static_cast<float>(1.0 - job_.average_decay);
+    const float share = move.average_share;
     float* __restrict average = p.average + at;
     for (int64_t j = 0; j < n; ++j) average[j] += share * (value[j] - average[j]);
   }
@@ -142,14 +169,13 @@ void Stepper::head_update(const Layer& layer, const Move& move, int from, int se
 Stepper::Move Stepper::move_of(bool of_g) const {
   const Network& network = of_g ? job_.g : job_.d;
   const Optimizer& o = network.optimizer;
-  if (job_.part == Part::gradients) return {{}, INFINITY, INFINITY, nullptr};
+  if (job_.part == Part::gradients) return {{}, INFINITY, INFINITY, nullptr, 0};
   const int64_t before = of_g ? step_ * job_.g_steps + g_step_ : step_ * job_.d_steps + d_step_;
   const int64_t done = network.updates + (job_.part == Part::steps ? before : 0);
   const double lr = job_.rates[(job_.rates_vary ? 2 * step_ : 0) + (of_g ? 1 : 0)];
-  return {make_adam<float>(static_cast<double>(done + 1), lr, o.beta1, o.beta2, o.eps,
-                           o.weight_decay, o.decoupled),
-          static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight),
-          measured(of_g) ? gauge(of_g) : nullptr};
+  return {adam_of(o, static_cast<double>(done + 1), lr), static_cast<float>(o.largest_grad),
+          static_cast<float>(o.largest_weight), measured(of_g) ? gauge(of_g) : nullptr,
+          average_share(job_.g.average_warmup, job_.average_decay, step_number_)};
 }
 
 void Stepper::update_all(bool of_g, int from, int segments) {

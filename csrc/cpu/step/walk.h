@@ -76,6 +76,10 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::heads:
       heads(layer, from, segments);
       break;
+    case Phase::moments_sums:
+      leave_moments(layer, 2,
+                    [&](Range panel, int s) { return output_moments(layer, panel, s == 1); });
+      break;
     case Phase::moments:
       moments(layer);
       break;
@@ -156,6 +160,7 @@ void Stepper::begin_update() {
                             first_row(update_number_, job_.batch, per_epoch) + first_sample_
                       : nullptr;
   fed_from_ = fed_;
+  given_from_ = fed_ + first_sample_;
   if (measured(false))
     for (int64_t i = 0; i < 2 * kNetworkSums; ++i) gauge(false)[i] = 0;
 }
@@ -173,6 +178,10 @@ void Stepper::run_part() {
   d_step_ = of_g ? job_.d_steps - 1 : job_.update;
   begin_update();
   if (of_g) begin_g(job_.update - job_.d_steps);
+  // Images are this update's alone, conditions those of the step's.
+  for (int64_t u = update_number_ - d_step_; u < update_number_; ++u)
+    given_from_ +=
+        rows_in_update(u, job_.count, job_.batch, batches_per_epoch(job_.count, job_.batch));
   if (job_.part == Part::move) {
     squares(of_g);
     end_phase();
@@ -188,7 +197,7 @@ void Stepper::run_part() {
   const Phase* const end = job_.phases + job_.phase_count;
   for (bool going = true; going && phase < end; ++phase) {
     // A rank without rows takes part in what all ranks know: statistics.
-    if (samples_ > 0 || phase->of_norm() || phase->work == Phase::update) carry_out(*phase);
+    if (samples_ > 0 || phase->of_all_ranks() || phase->work == Phase::update) carry_out(*phase);
     going = !phase->ends_part();
   }
   if (thread_ == 0) job_.next = phase < end ? phase - job_.phases : 0;

@@ -26,6 +26,10 @@ __device__ __forceinline__ WithSlope<float> activate(Activation activation, floa
       return gelu_tanh(x);
     case Activation::silu:
       return silu(x);
+    case Activation::selu:
+      return selu(x);
+    case Activation::softplus:
+      return softplus(x);
     default:
       return {x, 0.f};
   }
@@ -45,6 +49,8 @@ __device__ __forceinline__ float derivative(Activation activation, float grad, f
     case Activation::gelu:
     case Activation::gelu_tanh:
     case Activation::silu:
+    case Activation::selu:
+    case Activation::softplus:
       return grad * kept_slope;
     default:
       return grad;
@@ -59,6 +65,7 @@ __device__ __forceinline__ float second_derivative(Activation activation, float 
     case Activation::sigmoid:
       return (1.f - 2.f * y) * first;
     case Activation::elu:
+    case Activation::selu:
       return y > 0.f ? 0.f : first;
     default:
       return 0.f;
@@ -68,7 +75,7 @@ __device__ __forceinline__ float second_derivative(Activation activation, float 
 // The mask of a layer in one segment.
 __device__ __forceinline__ Philox mask_of(const Step& s, const Layer& l, int segment,
                                           const Moment& now) {
-  return mask_philox(s.seed, l.drop_index, l.in_g, segment, now.update, now.step);
+  return mask_philox(s.seed, l.drop_index, l.in_g, segment, now.update, now.of_g);
 }
 
 // Where the slopes of a row of a segment stand, null for activations that keep none.

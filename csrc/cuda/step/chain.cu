@@ -22,8 +22,12 @@ __global__ void __launch_bounds__(kThreads)
     inputs_kernel(FASTGAN_PARAMETER(Step, s), int64_t i, int64_t k) {
   const Moment now = moment(s, *s.clock, i, k);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  inputs(s, *s.clock, now, k, k + 1 == s.d_steps, first,
-         static_cast<int64_t>(gridDim.x) * kThreads);
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  if (now.more > 0) {
+    more_inputs(s, *s.clock, now, k, first, stride);
+  } else {
+    inputs(s, *s.clock, now, k, k + 1 == s.d_steps, first, stride);
+  }
 }
 
 // A BatchNorm's count of batches is moved on by the kernel after it, when nothing reads it.
@@ -126,6 +130,10 @@ class Chain {
         for (const Phase& phase : job_.d_phases) carry_out(phase, false);
       k_ = job_.d_steps - 1;
       for (const Phase& phase : job_.g_phases) carry_out(phase, true);
+      for (int64_t more = 1; more < job_.g_steps; ++more) {
+        ++k_;
+        for (const Phase& phase : job_.more_phases) carry_out(phase, true);
+      }
     }
     return error_ == cudaSuccess ? advance(job_.clock, job_.steps, stream_) : error_;
   }
@@ -265,6 +273,7 @@ class Chain {
         break;
       case Phase::norm_sums:  // there is one rank
       case Phase::norm_backward_sums:
+      case Phase::moments_sums:
       case Phase::sums:  // no sum is cut, no input has parts and no output heads
       case Phase::bend_sums:
       case Phase::join:
@@ -414,7 +423,8 @@ int64_t chain_length(const Job& job) {
   Device device;
   device.multiprocessors = 1;
   Chain<Precision::fp32> chain(job, device, nullptr, false);
-  return job.d_steps * chain.length(job.d_phases, false) + chain.length(job.g_phases, true);
+  return job.d_steps * chain.length(job.d_phases, false) + chain.length(job.g_phases, true) +
+         (job.g_steps - 1) * chain.length(job.more_phases, true);
 }
 
 }  // namespace fastgan::cuda::step

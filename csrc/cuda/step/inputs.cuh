@@ -9,12 +9,12 @@ namespace fastgan::cuda::step {
 
 __device__ inline Adam<float> adam_of(const Optimizer& o, int64_t update, double lr) {
   return make_adam_of_powers<float>(power(o.beta1, update), power(o.beta2, update), lr, o.beta1,
-                                    o.beta2, o.eps, o.weight_decay, o.decoupled);
+                                    o.beta2, o.eps, o.weight_decay, o.rule == Rule::adamw);
 }
 
 __device__ inline void latents(const Step& s, const Moment& now, int segment, int64_t first,
                                int64_t stride) {
-  const Philox g = latent_philox(s.seed, segment, now.update, now.step);
+  const Philox g = latent_philox(s.seed, segment, now.update, now.of_g);
   float* const to = s.latents + now.copy * s.latent_copy + segment * now.batch * s.latent_stride;
   const int64_t n = now.batch * s.latent;
   for (int64_t block = first; 4 * block < n; block += stride) {
@@ -110,14 +110,22 @@ __device__ inline void constants(const Step& s, const Clock& clock, const Moment
   const auto rate = [&](int column) {
     return now.known ? s.rates[2 * now.row + column] : static_cast<double>(NAN);
   };
-  if (first + 1 == stride) {
+  if (now.more == 0 && first + 1 == stride) {
     s.adam[2 * now.copy] =
         adam_of(s.d_optimizer, wrapped_sum(clock.d_updates, now.row * s.d_steps + k + 1), rate(0));
   }
   if (last && first + 33 == stride) {
+    const int64_t before = now.row * s.g_steps + now.more;
     s.adam[2 * now.copy + 1] =
-        adam_of(s.g_optimizer, wrapped_sum(clock.g_updates, now.row + 1), rate(1));
+        adam_of(s.g_optimizer, wrapped_sum(clock.g_updates, before + 1), rate(1));
   }
+}
+
+// What is random in one of G's further updates, and its constants.
+__device__ inline void more_inputs(const Step& s, const Clock& clock, const Moment& now, int64_t k,
+                                   int64_t first, int64_t stride) {
+  constants(s, clock, now, k, true, first, stride);
+  latents(s, now, 1, first, stride);
 }
 
 // Everything random or read from outside that D's update number k needs, and with `last` what G's

@@ -101,6 +101,7 @@ struct Job : Step {
   Precision precision = Precision::fp32;
   int64_t steps = 0;
   std::vector<Phase> d_phases, g_phases;  // of an update of D, and of G; set by plan_memory
+  std::vector<Phase> more_phases;         // of G's others in a step, if there are any
   // Of the persistent kernel. Where its description of the job stands in memory; where the job's
   // first block writes its clock, if anywhere: nanoseconds(), clock64() at the start and after
   // every phase, nanoseconds() again.

@@ -115,6 +115,7 @@ size_t plan_memory(Job& job, int copies, void* base) {
   const Skeleton skeleton = skeleton_of(job);
   job.d_phases = phases_of(skeleton, false);
   job.g_phases = phases_of(skeleton, true);
+  if (job.g_steps > 1) job.more_phases = phases_of(skeleton, true, true);
   const int64_t g_rows = 2 * job.batch, d_rows = kSegments * job.batch;
   const int64_t before = skeleton.between ? job.batch : 0;
 

@@ -16,7 +16,9 @@ namespace fastgan::cuda::step {
 struct Moment {
   int64_t row;     // of the tables
   int64_t step;    // the engine's
-  int64_t update;  // of D, over all steps
+  int64_t update;  // of D, over all steps, or the one that an update of G follows
+  int64_t of_g;    // the update of G, over all steps, if it is one or one follows
+  int64_t more;    // of G in this step before that
   int64_t batch;   // images in it
   int copy;        // of the inputs and of Adam's constants
   bool known;      // the tables have the row; else both are taken as 0
@@ -26,8 +28,8 @@ __device__ __forceinline__ int64_t wrapped_sum(int64_t a, int64_t b) {
   return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
 }
 
-// D's update number k of the i-th step from the clock on. Of the clock nothing is known but that
-// it holds five numbers.
+// D's update number k of the i-th step from the clock on; from d_steps on, G's updates but for the
+// first, which goes by D's last. Of the clock nothing is known but that it holds five numbers.
 __device__ __forceinline__ Moment moment(const Step& s, const Clock& clock, int64_t i, int64_t k) {
   Moment now;
   now.step = wrapped_sum(clock.step, i);
@@ -36,7 +38,9 @@ __device__ __forceinline__ Moment moment(const Step& s, const Clock& clock, int6
   now.known = static_cast<uint64_t>(now.step) <= static_cast<uint64_t>(s.last_step) &&
               static_cast<uint64_t>(now.row) < static_cast<uint64_t>(s.rows);
   if (!now.known) now.step = now.row = 0;
-  now.update = now.step * s.d_steps + k;
+  now.more = k < s.d_steps ? 0 : k - s.d_steps + 1;
+  now.update = now.step * s.d_steps + k - now.more;
+  now.of_g = now.step * s.g_steps + now.more;
   now.batch = rows_in_update(now.update, s.count, s.batch, s.per_epoch);
   now.copy = s.copies > 1 ? static_cast<int>(now.update & 1) : 0;
   return now;

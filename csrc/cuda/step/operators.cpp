@@ -1,5 +1,6 @@
 // The operators of the fused engine on CUDA: the plan, the networks' own tensors, the tables of a
 // run and one block of working memory in, steps launched.
+#include <algorithm>
 #include <cstdio>
 #include <utility>
 
@@ -22,19 +23,23 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
                   " rows, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g.heads.empty(),
                   "plan has heads, which the fused step on CUDA does not know");
-  STD_TORCH_CHECK(decoded.g_steps == 1, "plan has g_steps ", decoded.g_steps,
-                  "; the fused step on CUDA does one update of G");
   STD_TORCH_CHECK(
       graph_of(decoded.g).chain() && graph_of(decoded.d).chain(),
       "plan has a network that is no chain, which the fused step on CUDA does not know");
-  for (const auto* network : {&decoded.g, &decoded.d})
+  STD_TORCH_CHECK(decoded.g.average_warmup == INFINITY && decoded.g.uniforms.empty(),
+                  "plan has an average that warms up or uniform latents, which the fused step on "
+                  "CUDA does not know");
+  for (const auto* network : {&decoded.g, &decoded.d}) {
+    STD_TORCH_CHECK(network->optimizer.rule <= Rule::adamw,
+                    "plan has RMSprop or SGD, which the fused step on CUDA does not know");
     for (const PlannedLayer& l : network->layers)
       STD_TORCH_CHECK(!l.row_norm,
                       "plan has a LayerNorm, which the fused step on CUDA does not know");
+  }
   for (const PlannedLayer& l : decoded.d.layers)
     STD_TORCH_CHECK(decoded.penalties.empty() || !keeps_bend(l.activation),
-                    "plan has penalties and a GELU or SiLU in D, which the fused step on CUDA does "
-                    "not know together");
+                    "plan has penalties and a GELU, SiLU or Softplus in D, which the fused step on "
+                    "CUDA does not know together");
   Job job;
   adopt(decoded, job);
   job.penalties = decoded.penalties;
@@ -108,8 +113,8 @@ Job whole_job(const Tensor& plan, const Tensor& settings, const std::vector<Tens
   Job job = job_of(plan, settings, &state, memory, tf32, &apart);
   job.rows = check_statistics(statistics, memory);
   job.statistics = static_cast<float*>(statistics.mutable_data_ptr());
-  job.last_step = INT64_MAX / 4 / job.d_steps;
-  check_steps(0, steps, job.d_steps);
+  job.last_step = INT64_MAX / 4 / std::max(job.d_steps, job.g_steps);
+  check_steps(0, steps, job.d_steps, job.g_steps);
   STD_TORCH_CHECK(steps <= job.rows, "steps is ", steps, ", and statistics has ", job.rows,
                   " rows; expected as many or more");
   job.steps = steps;

@@ -342,6 +342,7 @@ size_t program_bytes() { return sizeof(Posted); }
 
 const char* why_not_persistent(const Job& job, const Device& device) {
   if (!job.penalties.empty()) return "it takes no penalties";
+  if (job.g_steps > 1) return "it does one update of G in a step";
   for (const PlannedNetwork<Layer>* network : {&job.g, &job.d}) {
     if (network->optimizer.bounded()) return "it bounds no gradients or weights";
     for (const Layer& l : network->layers)

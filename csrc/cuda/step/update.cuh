@@ -80,7 +80,9 @@ struct Move {
 };
 __device__ __forceinline__ Move move_of(const Step& s, const Moment& now, bool of_g) {
   const Optimizer& o = of_g ? s.g_optimizer : s.d_optimizer;
-  return {s.adam[2 * now.copy + (of_g ? 1 : 0)], static_cast<float>(1.0 - s.average_decay),
+  const bool averages = now.more + 1 == s.g_steps;  // a step's last update of G
+  return {s.adam[2 * now.copy + (of_g ? 1 : 0)],
+          averages ? static_cast<float>(1.0 - s.average_decay) : 0.f,
           static_cast<float>(o.largest_grad), static_cast<float>(o.largest_weight)};
 }
 

@@ -19,16 +19,19 @@ OPERATORS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "gelu": lambda x, slope: _aten.gelu(x),
     "gelu_tanh": lambda x, slope: _aten.gelu(x, approximate="tanh"),
     "silu": lambda x, slope: _aten.silu(x),
+    "selu": lambda x, slope: _aten.selu(x),
+    "softplus": lambda x, slope: _aten.softplus(x),
 }
 """What each computes, by operators that nobody replaces."""
 
 ACTIVATIONS = tuple(OPERATORS)
 """Their names by their numbers in csrc/step/enums.h."""
 
-BENDS_KEPT = ("gelu", "gelu_tanh", "silu")
+BENDS_KEPT = ("gelu", "gelu_tanh", "silu", "softplus")
 """Those whose second derivative is kept along, as their output does not tell it."""
 
 _GELUS = {"none": "gelu", "tanh": "gelu_tanh"}
+_SOFTPLUSES = {(1, 20): "softplus"}
 
 FUNCTIONS: dict[Callable, Callable[..., tuple[str | None, float]]] = {
     F.leaky_relu: lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope),
@@ -36,6 +39,9 @@ FUNCTIONS: dict[Callable, Callable[..., tuple[str | None, float]]] = {
     F.relu: lambda inplace=False: ("leaky_relu", 0.0),
     F.gelu: lambda approximate="none": (_GELUS.get(approximate), 0.0),
     F.silu: lambda inplace=False: ("silu", 0.0),
+    F.selu: lambda inplace=False: ("selu", 0.0),
+    F.softplus: lambda beta=1, threshold=20: (_SOFTPLUSES.get((beta, threshold)), 0.0),
+    torch.selu: lambda: ("selu", 0.0),
     torch.relu: lambda: ("leaky_relu", 0.0),
     torch.tanh: lambda: ("tanh", 0.0),
     F.tanh: lambda: ("tanh", 0.0),
@@ -44,7 +50,10 @@ FUNCTIONS: dict[Callable, Callable[..., tuple[str | None, float]]] = {
 }
 """Name and slope of what a function does, by its arguments after the tensor; None: it has none."""
 
-METHODS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+METHODS = {
+    name + form: getattr(torch, name) for name in ("relu", "tanh", "sigmoid") for form in ("", "_")
+}
+"""Methods in place are those: what a tensor was before is not taken by anything."""
 
 MODULES: dict[type[nn.Module], Callable[..., tuple[str | None, float]]] = {
     nn.LeakyReLU: lambda m: ("leaky_relu", m.negative_slope),
@@ -54,6 +63,8 @@ MODULES: dict[type[nn.Module], Callable[..., tuple[str | None, float]]] = {
     nn.Sigmoid: lambda m: ("sigmoid", 0.0),
     nn.GELU: lambda m: (_GELUS.get(m.approximate), 0.0),
     nn.SiLU: lambda m: ("silu", 0.0),
+    nn.SELU: lambda m: ("selu", 0.0),
+    nn.Softplus: lambda m: (_SOFTPLUSES.get((m.beta, m.threshold)), 0.0),
 }
 """Likewise of a module."""
 
@@ -61,7 +72,7 @@ MODULES: dict[type[nn.Module], Callable[..., tuple[str | None, float]]] = {
 def functions() -> dict[str, object]:
     """What torch's layers call: a program may put functions of its own there."""
     own = ("linear", "batch_norm", "layer_norm", "leaky_relu", "relu", "elu", "gelu", "silu")
-    own += ("softmax", "gumbel_softmax")
+    own += ("selu", "softplus", "softmax", "gumbel_softmax")
     found = {f"torch.nn.functional.{name}": getattr(F, name) for name in own}
     return found | {
         f"torch.{name}": getattr(torch, name) for name in ("tanh", "sigmoid", "softmax")

@@ -36,10 +36,16 @@ class Conditions:
         elif fed is not None:
             self._held, self._sizes = fed._held, fed._sizes
 
-    def feed(self, batches: list[Tensor]) -> None:
-        """Take those of the batches of the step that is next, of data that are read as needed."""
+    def feed(self, step: int, batches: list[Tensor]) -> None:
+        """Take this rank's rows of those of a step's batches, of data that are read as needed."""
+        p = self.problem
+        self._sizes = [self._size(step * p.d_steps + k) for k in range(p.d_steps)]
+        if p.world.size > 1:
+            # Without a draw no rank asks for the rows of others.
+            place = p.world.whole if self._drawn else p.world.placed
+            pairs = zip(batches, self._sizes, strict=True)
+            batches = [place(_flat(batch), size) for batch, size in pairs]
         self._held = _flat(torch.cat(batches))
-        self._sizes = [len(batch) for batch in batches]
 
     def of_steps(self, first: int, n: int) -> tuple[Tensor, Tensor | None]:
         """Those of all samples or of the fed ones, and which of them the fake samples have.
@@ -65,15 +71,19 @@ class Conditions:
     ) -> int:
         """The rows of one update; how many there are."""
         p = self.problem
-        full, last = batch_sizes(p)
         if size is None:
-            size = last if (number + 1) % p.batches_per_epoch == 0 else full
+            size = self._size(number)
         count, start = len(self._held), 0
         if self._sizes:
             count, start = self._sizes[batch], sum(self._sizes[:batch])
         place = torch.special.ndtr(random.normal(p.seed, stream, number, (size,)))
         torch.add((place * count).long().clamp_max(count - 1), start, out=to[:size])
         return size
+
+    def _size(self, update: int) -> int:
+        """Samples in the batch of an update of D."""
+        full, last = batch_sizes(self.problem)
+        return last if (update + 1) % self.problem.batches_per_epoch == 0 else full
 
 
 def _flat(condition: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ class FusedEngine(Engine):
             self._forget_gradients()
             while done < n:
                 if p.world.size > 1:
-                    self._sums = self._no_sums() if measuring and done + 1 == n else None
+                    wanted = (measuring or p.terms) and done + 1 == n
+                    self._sums = self._no_sums() if wanted else None
                     self._step_of_ranks(statistics[done])
                     done += 1
                     continue
@@ -239,9 +240,7 @@ class FusedEngine(Engine):
         rates = self._learning_rates(n)
         threads = get_num_threads()
         memory = self._memory_for(threads)
-        given = (None, None)
-        if self._conditions is not None:
-            given = self._conditions.of_steps(self.step, n)
+        given = self._given(n)
         # What autograd has saved of these before is out of date now, and must say so. Before the
         # steps, which leave little of anything else in the caches.
         increment_version(self._plan.written)
@@ -261,6 +260,12 @@ class FusedEngine(Engine):
             )
         self.step += n
 
+    def _given(self, n: int) -> tuple[Tensor | None, Tensor | None]:
+        """Conditions for the next n steps, as the operators take them."""
+        if self._conditions is None:
+            return None, None
+        return self._conditions.of_steps(self.step, n)
+
     def _forget_gradients(self) -> None:
         """What a program's own backward pass has left would be added to in its next one."""
         for optimizer in (self.problem.optimizer_g, self.problem.optimizer_d):
@@ -277,9 +282,10 @@ class FusedEngine(Engine):
             images, order = self._batches(), None
             self._refresh()
         memory = self._memory_for(get_num_threads())
+        given = self._given(1)
         increment_version(self._plan.written)
         with turns.aside():
-            self._ranks(self.step, memory, images, order, rates, row, self._sums)
+            self._ranks(self.step, memory, images, order, rates, row, self._sums, given)
         self.step += 1
 
     def _learning_rates(self, n: int) -> Tensor:
@@ -330,7 +336,7 @@ class FusedEngine(Engine):
             batches.append(batch.images.float().contiguous())
             conditions.append(batch.condition)
         if self._conditions is not None:
-            self._conditions.feed(conditions)
+            self._conditions.feed(self.step, conditions)
         return batches
 
     def _phases(self) -> list[tuple[str, float]]:

@@ -223,7 +223,10 @@ class FusedCudaEngine(FusedEngine):
 
     def _chunk(self, images: Tensor, ordered: bool, rates: Tensor, statistics: Tensor) -> None:
         p, n = self.problem, len(statistics)
-        pairs = ((self._d, p.optimizer_d, n * p.d_steps), (self._g, p.optimizer_g, n))
+        pairs = (
+            (self._d, p.optimizer_d, n * p.d_steps),
+            (self._g, p.optimizer_g, n * p.g_steps),
+        )
         steps = [self._step_counters(chain, optimizer) for chain, optimizer, _ in pairs]
         done = [self._updates(counters[0]) for counters in steps]
         # From pageable memory, so the host may go on and forget them as soon as the calls return.

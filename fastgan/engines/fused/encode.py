@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.engines.fused import plan
+from fastgan.engines.fused import plan, rules
 from fastgan.engines.fused.activations import ACTIVATIONS
 from fastgan.engines.fused.heads import KINDS as HEADS
 from fastgan.engines.fused.heads import Ends
@@ -23,6 +23,7 @@ from fastgan.engines.fused.support import (
 from fastgan.engines.fused.terms import KINDS as TERMS
 from fastgan.engines.fused.terms import named
 from fastgan.engines.scores import batch_sizes
+from fastgan.latents import Uniform
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -55,6 +56,7 @@ class PlanEncoder:
         self._reals: list[float] = []
         self._state: list[Tensor] = []
         self._written: list[Tensor] = []
+        self._kept: dict[Tensor, rules.Kept] = {}
 
     def encode(self, problem: Problem, g: plan.Chain, d: plan.Chain) -> Plan:
         """The plan of a problem whose networks are these chains.
@@ -76,8 +78,8 @@ class PlanEncoder:
         clips = (p.config.grad_clip_value, p.config.grad_clip)
         self._network(g, p.optimizer_g, averages(p), (*clips, None))
         self._network(d, p.optimizer_d, {}, (*clips, p.config.weight_clip))
-        self._inputs(g, p.optimizer_g, averages(p))
-        self._inputs(d, p.optimizer_d, {})
+        self._inputs(g, averages(p))
+        self._inputs(d, {})
         self._heads(g)
         self._terms(p.terms)
         self._integers += [p.g_steps, len(p.penalties)]
@@ -85,6 +87,9 @@ class PlanEncoder:
             place = PENALTY_PLACES.index(penalty.at)
             self._integers += [penalty_form(penalty), place, min(penalty.every, _NEVER)]
             self._reals.append(penalty.weight)
+        warmup = p.config.ema_warmup
+        self._reals.append(inf if warmup is None else warmup)
+        self._uniforms(p)
         return Plan(
             torch.tensor(self._integers, dtype=torch.int64, device="cpu"),
             torch.tensor(self._reals, dtype=torch.float64, device="cpu"),
@@ -110,17 +115,16 @@ class PlanEncoder:
         clips: tuple[float | None, ...],
     ) -> None:
         group = optimizer.param_groups[0]
-        self._reals += [*group["betas"], group["eps"], group["weight_decay"]]
+        rule = rules.rule_of(optimizer)
+        self._reals += [*rule.numbers(group), group["weight_decay"]]
         self._reals += [inf if clip is None else clip for clip in clips]
         parameters = chain.parameters
-        for p in parameters:
-            _start(optimizer, p)
-        steps = [self._place(optimizer.state[p]["step"]) for p in parameters]
-        decoupled = isinstance(optimizer, torch.optim.AdamW)
-        self._integers += [int(decoupled), len(steps), *steps, len(chain.layers)]
+        self._kept |= {p: rules.kept(rule, optimizer, p) for p in parameters}
+        steps = [self._place(self._kept[p].step) for p in parameters]
+        self._integers += [rule.number, len(steps), *steps, len(chain.layers)]
         self._joins(chain)
         for layer in chain.layers:
-            self._layer(layer, optimizer, averages)
+            self._layer(layer, averages)
 
     def _joins(self, chain: plan.Chain) -> None:
         self._integers.append(len(chain.joins))
@@ -130,9 +134,7 @@ class PlanEncoder:
         others = [(n, layer.source) for n, layer in enumerate(chain.layers) if layer.source != n]
         self._integers += [len(others), *(i for pair in others for i in pair)]
 
-    def _layer(
-        self, layer: plan.Layer, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
-    ) -> None:
+    def _layer(self, layer: plan.Layer, averages: dict[Tensor, Tensor]) -> None:
         drop, norm = layer.dropout, layer.norm
         self._integers += [
             layer.linear.out_features,
@@ -146,7 +148,7 @@ class PlanEncoder:
         momentum = -1.0 if batch_norm is None or norm.momentum is None else norm.momentum
         self._reals += [layer.slope, 0.0 if norm is None else norm.eps, momentum]
         for p in layer.parameters:
-            self._parameter(p, optimizer, averages)
+            self._parameter(p, averages)
         if batch_norm is None or norm.running_mean is None:
             self._integers += [-1] * 6
             return
@@ -154,26 +156,19 @@ class PlanEncoder:
         self._integers += [self._tensor(t) for t in kept]
         self._integers += [self._tensor(averages.get(t)) for t in kept]
 
-    def _parameter(
-        self,
-        p: Tensor | None,
-        optimizer: torch.optim.Optimizer,
-        averages: dict[Tensor, Tensor],
-    ) -> None:
+    def _parameter(self, p: Tensor | None, averages: dict[Tensor, Tensor]) -> None:
         if p is None:
             self._integers += [-1] * 4
             return
-        state = optimizer.state[p]
+        kept = self._kept[p]
         self._integers += [
             self._tensor(p),
-            self._place(state["exp_avg"]),
-            self._place(state["exp_avg_sq"]),
+            self._place(kept.first),
+            self._place(kept.second),
             self._tensor(averages.get(p)),
         ]
 
-    def _inputs(
-        self, chain: plan.Chain, optimizer: torch.optim.Optimizer, averages: dict[Tensor, Tensor]
-    ) -> None:
+    def _inputs(self, chain: plan.Chain, averages: dict[Tensor, Tensor]) -> None:
         columns = chain.inputs.columns
         widths = [0 if part is OWN else part.width for part in columns]
         own = columns.index(OWN)
@@ -184,7 +179,7 @@ class PlanEncoder:
                 continue
             self._integers += [KINDS.index(part.kind), sum(widths[:i]), part.width, part.classes]
             table = None if part.embedding is None else part.embedding.weight
-            self._parameter(table, optimizer, averages)
+            self._parameter(table, averages)
 
     def _heads(self, chain: plan.Chain) -> None:
         ends = chain.layers[-1].ends or Ends()
@@ -193,6 +188,17 @@ class PlanEncoder:
             kind, activation = HEADS.index(head.kind), ACTIVATIONS.index(head.activation)
             self._integers += [kind, activation, head.width, int(head.hard), int(head.asked)]
             self._reals.append(head.by)
+
+    def _uniforms(self, problem: Problem) -> None:
+        at, found = 0, []
+        for _, part in problem.latent.parts:
+            if isinstance(part, Uniform):
+                found.append((at, part))
+            at += part.width
+        self._integers.append(len(found))
+        for at, part in found:
+            self._integers += [at, part.width]
+            self._reals += [part.low, part.high - part.low]
 
     def _terms(self, terms: tuple[Term, ...]) -> None:
         self._integers += [len(terms), *(TERMS.index(named(term)) for term in terms)]
@@ -205,14 +211,3 @@ def samples_per_epoch(problem: Problem) -> int:
     if not p.drop_last:
         return len(p.data)
     return min(len(p.data), p.data.batches_per_epoch(p.batch_size, True) * p.batch_size)
-
-
-def _start(optimizer: torch.optim.Optimizer, p: Tensor) -> None:
-    """A parameter's optimiser state as torch makes it at the first step."""
-    state = optimizer.state[p]
-    if not state:
-        group = optimizer.param_groups[0]
-        device = p.device if group.get("capturable") or group.get("fused") else "cpu"
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)

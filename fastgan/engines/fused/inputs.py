@@ -254,10 +254,8 @@ def condition_of(problem: Problem, which: int) -> Condition | None:
     name = ("discriminator", "generator")[which]
     if not isinstance(like, Tensor):
         raise NoPlan(f"{name} takes a condition of several parts, which has no fused form")
-    if p.device.type != "cpu" or p.world.size > 1:
-        raise NoPlan(
-            f"{name} takes a condition, which has a fused form on the CPU and in one process only"
-        )
+    if p.device.type != "cpu":
+        raise NoPlan(f"{name} takes a condition, which has a fused form on the CPU only")
     if like.dtype == torch.float32:
         return Condition(tuple(like.shape[1:]), False, None)
     if like.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8) or like.numel() != 1:

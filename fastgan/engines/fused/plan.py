@@ -57,7 +57,10 @@ class Layer:
     ends: Ends | None = None
     """What becomes of its columns, where that is not the same for all."""
     stage: int = 0
-    """How far along linear, norm, activation, dropout, ends the layer has come."""
+    """How far along linear, norm, activation, dropout, ends the layer has come.
+
+    5: a rectifier has come after the Dropout.
+    """
     taken: bool = False
     """Whether anything takes its output."""
     source: int = 0
@@ -436,7 +439,13 @@ class _Walk:
     ) -> None:
         if kind is None:
             raise NoPlan(f"{where}: {what} of this kind has no fused form")
-        layer = self.layer(node, where, what, 2, "a Linear or its norm, before its Dropout")
+        layer = self.nodes.unfinished(node.args[0], where, what)
+        if layer.stage == 3 and layer.activation == "none" and kind == "leaky_relu":
+            # What a mask keeps is only scaled, and by more than 0: the two may change places.
+            self.set_activation(layer, kind, slope, where, what)
+            layer.stage = 5
+            return
+        self.layer(node, where, what, 2, "a Linear or its norm, before its Dropout")
         self.set_activation(layer, kind, slope, where, what)
 
     def set_activation(self, layer: Layer, kind: str, slope: float, where: str, what: str) -> None:

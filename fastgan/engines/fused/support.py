@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fastgan import ops, torch_private
 from fastgan.engines import probe
-from fastgan.engines.fused import modules, plan, terms
+from fastgan.engines.fused import modules, plan, rules, terms
 from fastgan.engines.fused.activations import BENDS_KEPT
 from fastgan.engines.fused.inputs import Condition, condition_of
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.packs import as_logits
 from fastgan.engines.scores import batch_sizes
+from fastgan.latents import OneHot
 from fastgan.losses import LOSSES, PENALTIES, Penalty, loss
 from fastgan.method import name_of
 from fastgan.packs import rows_of
@@ -37,14 +38,8 @@ PENALTY_PLACES = ("between", "real", "fake")
 MOST_PENALTIES, MOST_G_STEPS = 64, 1 << 12
 """In csrc/step/plan.h and csrc/step/decode.h."""
 
-_DEFAULTS = {
-    **{"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None},
-    "ema_warmup": None,
-}
+_DEFAULTS = {"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None}
 """Settings that only eager and graph can take otherwise."""
-_NUMBERS = ("lr", "betas", "eps", "weight_decay")
-_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable")
-"""What an optimiser's group has."""
 
 
 def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
@@ -57,7 +52,7 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     _check_machine(p)
     _check_loss(p)
     for name in ("optimizer_g", "optimizer_d"):
-        _check_kind(getattr(p, name), name)
+        _check_kind(getattr(p, name), name, p.device)
     of_d, of_g = (condition_of(p, which) for which in (0, 1))
     shape = tuple(p.data.shape)
     g = plan.read(p.generator, "generator", p.latent.shape, p.device, of_g)
@@ -181,12 +176,15 @@ def _check_loss(problem: Problem) -> None:
     for name, default in _DEFAULTS.items():
         if (value := getattr(p.config, name)) != default:
             raise plan.NoPlan(f"{name}={value} has no fused form")
-    if p.g_steps != 1 and p.device.type != "cpu":
-        raise plan.NoPlan(f"g_steps={p.g_steps} has a fused form on the CPU only")
     if p.g_steps > MOST_G_STEPS:
         raise plan.NoPlan(f"more than {MOST_G_STEPS} g_steps have no fused form")
-    if not p.latent.is_noise:
-        raise plan.NoPlan("latents that are not standard normal throughout have no fused form")
+    if p.latent.shape is None or any(isinstance(part, OneHot) for _, part in p.latent.parts):
+        raise plan.NoPlan("latents that are not normal or uniform throughout have no fused form")
+    if p.device.type != "cpu":
+        if not p.latent.is_noise:
+            raise plan.NoPlan("uniform latents have a fused form on the CPU only")
+        if p.config.ema_warmup is not None:
+            raise plan.NoPlan("ema_warmup has a fused form on the CPU only")
     _check_penalties(p)
     name = p.loss.name
     if name not in LOSSES or name not in LOSS_NUMBERS:
@@ -245,8 +243,8 @@ def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
             )
         if p.penalties and layer.activation in BENDS_KEPT and p.device.type != "cpu":
             raise plan.NoPlan(
-                f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through GELU or SiLU "
-                "has a fused form on the CPU only"
+                f"{layer.name}: penalty {p.penalties[0].name!r} of a slope through GELU, SiLU "
+                "or Softplus has a fused form on the CPU only"
             )
         if any(id(x) in shared for x in (*layer.parameters, *_buffers(layer))):
             raise plan.NoPlan(f"{layer.name}: shares a parameter or a buffer with the generator")
@@ -298,13 +296,13 @@ def _buffers(layer: plan.Layer) -> Iterable[Tensor]:
     return () if layer.norm is None else layer.norm.buffers()
 
 
-def _check_kind(optimizer: torch.optim.Optimizer, name: str) -> None:
-    # fastgan.optim's two compute the same values; any other subclass may not.
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) or type(
-        optimizer
-    ).__module__.split(".")[0] not in ("torch", "fastgan"):
+def _check_kind(optimizer: torch.optim.Optimizer, name: str, device: torch.device) -> None:
+    known = rules.RULES if device.type == "cpu" else rules.RULES[: rules.OF_CUDA]
+    if rules.rule_of(optimizer) not in known:
+        *most, last = (rule.kind.__name__ for rule in known)
         raise plan.NoPlan(
-            f"{name}: {type(optimizer).__name__} has no fused form; Adam and AdamW have"
+            f"{name}: {type(optimizer).__name__} has no fused form; {', '.join(most)} and {last} "
+            f"have{'' if device.type == 'cpu' else ' on CUDA'}"
         )
     if torch_private.step_hooks(optimizer):
         raise plan.NoPlan(f"{name}: its step hooks would not be called")
@@ -313,15 +311,16 @@ def _check_kind(optimizer: torch.optim.Optimizer, name: str) -> None:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: str) -> None:
+    rule = rules.rule_of(optimizer)
     for group in optimizer.param_groups:
-        for option in _OPTIONS:
+        for option in rule.refused:
             # On a GPU capturable only says where the counter of steps is.
             on_gpu = chain.layers[0].linear.weight.is_cuda
             if group.get(option) and not (on_gpu and option == "capturable"):
-                raise plan.NoPlan(f"{name}: {option}=True has no fused form")
-        if any(isinstance(beta, Tensor) for beta in group["betas"]):
-            raise plan.NoPlan(f"{name}: a tensor as a beta has no fused form")
-    _alike(optimizer, name, *_NUMBERS)
+                raise plan.NoPlan(f"{name}: {option}={group[option]} has no fused form")
+        if any(isinstance(number, Tensor) for number in rule.numbers(group)):
+            raise plan.NoPlan(f"{name}: a tensor as a setting has no fused form")
+    _alike(optimizer, name, "lr", "weight_decay", *rule.settings)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     counts = set()
     named = [(layer.name, p) for layer in chain.layers for p in layer.parameters if p is not None]
@@ -329,15 +328,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: 
     for where, p in named:
         if id(p) not in held:
             raise plan.NoPlan(f"{where}: {name} does not train all of its parameters")
-        state = optimizer.state.get(p)
-        if not state:
-            counts.add(0.0)
-            continue
-        counts.add(float(state["step"]))
-        moments = (state["exp_avg"], state["exp_avg_sq"])
-        if state["step"].dtype != torch.float32 or any(
-            m.dtype != torch.float32 or not m.is_contiguous() for m in moments
-        ):
+        state = rules.found(rule, optimizer, p)
+        counts.add(float(state[0]) if state and rule.step else 0.0)
+        if any(t.dtype != torch.float32 or not t.is_contiguous() for t in state):
             raise plan.NoPlan(f"{name}: the state of {where} is not contiguous float32")
     if len(counts) > 1:
         raise plan.NoPlan(f"{name}: its parameters have taken different numbers of steps")
