@@ -43,14 +43,28 @@ RECORDS = Path(__file__).resolve().parent / "records"
 SHORT = {
     "mnist-mlp": {},
     "dcgan-32": {"width": 16, "batch_size": 64, "epochs": None, "steps": 2000},
-    "sn-resnet-32": {"width": 4, "d_steps": 2, "steps": 800, "ema": 0.99},
-    "r3gan-32": {"width": 16, "batch_size": 32, "steps": 300, "ema": 0.99},
+    "dcgan-64": {
+        "width": 16,
+        "batch_size": 32,
+        "lr": 4e-4,
+        "ema": 0.99,
+        "epochs": None,
+        "steps": 2000,
+    },
+    "sn-resnet-32": {
+        **{"width": 4, "batch_size": 16, "d_steps": 2, "lr": (2e-3, 4e-3), "ema": 0.99},
+        **{"epochs": None, "steps": 4000},
+    },
+    "r3gan-32": {
+        **{"width": 8, "batch_size": 16, "lr": 1e-3, "penalties": ("r1:0.5:4", "r2:0.5:4")},
+        **{"ema": 0.99, "epochs": None, "steps": 3000},
+    },
     "ctgan": {"batch_size": 200, "epochs": None, "steps": 2000},
 }
 """What differs from the preset."""
 DATA = {"dcgan-64": "fashion-mnist"}
 """Images in place of the digits."""
-CLASSIFIER_IMAGES, OTHER_IMAGES, LOOKS = 4000, 1000, 4
+CLASSIFIER_IMAGES, OTHER_IMAGES, LOOKS = 4000, 1000, 8
 
 
 class Classifier(nn.Module):
