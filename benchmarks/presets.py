@@ -3,8 +3,8 @@
     python benchmarks/presets.py                   # all below, narrowed: 10 minutes of one core
     python benchmarks/presets.py sn-resnet-32      # one of them
     python benchmarks/presets.py --seed 1          # another seed than the presets' 0
-    python benchmarks/presets.py --keep DIR        # runs with their samples stay there, and are not
-                                                   # done again
+    python benchmarks/presets.py --keep DIR        # runs with their samples stay there, and one
+                                                   # that was interrupted goes on
 
 Images are the bundled digits, or what DATA says. A classifier is trained on 4,000 of them and says:
 how many of the classes that G was asked for it recognises, and the Frechet distance of its features
@@ -23,6 +23,7 @@ import json
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,9 +116,8 @@ def of_images(name: str, options: dict) -> dict:
     known, other = slice(CLASSIFIER_IMAGES), slice(CLASSIFIER_IMAGES, None)
     classifier = Classifier().learn(images[known], labels[known])
     real = classifier.features(images[other])
-    trainer = fastgan.Trainer(None, None, data, preset(name), console="none", **options)
 
-    def quality() -> dict:
+    def quality(trainer: fastgan.Trainer) -> dict:
         made = seen(trainer.sample(OTHER_IMAGES))
         out = {"frechet": frechet.frechet(real, classifier.features(made))}
         if trainer.problem.conditioned[1]:
@@ -126,7 +126,7 @@ def of_images(name: str, options: dict) -> dict:
 
     return {
         "data": DATA.get(name, "digits"),
-        **course(trainer, quality),
+        **course(data, name, options, quality),
         "of_real": {
             "frechet": frechet.frechet(real[:500], real[500:]),
             "recognised": classifier.right(images[other], labels[other]),
@@ -134,17 +134,48 @@ def of_images(name: str, options: dict) -> dict:
     }
 
 
-def course(trainer: fastgan.Trainer, quality: Callable[[], dict]) -> dict:
-    """The quality before, along and after the run, and the processor time without that."""
-    looks, spent = [{"step": 0, "seconds": 0.0, **quality()}], 0.0
-    limit, seed = trainer.problem.config.steps, trainer.problem.config.seed
-    for k in range(LOOKS):
-        began = time.process_time()
-        trainer.fit(steps=limit * (k + 1) // LOOKS)
-        spent += time.process_time() - began
-        looks.append({"step": trainer.step, "seconds": round(spent, 1), **quality()})
-        print(looks[-1], file=sys.stderr, flush=True)
-    return {"seed": seed, "looks": looks}
+class ProcessorTime(fastgan.Callback):
+    """Seconds of this process within `fit`, also over interruptions."""
+
+    seconds = began = 0.0
+
+    def start(self, trainer: fastgan.Trainer) -> None:
+        """Look at the clock."""
+        self.began = time.process_time()
+
+    def state_dict(self) -> dict:
+        """Up to now."""
+        now = time.process_time()
+        self.seconds, self.began = self.seconds + now - self.began, now
+        return {"seconds": self.seconds}
+
+    def end(self, trainer: fastgan.Trainer, error: BaseException | None) -> None:
+        """Up to the end."""
+        self.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Of the part before."""
+        self.seconds = state["seconds"]
+
+
+def course(source, name: str, options: dict, quality: Callable) -> dict:
+    """The quality of a run before, along and after it; one that is begun is continued."""
+    out, clock = options["out"], ProcessorTime()
+    given = {"callbacks": clock, "console": "none"}
+    if (out / "checkpoint.pt").exists():
+        trainer = fastgan.Trainer.resume(out, data=source, **given)
+    else:
+        trainer = fastgan.Trainer(None, None, source, preset(name), **given, **options)
+    file, limit = out.with_suffix(".looks"), trainer.problem.config.steps
+    looks = json.loads(file.read_text()) if file.exists() else []
+    for step in (limit * k // LOOKS for k in range(LOOKS + 1)):
+        if trainer.step < step:
+            trainer.fit(steps=step)
+        if trainer.step == step and step not in {look["step"] for look in looks}:
+            looks.append({"step": step, "seconds": round(clock.seconds, 1), **quality(trainer)})
+            file.write_text(json.dumps(looks))
+            print(looks[-1], file=sys.stderr, flush=True)
+    return {"seed": trainer.problem.config.seed, "looks": looks}
 
 
 def rows(n: int, seed: int) -> pandas.DataFrame:
@@ -160,14 +191,16 @@ def rows(n: int, seed: int) -> pandas.DataFrame:
 def of_rows(name: str, options: dict) -> dict:
     """A preset on a made table."""
     frame, other = rows(4000, 0), rows(4000, 1)
-    trainer = fastgan.Trainer(None, None, frame, preset(name), console="none", **options)
-    table = trainer.data.table
+    table = fastgan.data.open(frame, by_category=True).table
 
-    def quality(made) -> dict:
+    def of(made: pandas.DataFrame) -> dict:
         return evaluate_table(other, made, table, ["shapes", "pairs", "efficacy"])
 
-    found = course(trainer, lambda: quality(table.decoded(trainer.sample(2000))))
-    return {"data": "a made table", **found, "of_real": quality(frame)}
+    def quality(trainer: fastgan.Trainer) -> dict:
+        return of(trainer.data.table.decoded(trainer.sample(2000)))
+
+    found = course(frame, name, options, quality)
+    return {"data": "a made table", **found, "of_real": of(frame)}
 
 
 def show(record: dict) -> str:
@@ -212,13 +245,13 @@ def main(arguments: list[str] | None = None) -> int:
     record = {"machine": machine.facts(1, native=False), "presets": {}}
     for name in options.presets or SHORT:
         changed = SHORT[name]
-        out = keep / f"{name}-{options.seed}"
+        # Of what is asked, so that no run is taken for one of other settings.
+        asked = json.dumps([name, changed, options.seed])
+        out = keep / f"{name}-{zlib.crc32(asked.encode()):08x}"
         file = keep / f"{out.name}.json"
         if not file.exists():
-            settings = {**changed, "seed": options.seed, "threads": 1, "out": out}
-            run = (of_rows if name == "ctgan" else of_images)(
-                name, {**settings, "if_exists": "overwrite"}
-            )
+            own = {"seed": options.seed, "threads": 1, "out": out}
+            run = (of_rows if name == "ctgan" else of_images)(name, {**changed, **own})
             file.write_text(json.dumps(run))
         run = json.loads(file.read_text())
         record["presets"][name] = {"changed": changed, **run}
