@@ -1,6 +1,6 @@
 """What quality do the presets of fastgan's own pairs reach on data that are at hand?
 
-    python benchmarks/presets.py                   # all below, narrowed: 10 minutes of one core
+    python benchmarks/presets.py                   # all below: most of an hour of one core
     python benchmarks/presets.py sn-resnet-32      # one of them
     python benchmarks/presets.py --seed 1          # another seed than the presets' 0
     python benchmarks/presets.py --keep DIR        # runs with their samples stay there, and one
@@ -62,7 +62,8 @@ SHORT = {
     },
     "ctgan": {"batch_size": 200, "epochs": None, "steps": 2000},
 }
-"""What differs from the preset."""
+"""What differs from the preset. Nobody has tried those of dcgan-64 and r3gan-32, nor has a run of
+sn-resnet-32 with these reached its end."""
 DATA = {"dcgan-64": "fashion-mnist"}
 """Images in place of the digits."""
 CLASSIFIER_IMAGES, OTHER_IMAGES, LOOKS = 4000, 1000, 8
