@@ -82,6 +82,15 @@ def test_an_r3gan_pair_begins_with_blocks_that_change_nothing():
     torch.testing.assert_close(g(z), g.to_image(x))
 
 
+def test_an_r3gan_discriminator_ends_with_a_convolution_of_each_map():
+    torch.manual_seed(0)
+    d = R3GANDiscriminator(16, 3, width=8).double()
+    x, seen = torch.randn(4, 3, 16, 16).double(), []
+    d.stages[-1].register_forward_hook(lambda module, given, out: seen.append(out))
+    scores = d(x)
+    torch.testing.assert_close(scores, d.linear(d.basis(seen[0]).flatten(1)))
+
+
 def test_the_ctgan_pair_has_the_papers_parameters():
     """NeurIPS 2019: 128 latents, residual layers of 256 and 256 in G, 256 and 256 in D, packs of
     ten; a table of 6 numbers and of choices among 3 and 5, of which one is asked for."""
