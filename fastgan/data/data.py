@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from . import identity, stream
 from .batch import Batch, map_condition, tensors_of
+from .budget import default_budget, megabytes
 from .errors import whole
 from .order import Order, own_rows
 from .tensors import kind_of
@@ -26,27 +26,6 @@ log = logging.getLogger("fastgan")
 _CHUNK = 256
 # Below this number of samples, starting worker processes takes longer than reading
 _WORTH_WORKERS = 2048
-_FALLBACK_BUDGET = 2 << 30
-
-
-def default_budget(device: torch.device) -> int:
-    """Bytes data may take on a device: a quarter of its free memory; 2 GiB where unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    if device.type != "cpu":
-        return _FALLBACK_BUDGET
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        # a container's own limit is not in /proc/meminfo
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            free.append(int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(0, min(free)) // 4 if free else _FALLBACK_BUDGET
 
 
 class Data:
@@ -205,8 +184,8 @@ class Data:
             smaller = "a smaller image_size= or " if self.kind == "image" else ""
             self._tell(
                 f"budget on {device}",
-                f"{len(self)} samples take {_mb(self.nbytes)} and the budget on "
-                f"{device} is {_mb(budget)}, so they cross batch by batch; {smaller}"
+                f"{len(self)} samples take {megabytes(self.nbytes)} and the budget on "
+                f"{device} is {megabytes(budget)}, so they cross batch by batch; {smaller}"
                 f"a larger budget_bytes= avoids this{self._hint}",
             )
             if self.samples is None:
@@ -446,7 +425,3 @@ def _with_index(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
-
-
-def _mb(size: int) -> str:
-    return f"{size / 2**20:,.1f} MB"

@@ -19,7 +19,8 @@ from fastgan.densities import DENSITIES
 
 from . import batch, iterables, named, pictures, ranges, rows, table, tensors
 from . import pairs as pairs_room
-from .data import Data, default_budget
+from .budget import default_budget
+from .data import Data
 from .errors import DataError, whole
 from .files import SUFFIXES, ImageFiles
 from .items import Items, instead_of, reformed

@@ -14,7 +14,7 @@ from data_kit import Listed, idx_bytes, noise, write, zipped
 from torch.utils.data import TensorDataset
 
 from fastgan import data
-from fastgan.data import data as data_room
+from fastgan.data import budget as budget_room
 from fastgan.data.batch import tensors_of
 
 
@@ -34,9 +34,9 @@ def test_device_and_budget(caplog):
 
 
 def test_default_budget_is_a_share_of_free_memory():
-    budget = data_room.default_budget(torch.device("cpu"))
+    budget = budget_room.default_budget(torch.device("cpu"))
     assert 1 << 20 < budget < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4
-    assert data_room.default_budget(torch.device("meta")) == 2 << 30
+    assert budget_room.default_budget(torch.device("meta")) == 2 << 30
 
 
 @pytest.mark.gpu
