@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.engines.device_step import DeviceStep
 from fastgan.engines.graph import GraphEngine
-from fastgan.engines.step import shape_of
+from fastgan.engines.shapes import shape_of
 
 
 class Casts(TorchDispatchMode):

@@ -25,8 +25,9 @@ from fastgan.engines.capture import Watch
 from fastgan.engines.draws import Counter
 from fastgan.engines.noted_draws import Drawer, Noting
 from fastgan.engines.rehearsal import own_state, untouched
+from fastgan.engines.shapes import StepShape, shape_of
 from fastgan.engines.snapshot import Snapshot
-from fastgan.engines.step import Step, StepShape, shape_of
+from fastgan.engines.step import Step
 from fastgan.engines.updates import together
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from fastgan import sharded, statistics, torch_private
 from fastgan.engines.base import Engine
 from fastgan.engines.draws import HostDraws
 from fastgan.engines.probe import undisturbed
-from fastgan.engines.step import Step, shape_of
+from fastgan.engines.shapes import shape_of
+from fastgan.engines.step import Step
 from fastgan.engines.updates import Update, scaled_learning_rates
 
 if TYPE_CHECKING:

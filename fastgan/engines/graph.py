@@ -21,8 +21,8 @@ from fastgan.engines.capture import CudaRecorder, Watch, Work
 from fastgan.engines.device_step import CHUNK, RING, DeviceStep
 from fastgan.engines.device_updates import unsupported as no_update
 from fastgan.engines.rehearsal import generators_of, hooked, own_state, untouched
+from fastgan.engines.shapes import StepShape, shape_of
 from fastgan.engines.snapshot import Snapshot
-from fastgan.engines.step import StepShape, shape_of
 from fastgan.statistics import measures_of, table
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,12 @@ from fastgan.engines.parts import Means, Part, mean
 from fastgan.engines.probe import has_hooks
 from fastgan.engines.scores import (
     FinalSigmoid,
-    batch_sizes,
     dtype_of,
     final_sigmoid,
     require_scalar,
     trained,
 )
+from fastgan.engines.shapes import StepShape
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.updates import Update, together, without_gradients
 from fastgan.method import LossMethod, name_of
@@ -50,33 +50,6 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class DUpdate(NamedTuple):
-    """What the host must know of an update of D before it is done."""
-
-    size: int
-    """Samples in its batch."""
-    due: tuple[bool, ...]
-    """Which of the penalties it has."""
-
-
-StepShape = tuple[DUpdate, ...]
-"""A step's updates of D; steps of one shape do the same operations on tensors of the same sizes."""
-
-
-def shape_of(problem: Problem, step: int) -> StepShape:
-    """The shape of a step."""
-    p = problem
-    per_epoch = p.batches_per_epoch
-    full, last = batch_sizes(p)
-    return tuple(
-        DUpdate(
-            last if (u + 1) % per_epoch == 0 else full,
-            tuple(penalty.due(u) for penalty in p.penalties),
-        )
-        for u in range(step * p.d_steps, (step + 1) * p.d_steps)
-    )
 
 
 class Step:
