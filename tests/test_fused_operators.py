@@ -14,7 +14,8 @@ from native import emulator, fused_cuda
 from fastgan import ops, random
 from fastgan.engines.context import pass_number
 from fastgan.engines.draws import PENALTY_STREAM
-from fastgan.engines.fused import activations, plan
+from fastgan.engines.fused import activations
+from fastgan.engines.fused.chain import NORMS
 from fastgan.engines.fused.heads import KINDS as HEADS
 from fastgan.engines.fused.inputs import KINDS
 from fastgan.random import Stream
@@ -49,7 +50,7 @@ def test_streams_activations_and_precisions_are_those_of_python():
     assert list(found["PartOf"]) == list(KINDS)
     assert list(found["HeadOf"]) == list(HEADS)
     assert list(found["Norm"]) == ["no_norm", "batch_norm", "layer_norm"]
-    assert [None, torch.nn.BatchNorm1d, torch.nn.LayerNorm] == [*plan.NORMS]
+    assert [None, torch.nn.BatchNorm1d, torch.nn.LayerNorm] == [*NORMS]
     assert activations.ACTIVATIONS == plans.ACTIVATIONS
     counted = (
         "Activation", "Norm", "Loss", "Statistic", "Pass", "Penalty", "Place", "PartOf", "HeadOf",

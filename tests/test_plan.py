@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 import fastgan
 from fastgan.engines.fused import plan
+from fastgan.engines.fused.chain import absorb_sigmoid
 from fastgan.models import Discriminator, Generator
 from fastgan.nn import LinearLeakyReLU
 
@@ -39,9 +40,9 @@ def test_reference_pair():
     ]
     d = chain(Discriminator(), (1, 28, 28), "discriminator")
     assert summary(d) == [(256, False, "leaky_relu", 0.2, 0.3), (1, False, "sigmoid", 0.0, 0)]
-    assert plan.absorb_sigmoid(d)
+    assert absorb_sigmoid(d)
     assert d.layers[-1].activation == "none"
-    assert not plan.absorb_sigmoid(d)
+    assert not absorb_sigmoid(d)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from fastgan.engines.base import Engine
 from fastgan.engines.draws import batch_of
 from fastgan.engines.fused import plan
 from fastgan.engines.fused.activations import functions
+from fastgan.engines.fused.chain import Chain
 from fastgan.engines.fused.conditions import Conditions
 from fastgan.engines.fused.encode import PlanEncoder, samples_per_epoch
 from fastgan.engines.fused.ranks import RanksStep
@@ -96,7 +97,7 @@ class FusedEngine(Engine):
         )
 
     def _shapes(self) -> str:
-        def widths(chain: plan.Chain) -> str:
+        def widths(chain: Chain) -> str:
             outs = [layer.linear.out_features for layer in chain.layers]
             joins = len(chain.joins)
             with_joins = f" with {joins} join{'s' * (joins > 1)}" if joins else ""

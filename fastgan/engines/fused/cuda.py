@@ -20,7 +20,7 @@ from fastgan import torch_private
 from fastgan.engines import gangs
 from fastgan.engines.capture import CudaRecorder, Work
 from fastgan.engines.draws import batch_of
-from fastgan.engines.fused import plan
+from fastgan.engines.fused.chain import Chain
 from fastgan.engines.fused.cpu import KEPT_ORDER, FusedEngine
 from fastgan.engines.fused.encode import samples_per_epoch
 from fastgan.engines.gangs import Gang
@@ -246,7 +246,7 @@ class FusedCudaEngine(FusedEngine):
         self.step += n
 
     @staticmethod
-    def _step_counters(chain: plan.Chain, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    def _step_counters(chain: Chain, optimizer: torch.optim.Optimizer) -> list[Tensor]:
         return [optimizer.state[p]["step"] for p in chain.parameters]
 
     def _updates(self, counter: Tensor) -> int:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.engines.fused import plan, rules
+from fastgan.engines.fused import rules
 from fastgan.engines.fused.activations import ACTIVATIONS
+from fastgan.engines.fused.chain import NORMS, Chain, Layer
 from fastgan.engines.fused.heads import KINDS as HEADS
 from fastgan.engines.fused.heads import Ends
 from fastgan.engines.fused.inputs import KINDS, OWN
@@ -58,7 +59,7 @@ class PlanEncoder:
         self._written: list[Tensor] = []
         self._kept: dict[Tensor, rules.Kept] = {}
 
-    def encode(self, problem: Problem, g: plan.Chain, d: plan.Chain) -> Plan:
+    def encode(self, problem: Problem, g: Chain, d: Chain) -> Plan:
         """The plan of a problem whose networks are these chains.
 
         Parameters that have no optimiser state yet get it, as torch makes it at the first step.
@@ -109,7 +110,7 @@ class PlanEncoder:
 
     def _network(
         self,
-        chain: plan.Chain,
+        chain: Chain,
         optimizer: torch.optim.Optimizer,
         averages: dict[Tensor, Tensor],
         clips: tuple[float | None, ...],
@@ -126,7 +127,7 @@ class PlanEncoder:
         for layer in chain.layers:
             self._layer(layer, averages)
 
-    def _joins(self, chain: plan.Chain) -> None:
+    def _joins(self, chain: Chain) -> None:
         self._integers.append(len(chain.joins))
         for join in chain.joins:
             kind = JOIN_KINDS.index(join.kind)
@@ -134,12 +135,12 @@ class PlanEncoder:
         others = [(n, layer.source) for n, layer in enumerate(chain.layers) if layer.source != n]
         self._integers += [len(others), *(i for pair in others for i in pair)]
 
-    def _layer(self, layer: plan.Layer, averages: dict[Tensor, Tensor]) -> None:
+    def _layer(self, layer: Layer, averages: dict[Tensor, Tensor]) -> None:
         drop, norm = layer.dropout, layer.norm
         self._integers += [
             layer.linear.out_features,
             ACTIVATIONS.index(layer.activation),
-            0 if norm is None else plan.NORMS.index(type(norm)),
+            0 if norm is None else NORMS.index(type(norm)),
             int(drop is not None),
             0 if drop is None else round((1.0 - drop.p) * 65536),
             layer.dropout_index,
@@ -168,7 +169,7 @@ class PlanEncoder:
             self._tensor(averages.get(p)),
         ]
 
-    def _inputs(self, chain: plan.Chain, averages: dict[Tensor, Tensor]) -> None:
+    def _inputs(self, chain: Chain, averages: dict[Tensor, Tensor]) -> None:
         columns = chain.inputs.columns
         widths = [0 if part is OWN else part.width for part in columns]
         own = columns.index(OWN)
@@ -181,7 +182,7 @@ class PlanEncoder:
             table = None if part.embedding is None else part.embedding.weight
             self._parameter(table, averages)
 
-    def _heads(self, chain: plan.Chain) -> None:
+    def _heads(self, chain: Chain) -> None:
         ends = chain.layers[-1].ends or Ends()
         self._integers += [len(ends.heads), ends.index]
         for head in ends.heads:

@@ -13,7 +13,7 @@ from fastgan import torch_private
 from fastgan.engines.fused.trace import NoPlan
 
 if TYPE_CHECKING:
-    from fastgan.engines.fused.plan import Chain
+    from fastgan.engines.fused.chain import Chain
 
 
 def on(tensor: Tensor, device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from fastgan.engines.fused.trace import NoPlan
 
 if TYPE_CHECKING:
-    from fastgan.engines.fused.plan import Layer
+    from fastgan.engines.fused.chain import Layer
 
 KINDS = ("add", "concat")
 """Of joins, by their numbers in csrc/step/enums.h."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fastgan import random
 from fastgan.engines.fused.activations import OPERATORS
+from fastgan.engines.fused.chain import Chain, Layer
 from fastgan.engines.fused.inputs import Condition
-from fastgan.engines.fused.plan import Chain, Layer, NoPlan
+from fastgan.engines.fused.trace import NoPlan
 from fastgan.engines.probe import copied, first_line, randomness_kept, undisturbed
 from fastgan.nn import LinearLeakyReLU
 

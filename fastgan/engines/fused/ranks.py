@@ -17,8 +17,8 @@ from fastgan.engines.fused.terms import named
 from fastgan.statistics import SCORE_SUMS, STATISTICS, SUMS
 
 if TYPE_CHECKING:
+    from fastgan.engines.fused.chain import Chain
     from fastgan.engines.fused.encode import Plan
-    from fastgan.engines.fused.plan import Chain
     from fastgan.problem import Problem
 
 

@@ -13,6 +13,7 @@ from fastgan import ops, torch_private
 from fastgan.engines import probe
 from fastgan.engines.fused import modules, plan, rules, terms
 from fastgan.engines.fused.activations import BENDS_KEPT
+from fastgan.engines.fused.chain import Chain, Layer, absorb_sigmoid
 from fastgan.engines.fused.inputs import Condition, condition_of
 from fastgan.engines.fused.proof import prove
 from fastgan.engines.packs import as_logits
@@ -42,7 +43,7 @@ _DEFAULTS = {"d_start": 0, "g_start": 0, "accumulate": 1, "augment": None}
 """Settings that only eager and graph can take otherwise."""
 
 
-def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
+def chains(problem: Problem) -> tuple[Chain, Chain]:
     """The generator and the discriminator of a problem that the engine can run, as layers.
 
     Raises:
@@ -60,7 +61,7 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     prove(g, p.generator, "generator", p.latent.shape, of_g)
     prove(d, p.discriminator, "discriminator", shape, of_d)
     if p.loss.scores == "logits":
-        plan.absorb_sigmoid(d)
+        absorb_sigmoid(d)
     terms.join(p, g)
     _check_pair(p, g, d)
     _check_optimizer(p.optimizer_g, g, "optimizer_g")
@@ -69,7 +70,7 @@ def chains(problem: Problem) -> tuple[plan.Chain, plan.Chain]:
     return g, d
 
 
-def _read_d(problem: Problem, shape: tuple[int, ...], condition: Condition | None) -> plan.Chain:
+def _read_d(problem: Problem, shape: tuple[int, ...], condition: Condition | None) -> Chain:
     """The discriminator, perhaps of packs of samples."""
     p = problem
     try:
@@ -117,7 +118,7 @@ def outgrown(problem: Problem) -> str | None:
     )
 
 
-def operations(g: plan.Chain, d: plan.Chain, batch: int, d_steps: int) -> float:
+def operations(g: Chain, d: Chain, batch: int, d_steps: int) -> float:
     """Floating-point operations of the products of a step."""
     of_g, of_d = (
         [layer.linear.in_features * layer.linear.out_features for layer in chain.layers]
@@ -215,7 +216,7 @@ def _check_penalties(problem: Problem) -> None:
         raise plan.NoPlan(f"more than {MOST_PENALTIES} penalties have no fused form")
 
 
-def _check_pair(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
+def _check_pair(problem: Problem, g: Chain, d: Chain) -> None:
     p, last = problem, d.layers[-1]
     if last.linear.out_features != 1:
         raise plan.NoPlan(
@@ -274,7 +275,7 @@ MOST_HEADS = 1 << 13
 """Modules of heads of a network; in csrc/step/decode.h."""
 
 
-def _check_ends(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
+def _check_ends(problem: Problem, g: Chain, d: Chain) -> None:
     for layer in d.layers:
         if layer.ends is not None:
             raise plan.NoPlan(
@@ -292,7 +293,7 @@ def _check_ends(problem: Problem, g: plan.Chain, d: plan.Chain) -> None:
         raise plan.NoPlan(f"more than {MOST_HEADS} modules of heads have no fused form")
 
 
-def _buffers(layer: plan.Layer) -> Iterable[Tensor]:
+def _buffers(layer: Layer) -> Iterable[Tensor]:
     return () if layer.norm is None else layer.norm.buffers()
 
 
@@ -310,7 +311,7 @@ def _check_kind(optimizer: torch.optim.Optimizer, name: str, device: torch.devic
         raise plan.NoPlan(f"{name}: its step was replaced, which would not be called")
 
 
-def _check_optimizer(optimizer: torch.optim.Optimizer, chain: plan.Chain, name: str) -> None:
+def _check_optimizer(optimizer: torch.optim.Optimizer, chain: Chain, name: str) -> None:
     rule = rules.rule_of(optimizer)
     for group in optimizer.param_groups:
         for option in rule.refused:

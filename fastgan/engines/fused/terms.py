@@ -9,7 +9,7 @@ from fastgan.engines.fused.heads import EACH, Ends, Head
 from fastgan.engines.fused.trace import NoPlan
 
 if TYPE_CHECKING:
-    from fastgan.engines.fused.plan import Chain
+    from fastgan.engines.fused.chain import Chain
     from fastgan.problem import Problem
 
 KINDS = ("moments", "conditional")
