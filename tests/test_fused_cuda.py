@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 from fused_emulated import Emulated, EmulatedChain, close, differences, needs_emulator, off_by
-from fused_plans import PLANS, Read, eager_run, mlp, problem, same, tensors
+from fused_networks import mlp
+from fused_plans import PLANS, Read, eager_run, problem, same, tensors
 from pairs import changed
 from torch import nn
 

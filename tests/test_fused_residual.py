@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import written_plans as plans
+from fused_networks import Concat
 from fused_plans import (
-    Concat,
     first_step,
     gradients_as_good_as_torchs,
     same_by_threads_calls_and_copies,
