@@ -56,6 +56,20 @@ class State:
     """The step at which the run will end, if `epochs` or `steps` says so."""
 
 
+def state_of(trainer: Trainer) -> State:
+    """Where the run stands."""
+    return State(
+        step=trainer.step,
+        epoch=trainer.epoch,
+        steps_per_epoch=trainer.steps_per_epoch,
+        d_loss=trainer.log.last["d_loss"],
+        g_loss=trainer.log.last["g_loss"],
+        seconds=trainer.seconds,
+        ms_per_step=trainer.ms_per_step,
+        target=trainer.target,
+    )
+
+
 def goal_of(
     trainer: Trainer, given: dict[str, Any], until: Callable | None
 ) -> tuple[dict[str, Any], int | None]:

@@ -245,6 +245,31 @@ def new_config_of(
     return saved.with_(**changes)
 
 
+def start_of(
+    file: Path,
+    state: Mapping[str, Any],
+    generator: nn.Module | None,
+    discriminator: nn.Module | None,
+    data: Any,
+    average: str | None,
+    overrides: Mapping[str, Any],
+) -> tuple[tuple[nn.Module, nn.Module], Any, Config]:
+    """What a run begins with that starts from the weights of another: networks, data, settings.
+
+    The arguments are those of `Trainer.from_checkpoint`.
+    """
+    config = new_config_of(file, state, overrides, data)
+    if average == "keep" and not config.averages:
+        raise ConfigError("average is 'keep', and the new run keeps none; give ema= as well")
+    networks = networks_of(file, state, generator, discriminator)
+    if data is None and config.data is None:
+        raise ConfigError(f"{file} was trained on data that its program passed; pass data=")
+    load_weights(file, state, networks, average)
+    if data is None and config.data == state["config"]["data"]:
+        data = learned_of(state, config)
+    return networks, data, config
+
+
 @torch.inference_mode(False)
 def load_weights(
     file: Path, state: Mapping[str, Any], networks: tuple[nn.Module, nn.Module], average: str | None

@@ -136,6 +136,7 @@ class Trainer:
     step = property(lambda self: self.engine.step)
     saves = property(resuming.saves)
     history = property(lambda self: self.log.history)
+    state = property(loop.state_of)
 
     @takes_limits("Trainer")
     def fit(
@@ -391,15 +392,9 @@ class Trainer:
             ConfigError: a setting is none.
         """
         file, state = resuming.read(path)
-        config = resuming.new_config_of(file, state, overrides, data)
-        if average == "keep" and not config.averages:
-            raise ConfigError("average is 'keep', and the new run keeps none; give ema= as well")
-        networks = resuming.networks_of(file, state, generator, discriminator)
-        if data is None and config.data is None:
-            raise ConfigError(f"{file} was trained on data that its program passed; pass data=")
-        resuming.load_weights(file, state, networks, average)
-        if data is None and config.data == state["config"]["data"]:
-            data = resuming.learned_of(state, config)
+        networks, data, config = resuming.start_of(
+            file, state, generator, discriminator, data, average, overrides
+        )
         trainer = cls(*networks, data, config, callbacks=callbacks, out=out)
         if average == "keep":
             kept = restore.require_fit(file, "ema", trainer.ema, state["ema"])
@@ -420,20 +415,6 @@ class Trainer:
         raise TypeError(
             "a Trainer cannot be copied or pickled; copy its networks, or make another Trainer of "
             "its config"
-        )
-
-    @property
-    def state(self) -> loop.State:
-        """Where the run stands."""
-        return loop.State(
-            step=self.step,
-            epoch=self.epoch,
-            steps_per_epoch=self.steps_per_epoch,
-            d_loss=self.log.last["d_loss"],
-            g_loss=self.log.last["g_loss"],
-            seconds=self.seconds,
-            ms_per_step=self.ms_per_step,
-            target=self.target,
         )
 
     @property
