@@ -18,6 +18,8 @@ more: a halved one by 0.5.
 WORSE = 4.0
 """Where gradients are ill-conditioned, as those of a G before D has learned, how many times as far
 they may be as eager's are from themselves when torch's own operators make them."""
+WORST = 1e-2
+"""And how far at most."""
 SMALL = 0.1
 """Tensors shorter than this part of all together are compared with that part of all: the gradient
 of a bias before BatchNorm is rounding and nothing else."""
@@ -42,24 +44,24 @@ def compare(
         otherwise: what autograd makes by sums in another order; asked where gradients are further
             apart than is usual.
     """
-    most, (expected, found) = TOLERANCE[precision], outputs
+    usual, (expected, found) = TOLERANCE[precision], outputs
     slopes, rest = slice(weights), slice(weights, None)
-    found_by = (
-        ("gradients", distance(expected[slopes], found[slopes], SMALL)),
-        ("losses", distance(expected[rest], found[rest], 1.0)),
-        ("statistics of layers", distance(*states, SMALL)),
-    )
-    if found_by[0][1] > most and otherwise is not None:
+    far = {
+        "gradients": distance(expected[slopes], found[slopes], SMALL),
+        "losses": distance(expected[rest], found[rest], 1.0),
+        "statistics of layers": distance(*states, SMALL),
+    }
+    allowed = dict.fromkeys(far, usual)
+    if far["gradients"] > usual and otherwise is not None:
         rounding = distance(expected[slopes], otherwise()[slopes], SMALL)
-        found_by = ((*found_by[0], max(most, WORSE * rounding)), *found_by[1:])
-    for part, far, *allowed in found_by:
-        most = max(allowed, default=TOLERANCE[precision])
-        if far > most:
+        allowed["gradients"] = max(usual, min(WORSE * rounding, WORST))
+    for part, most in allowed.items():
+        if far[part] > most:
             raise CannotRun(
-                f"{what}: the {part} of the compiled function are off by {far:.2g} of their size "
-                f"where {most:g} is allowed for rounding; this is an error of torch's compiler"
+                f"{what}: the {part} of the compiled function are off by {far[part]:.2g} of their "
+                f"size where {most:g} is allowed for rounding; this is an error of torch's compiler"
             )
-    return found_by[0][1]
+    return far["gradients"]
 
 
 def distance(expected: list[Tensor], found: list[Tensor], small: float) -> float:
