@@ -88,8 +88,3 @@ def absorb_sigmoid(chain: Chain) -> bool:
         return False
     last.activation = "none"
     return True
-
-
-def flops(chain: Chain) -> int:
-    """Floating-point operations of one pass of one sample through the chain's products."""
-    return sum(2 * layer.linear.weight.numel() for layer in chain.layers)
