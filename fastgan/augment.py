@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan.plain import real
+from fastgan.plain import in_words, real
 from fastgan.words import nearest
 
 __all__ = ["EXPECTED", "Augment", "Augmentation", "check", "read"]
@@ -239,7 +239,8 @@ class Augment:
 
     def __str__(self) -> str:
         """As `read` takes it."""
-        end = f":{self.target:g}" if self.kind == "ada" and self.target != TARGET else ""
+        given = self.kind == "ada" and self.target != TARGET
+        end = f":{in_words(self.target)}" if given else ""
         return f"{self.kind}:{','.join(self.parts)}{end}"
 
 

@@ -193,8 +193,9 @@ def _resumed_run(
     if chosen.held_out is not None or saved is not None:
         config = resuming.config_of(*resuming.read(chosen.resume), given)
         config = config if data is None else config.with_(data=data)
-        data, rule = table.held_out(chosen, config, saved)
-        callbacks += rule
+        if config.data is not None:  # else the resume says what to pass
+            data, rule = table.held_out(chosen, config, saved)
+            callbacks += rule
     return Trainer.resume(
         chosen.resume, data=data, callbacks=callbacks, data_changed=chosen.data_changed, **given
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.plain import items, real, whole
+from fastgan.plain import in_words, items, real, whole
 
 __all__ = ["Latent", "Normal", "OneHot", "Uniform", "latent"]
 
@@ -70,7 +70,7 @@ class Uniform:
 
     def plain(self) -> int | str:
         """As a file has it."""
-        return f"uniform:{self.width}:{self.low:g}:{self.high:g}"
+        return f"uniform:{self.width}:{in_words(self.low)}:{in_words(self.high)}"
 
 
 @dataclass(frozen=True)

@@ -38,3 +38,8 @@ def whole(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         return None
     return int(value)
+
+
+def in_words(number: float) -> str:
+    """A float as a short text that `float` takes for the same number."""
+    return min(f"{number:g}", repr(number), key=lambda text: (float(text) != number, len(text)))

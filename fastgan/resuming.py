@@ -335,7 +335,9 @@ def data_of(
         return opened
     saved = state["data"]
     if differs := opened.differs(saved):
-        if given is not None and (kept := saved.get("held_out")):
+        # Those that know what they are without are parted already.
+        kept = saved.get("held_out") if opened.held_out is None else None
+        if given is not None and kept:
             way = "leave data out" if config.data is not None else "pass those alone"
             raise CheckpointError(
                 f"{file}: a share of {kept['share']:g} of the rows is held out of this run, and "

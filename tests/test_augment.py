@@ -294,3 +294,8 @@ def test_what_is_no_image_and_a_method_without_a_real_score_are_told():
         problem(loss="relativistic-average", augment="ada")
     said = [n for n in losses.LOSSES if n.startswith("relativistic")]
     assert said == [*augment._RELATIVISTIC]
+
+
+def test_ada_s_target_is_written_down_to_the_last_digit():
+    for words in ("ada:geom:0.1234567891", "ada:geom:0.5"):
+        assert str(augment.read(words)) == words

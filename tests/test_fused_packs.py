@@ -147,6 +147,7 @@ class Reshaped(nn.Module):
         lambda x: torch.reshape(x, (x.size(0) // 3, 3 * 12)),
         Pack(3),
         nn.Sequential(nn.Flatten(), Pack(3)),
+        nn.Sequential(nn.Unflatten(0, (-1, 3)), nn.Flatten()),
     ],
 )
 def test_a_reshape_of_the_input_is_a_pack(change):

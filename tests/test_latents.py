@@ -5,7 +5,7 @@ import torch
 from methods import NAMED
 
 from fastgan import random
-from fastgan.latents import OneHot, latent
+from fastgan.latents import OneHot, Uniform, latent
 
 
 def test_named_parts_of_latents():
@@ -19,6 +19,8 @@ def test_named_parts_of_latents():
     code = parts["code"]
     assert code.min() >= -1 and code.max() <= 1 and abs(code.square().mean() - 1 / 3) < 0.05
     assert latent(made.plain()) == made
+    turn = latent({"a": Uniform(1, 0.0, 6.283185307179586)})
+    assert latent(turn.plain()) == turn  # to the last digit
     assert latent({"a": "uniform:2:0:3", "b": "4"}).plain() == {"a": "uniform:2:0:3", "b": 4}
     far = torch.full((1, 1), 1e3)
     assert OneHot(4).of(far).argmax() == 3 and OneHot(4).of(-far).argmax() == 0

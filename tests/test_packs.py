@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from pairs import by_hand, changed, images, problem
+from pairs import SHAPE, by_hand, changed, images, problem
 from recordings import packed
 from small_runs import own
 from torch import nn
@@ -203,3 +203,21 @@ def test_a_method_has_a_penalty_of_packs_once_d_has_judged_some():
     assert EagerEngine(packed(method=Between(False))).run(2)[:, 0].isfinite().all()
     with pytest.raises(ValueError, match="one score for 2 samples together, .*judge step.real bef"):
         EagerEngine(packed(method=Between(True))).run(1)
+
+
+def test_packs_that_nobody_named_are_told_of(caplog):
+    def told(d):
+        caplog.clear()
+        p = packed(2)
+        p.discriminator[0] = d
+        scores.check(p)
+        return caplog.text
+
+    assert "has one score for 2 samples together" in told(Shaped(lambda x: x.view(-1, 2 * 36)))
+    assert not told(Pack(2))
+
+
+def test_a_generator_of_packs_is_told_its_number_of_samples():
+    g = nn.Sequential(nn.Linear(5, 36), nn.Unflatten(1, SHAPE), Shaped(lambda x: x[::2]))
+    with pytest.raises(ValueError, match="generator makes 4 samples where 8 are asked for"):
+        scores.check(packed(2, g=g))

@@ -93,13 +93,17 @@ def test_rows_that_are_held_out_are_given_as_they_are():
 
 
 def test_a_cell_that_is_bad_is_named_by_its_row_among_all_that_were_given():
-    bad = table(100).astype({"x": object})
-    bad.loc[71, "x"] = "unknown"
-    for share in (0.1, 0.5, 0.9):
-        s = Synthesizer(1, held_out=share, **SMALL)
-        if not s._held_out.apart(100, 0)[71]:
-            with pytest.raises(DataError, match=r"row 71, column 'x': 'unknown' is no number"):
-                s.fit(bad)
+    # A cell may speak of a row as well, which is none of these.
+    for cell in ("unknown", "row 900"):
+        bad = table(100).astype({"x": object})
+        bad.loc[71, "x"] = cell
+        for share in (0.1, 0.5, 0.9):
+            s = Synthesizer(1, held_out=share, **SMALL)
+            if not s._held_out.apart(100, 0)[71]:
+                with pytest.raises(DataError, match=f"row 71, column 'x': '{cell}' is no number"):
+                    s.fit(bad)
+    with pytest.raises(DataError, match="the table has no column 'row 900'"):
+        Synthesizer(1, held_out=0.5, **SMALL).fit(table(100), ["row 900"])
 
 
 @pytest.mark.parametrize(
@@ -166,3 +170,11 @@ def test_the_command_line_holds_rows_out(tmp_path, capsys, monkeypatch):
         assert main(words) == 2, words
         error = capsys.readouterr().err
         assert told in error and error.count("\n") == 1
+    # A file that has grown is told of as such: nobody has passed data.
+    table(110).to_csv(path, index=False)
+    assert main(resume) == 2
+    error = capsys.readouterr().err
+    assert "77" in error and "leave data out" not in error and error.count("\n") == 1
+    Synthesizer(1, held_out=0.3, out=tmp_path / "own", **SMALL).fit(table(100))
+    assert main(["train", "--resume", str(tmp_path / "own")]) == 2
+    assert "pass data= to resume it" in capsys.readouterr().err

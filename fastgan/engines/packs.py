@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from fastgan.data.batch import map_condition
 from fastgan.distributed import World
 from fastgan.engines import probe
-from fastgan.packs import rows_of
+from fastgan.packs import Pack, rows_of
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
+
+logger = logging.getLogger("fastgan")
 
 
 def as_logits(score: object, batch: int) -> Tensor:
@@ -84,4 +87,13 @@ def pack_of(problem: Problem, d: nn.Module, samples: Tensor, scores: Tensor) -> 
                 f"accumulate={many}), which are no whole packs; use a batch_size that is a "
                 f"multiple of {pack * len(parts)}, and drop_last=True"
             )
+    # A reshape by the wrong number of features is one as well.
+    if not any(isinstance(m, Pack) for m in d.modules()):
+        logger.warning(
+            "the discriminator has one score for %d samples together; if each is to have its own, "
+            "look for a reshape such as view(-1, features) in it; fastgan.nn.Pack(%d) in its place "
+            "says that packs are meant",
+            pack,
+            pack,
+        )
     return pack

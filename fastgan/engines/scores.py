@@ -117,6 +117,11 @@ def _pass(
         ) from error
     if not isinstance(fake, Tensor) or fake.shape != (size, *shape):
         got = list(fake.shape[1:]) if isinstance(fake, Tensor) else type(fake).__name__
+        if got == list(shape):
+            raise ValueError(
+                f"generator makes {len(fake)} samples where {size} are asked for; it must return "
+                f"a tensor [batch, {', '.join(map(str, shape))}]"
+            )
         raise ValueError(
             f"generator makes {got}, but the samples of data {p.data.name!r} are {list(shape)}; it "
             f"must return a tensor [batch, {', '.join(map(str, shape))}]"

@@ -24,7 +24,7 @@ PLATEAU = "plateau:shapes:5"
 """The rule of a run that holds rows out and names none."""
 _APART = (1 << 64) - 1
 """No epoch: whose order says which rows are held out."""
-_ROW = re.compile(r"\brow (\d+)")
+_ROW = re.compile(r"^row (\d+)")
 
 
 class HeldOut:

@@ -208,7 +208,7 @@ class _Walk:
             return
         x = self.follow(node, where, kind)
         if type(m) in (nn.Flatten, nn.Unflatten):
-            self.move(node, m.forward(x), where)
+            self.move(node, self.changed(where, kind, m.forward, x), where)
             return
         if type(m) is Pack:
             if x.shape[0] % m.rows:
