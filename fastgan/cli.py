@@ -108,7 +108,7 @@ def _train(chosen: argparse.Namespace) -> int:
     # With --json stdout belongs to the summary.
     console = _Console(mode, sys.stderr if chosen.json else None)
     callbacks = [console, _LossPlot(), *watching.callbacks(chosen)]
-    saved = None if chosen.resume is None else table.kept_out(chosen.resume)
+    saved = _held_out_of_resumed(chosen, given)
     if chosen.until is not None and chosen.held_out is None and saved is None:
         callbacks.append(Until(chosen.until))
     callbacks = tuple(callbacks)
@@ -177,18 +177,25 @@ def _tuned_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tup
     return Trainer.from_checkpoint(chosen.start_from, data=data, callbacks=callbacks, **given)
 
 
-def _resumed_run(
-    chosen: argparse.Namespace,
-    given: dict[str, Any],
-    callbacks: tuple,
-    saved: dict[str, Any] | None,
-) -> Trainer:
+def _held_out_of_resumed(chosen: argparse.Namespace, given: dict[str, Any]) -> dict | None:
+    """What a run that is to be resumed says of rows that it holds out."""
+    if chosen.resume is None:
+        return None
     for name in ("preset", "config", "name", "start_from"):
         if getattr(chosen, name) is not None:
             name = name.replace("_", "-")
             raise ConfigError(f"--{name} begins a new run; --resume goes on with its own settings")
     if "out" in given:
         raise ConfigError("--out begins a new run; --resume goes on in the run's own directory")
+    return table.kept_out(chosen.resume)
+
+
+def _resumed_run(
+    chosen: argparse.Namespace,
+    given: dict[str, Any],
+    callbacks: tuple,
+    saved: dict[str, Any] | None,
+) -> Trainer:
     data = given.pop("data", None)
     if chosen.held_out is not None or saved is not None:
         config = resuming.config_of(*resuming.read(chosen.resume), given)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +117,25 @@ class World:
             with _told(self.rank, self.size):
                 torch.distributed.all_reduce(tensor)
         return tensor
+
+    def means(self, mine: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+        """Means over the ranks, by their rows of a batch, of numbers that any of them may have.
+
+        Every rank calls this; a number that only some have is the mean over those.
+        """
+        if self.size == 1:
+            return dict(mine)
+        told: list = [None] * self.size
+        with _told(self.rank, self.size):
+            own = {name: float(value) for name, value in mine.items()}
+            torch.distributed.all_gather_object(told, (self.share(batch), own))
+        told = [(share, own) for share, own in told if share]
+        out = {}
+        for name in dict.fromkeys(name for _, own in told for name in own):
+            parts = [(share, own[name]) for share, own in told if name in own]
+            total = sum(share * value for share, value in parts)
+            out[name] = torch.tensor(total / sum(share for share, _ in parts), device="cpu")
+        return out
 
     def placed(self, mine: Tensor, batch: int) -> Tensor:
         """This rank's rows of a batch of that size, among zeros for those of the others."""

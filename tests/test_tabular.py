@@ -76,7 +76,7 @@ def test_networks_are_made_again_from_their_descriptions():
     for network in pair:
         again = models.rebuild(models.describe(network))
         again.load_state_dict(network.state_dict())
-    with pytest.raises(ValueError, match="7 rows and packs of 5"):
+    with pytest.raises(ValueError, match="given 7 rows; use a batch_size that is a multiple of 5"):
         pair[1](torch.zeros(7, 4), torch.zeros(7, 3))
 
 

@@ -100,6 +100,8 @@ class EagerEngine(Engine):
         except BaseException:
             self.unreported = self._table(rows) if self._once.whole else None
             raise
+        if n and p.world.size > 1:
+            self.logged = p.world.means(self.logged, shape_of(p, last)[-1].size)
         if self.measuring and n:
             self.measured = self._of_all_rows(measures.sums(), last)
         return self._table(rows)
