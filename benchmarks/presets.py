@@ -62,7 +62,7 @@ SHORT = {
     },
     "ctgan": {"batch_size": 200, "epochs": None, "steps": 2000},
 }
-"""What differs from the preset. Nobody has tried those of dcgan-64 and r3gan-32."""
+"""What differs from the preset. Nobody has tried those of dcgan-64."""
 DATA = {"dcgan-64": "fashion-mnist"}
 """Images in place of the digits."""
 CLASSIFIER_IMAGES, OTHER_IMAGES, LOOKS = 4000, 1000, 8
