@@ -43,7 +43,7 @@ FASTGAN_INLINE void multiply_tiles() {
   }
 }
 
-template <bool Accumulate, bool Two, class Between>
+template <bool Accumulate, bool Two, int Calls, class Between>
 FASTGAN_INLINE void tiles(int64_t chunks, const uint16_t* a, int64_t tile_row, const uint16_t* b,
                           float* c, int64_t c_row, Between between) {
   const int64_t c_bytes = 4 * c_row;
@@ -63,38 +63,31 @@ FASTGAN_INLINE void tiles(int64_t chunks, const uint16_t* a, int64_t tile_row, c
       _tile_zero(3);
     }
   }
-  const auto in_between = [&](int quarter) FASTGAN_LAMBDA_INLINE {
-    if constexpr (requires { between(quarter); }) {
-      between(quarter);
-    } else if (quarter == 3) {
-      between();
-    }
-  };
   for (int64_t i = 0; i < chunks; ++i, a += kTileParts, b += kPanelParts) {
 #  if FASTGAN_INSTRUCTIONS == 4
     // One operand changes at a time, and the largest product comes last.
     load_left<Two>(a, tile_row, 0);
     load_right(b, 2);
     multiply_tiles<Two>();
-    in_between(0);
+    if constexpr (Calls == 4) between();
     load_right(b, 1);
     multiply_tiles<Two>();
     load_left<Two>(a, tile_row, 1);
     multiply_tiles<Two>();
-    in_between(1);
+    if constexpr (Calls == 4) between();
     load_right(b, 0);
     multiply_tiles<Two>();
-    in_between(2);
+    if constexpr (Calls == 4) between();
     load_left<Two>(a, tile_row, 2);
     multiply_tiles<Two>();
     load_left<Two>(a, tile_row, 0);
     multiply_tiles<Two>();
-    in_between(3);
+    between();
 #  else
     load_left<Two>(a, tile_row, 0);
     load_right(b, 0);
     multiply_tiles<Two>();
-    for (int quarter = 0; quarter < 4; ++quarter) in_between(quarter);
+    for (int call = 0; call < Calls; ++call) between();
 #  endif
   }
   _tile_stored(0, c, c_bytes);
@@ -105,16 +98,17 @@ FASTGAN_INLINE void tiles(int64_t chunks, const uint16_t* a, int64_t tile_row, c
   }
 }
 
-// Rows are computed in sixteens. between() is called for each chunk of 32 rows: the tiles work on
-// their own for hundreds of cycles, in which the vector units are free to pack what comes next.
-template <bool Accumulate, class Between>
+// Rows are computed in sixteens. between() is called once, or four times, for each chunk of 32
+// rows: the tiles work on their own for hundreds of cycles, in which the vector units are free to
+// pack what comes next.
+template <bool Accumulate, int Calls = 1, class Between>
 void product_packed(int64_t rows, int64_t chunks, const uint16_t* a, int64_t tile_row,
                     const uint16_t* b, float* c, int64_t c_row, Between between) {
   for (int64_t m = 0; m < rows; m += 32, a += 2 * tile_row, c += 32 * c_row) {
     if (rows - m > 16)
-      tiles<Accumulate, true>(chunks, a, tile_row, b, c, c_row, between);
+      tiles<Accumulate, true, Calls>(chunks, a, tile_row, b, c, c_row, between);
     else
-      tiles<Accumulate, false>(chunks, a, tile_row, b, c, c_row, between);
+      tiles<Accumulate, false, Calls>(chunks, a, tile_row, b, c, c_row, between);
   }
 }
 
@@ -123,7 +117,7 @@ void product_packed(int64_t rows, int64_t chunks, const uint16_t* a, int64_t til
 FASTGAN_INLINE void start_tiles() {}
 FASTGAN_INLINE void stop_tiles() {}
 
-template <bool Accumulate, class Between>
+template <bool Accumulate, int Calls = 1, class Between>
 void product_packed(int64_t rows, int64_t chunks, const uint16_t* a, int64_t tile_row,
                     const uint16_t* b, float* c, int64_t c_row, Between between) {
   constexpr int kRows = 8;

@@ -93,7 +93,7 @@ inline void products_of_rows(const RowProducts& g, float* memory) {
     const int64_t units = units_of(next), first = first_of(at.block);
     const int64_t chunks = first_of(at.block + 1) - first, tile_row = chunks * kTileParts;
     int64_t unit = 0;
-    const auto between = [&](int) FASTGAN_LAMBDA_INLINE {
+    const auto between = [&]() FASTGAN_LAMBDA_INLINE {
       if (unit < units) split(next, unit++);
       for (int64_t i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
     };
@@ -105,9 +105,9 @@ inline void products_of_rows(const RowProducts& g, float* memory) {
       const uint16_t* panel = panels + (p * all + first) * kPanelParts;
       float* const to = out + p * kTileColumns<float>;
       if (at.block > 0) {
-        product_packed<true>(height, chunks, rows, tile_row, panel, to, g.c_row, between);
+        product_packed<true, 4>(height, chunks, rows, tile_row, panel, to, g.c_row, between);
       } else {
-        product_packed<false>(height, chunks, rows, tile_row, panel, to, g.c_row, between);
+        product_packed<false, 4>(height, chunks, rows, tile_row, panel, to, g.c_row, between);
       }
     }
     while (unit < units) split(next, unit++);
@@ -135,14 +135,14 @@ inline void product_of_groups(int64_t rows, int64_t terms, int64_t panels, const
   for (int64_t unit = 0; unit < all; ++unit) pack_unit(0, unit);
   for (int64_t p = 0; p < panels; ++p) {
     int64_t unit = p + 1 < panels ? 0 : all;
-    const auto next = [&](int) FASTGAN_LAMBDA_INLINE {
+    const auto next = [&]() FASTGAN_LAMBDA_INLINE {
       if (unit < all) pack_unit(p + 1, unit++);
     };
     const uint16_t* panel = right + p % 2 * chunks * kPanelParts;
     if (add) {
-      product_packed<true>(rows, chunks, left, tile_row, panel, c + p * width, c_row, next);
+      product_packed<true, 4>(rows, chunks, left, tile_row, panel, c + p * width, c_row, next);
     } else {
-      product_packed<false>(rows, chunks, left, tile_row, panel, c + p * width, c_row, next);
+      product_packed<false, 4>(rows, chunks, left, tile_row, panel, c + p * width, c_row, next);
     }
     while (unit < all) pack_unit(p + 1, unit++);
   }
