@@ -108,7 +108,10 @@ def _train(chosen: argparse.Namespace) -> int:
     # With --json stdout belongs to the summary.
     console = _Console(mode, sys.stderr if chosen.json else None)
     callbacks = [console, _LossPlot(), *watching.callbacks(chosen)]
-    saved = _held_out_of_resumed(chosen, given)
+    saved = None
+    if chosen.resume is not None:
+        _check_resumed(chosen, given)
+        saved = table.kept_out(chosen.resume)
     if chosen.until is not None and chosen.held_out is None and saved is None:
         callbacks.append(Until(chosen.until))
     callbacks = tuple(callbacks)
@@ -177,17 +180,13 @@ def _tuned_run(chosen: argparse.Namespace, given: dict[str, Any], callbacks: tup
     return Trainer.from_checkpoint(chosen.start_from, data=data, callbacks=callbacks, **given)
 
 
-def _held_out_of_resumed(chosen: argparse.Namespace, given: dict[str, Any]) -> dict | None:
-    """What a run that is to be resumed says of rows that it holds out."""
-    if chosen.resume is None:
-        return None
+def _check_resumed(chosen: argparse.Namespace, given: dict[str, Any]) -> None:
     for name in ("preset", "config", "name", "start_from"):
         if getattr(chosen, name) is not None:
             name = name.replace("_", "-")
             raise ConfigError(f"--{name} begins a new run; --resume goes on with its own settings")
     if "out" in given:
         raise ConfigError("--out begins a new run; --resume goes on in the run's own directory")
-    return table.kept_out(chosen.resume)
 
 
 def _resumed_run(
