@@ -3,9 +3,11 @@
 import random
 
 import torch
+from fused_plans import first_step, gradients_as_good_as_torchs
 from torch import nn
 
 from fastgan import data
+from fastgan.engines.eager import EagerEngine
 from fastgan.nn import Pack
 from fastgan.problem import make_problem
 
@@ -100,3 +102,24 @@ def drawn(kind, number, dtype=torch.float32, penalised=False, pack=1, **changes)
     return make_problem(
         g.to(dtype), d.to(dtype), samples, latent_dim=LATENT, device="cpu", **options
     )
+
+
+COURSES = [
+    ("straight", 1, {"penalised": True, "d_steps": 2}),
+    ("curved", 3, {"penalised": True, "grad_clip": 0.05}),
+    ("curved", 4, {"d_steps": 2, "g_steps": 2}),
+    ("straight", 5, {"precision": "bf16"}),
+]
+"""Of `drawn`: the kind, the number and what changes, for tests of several steps."""
+
+
+def drawn_gradients_as_good_as_torchs(kind, number, penalised, pack=1):
+    """What `gradients_as_good_as_torchs` says of one that a number draws, whose penalty counts."""
+
+    def made(dtype, **changes):
+        return drawn(kind, number, dtype, penalised, pack, **changes)
+
+    exact, ours = gradients_as_good_as_torchs(made)
+    if penalised:  # and the penalty is not lost
+        without = first_step(EagerEngine, made(torch.float64, penalties=None))
+        assert (exact[0] - without[0]).norm() > 1e3 * (ours[0] - exact[0]).norm()
