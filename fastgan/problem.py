@@ -171,6 +171,8 @@ def make_problem(
     both = {"generator": generator, "discriminator": discriminator}
     for name, network in both.items():
         _check_network(name, network)
+    if config.shared_fakes:
+        _check_apart(generator, discriminator)
     if unsuited := sharded.unsuited(both, config, len(data), world, device):
         raise ConfigError(unsuited)
     for network in both.values():
@@ -397,6 +399,16 @@ def _check_network(name: str, network: Any) -> None:
             f"{name} has no weight to train"
             + (": requires_grad is False for all" if list(network.parameters()) else "")
         )
+
+
+def _check_apart(generator: nn.Module, discriminator: nn.Module) -> None:
+    known = {id(w): name for name, w in generator.named_parameters()}
+    for name, w in discriminator.named_parameters():
+        if w.requires_grad and id(w) in known:
+            raise ConfigError(
+                f"shared_fakes has G's pass wait for its gradients during D's update, which moves "
+                f"generator.{known[id(w)]}: it is discriminator.{name}, too; leave shared_fakes out"
+            )
 
 
 def _make_optimizer(

@@ -102,7 +102,8 @@ def by_hand(p, steps):
             real = (p.data.samples[order].float() * (2 / 255) - 1).to(kind)
             Drop.step, Drop.use = u, 3
             z = random.normal(p.seed, Stream.LATENT_D, u, (len(real), *p.latent.shape)).to(kind)
-            fake = g(z).detach()
+            made = g(z)
+            fake = made.detach()
             Drop.use = 0
             on_real = d(real).flatten()
             Drop.use = 1
@@ -114,7 +115,7 @@ def by_hand(p, steps):
             adam_d.step()
         z = random.normal(p.seed, Stream.LATENT_G, t, (len(real), *p.latent.shape)).to(kind)
         Drop.step, Drop.use = t, 4
-        fake = g(z)
+        fake = made if p.config.shared_fakes else g(z)
         Drop.use = 2
         score = d(fake).flatten()
         g_loss = F.binary_cross_entropy_with_logits(score, torch.ones_like(score))

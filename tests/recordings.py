@@ -159,6 +159,13 @@ PROBLEMS = {
     "packs, averages": lambda: packed(loss="relativistic-average"),
     "bf16": lambda: problem(precision="bf16"),
     "fp16": lambda: smooth(precision="fp16", penalties="r1"),
+    "shared fakes": lambda: with_norms(shared_fakes=True, d_steps=2, g_steps=2, ema=0.9),
+    "shared fakes, two scores": lambda: with_norms(shared_fakes=True, loss="relativistic"),
+    "shared fakes, wgan-gp": lambda: smooth(
+        shared_fakes=True, loss="wasserstein", penalties="wgan-gp"
+    ),
+    "shared fakes, convolutions with r1": lambda: convolutions(torch.float64, shared_fakes=True),
+    "shared fakes, bf16": lambda: problem(shared_fakes=True, precision="bf16"),
     "double": lambda: problem(generator().double(), discriminator().double()),
 }
 

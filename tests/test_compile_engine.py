@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from compilers import counted, functional, traced_only
+from compilers import counted, functional, traced_only, uses
 from graph_changes import CHANGES
 from methods import CASES, case
 from pairs import changed, discriminator, generator, images, problem
@@ -23,6 +23,8 @@ from fastgan.problem import make_problem
 NETWORKS = (
     "hinge", "two updates of D, all at once", "layers with their dropout", "dropout called twice",
     "spectral norm", "r1, lazy", "convolutions with r1", "r1 and r2", "wgan-gp", "packs", "bf16",
+    "shared fakes", "shared fakes, two scores", "shared fakes, wgan-gp",
+    "shared fakes, convolutions with r1", "shared fakes, bf16",
 )  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def test_the_compiled_step_is_eagers(name, monkeypatch):
     torch.testing.assert_close(found, expected, **tolerance)
     assert_same(p, q, **tolerance)
     # Ragged batches and lazy penalties are functions of their own, made before the first step.
-    assert len(calls) == made == len(engine._once.functions)
+    assert len(calls) == made == uses(engine._once.functions)
     most = 1e-5 if q.precision == "fp32" else 1e-2
     assert all(f.distance <= most for f in engine._once.functions.values())
     assert all(w.grad is None for w in q.discriminator.parameters())

@@ -8,7 +8,7 @@ import logging
 import pairs
 import pytest
 import torch
-from compilers import counted, functional, traced_only
+from compilers import counted, functional, traced_only, uses
 from graph_changes import CHANGES
 from methods import case
 from pairs import discriminator, images, problem
@@ -38,6 +38,8 @@ NETWORKS = (
     "hinge", "norms and dropouts", "two updates of D, all at once", "layers with their dropout",
     "dropout called twice", "spectral norm", "streamed", "r1, lazy", "convolutions with r1",
     "r1 and r2", "wgan-gp", "bf16", "adamw",
+    "shared fakes", "shared fakes, two scores", "shared fakes, wgan-gp",
+    "shared fakes, convolutions with r1", "shared fakes, bf16",
 )  # fmt: skip
 
 
@@ -55,7 +57,7 @@ def test_the_replayed_compiled_step_is_eagers(name, monkeypatch):
     made = len(calls)
     assert_replayed_is_eagers(p, q, engine, recorder)
     # Nothing is compiled in the loop, nor in a recording.
-    assert len(calls) == made == len(engine._body.step.functions)
+    assert len(calls) == made == uses(engine._body.step.functions)
     said = engine.describe()
     assert "replayed as CUDA" in said and "by TorchInductor" in said
 

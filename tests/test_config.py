@@ -73,6 +73,7 @@ VALUES = {
     "fake_condition": st.sampled_from(["auto", "drawn", "same"]),
     "d_steps": COUNT,
     "g_steps": COUNT,
+    "shared_fakes": st.booleans(),
     "d_start": st.just(0),
     "g_start": st.integers(0, 10**9),
     "grad_clip": none_or(POSITIVE),
@@ -110,6 +111,8 @@ def fitting(values):
     """Without what does not go together."""
     values = {"batch_size": 64, **values}
     values["accumulate"] = min(values.get("accumulate", 1), values["batch_size"])
+    if values["accumulate"] > 1:
+        values["shared_fakes"] = False
     if values.get("ema") is not None:
         values["ema_half_life"] = None
     if values.get("ema") is None and values.get("ema_half_life") is None:

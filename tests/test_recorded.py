@@ -116,11 +116,15 @@ def test_what_is_taken_out():
     assert targets(written, x, y) == [aten.add_.Tensor, aten.add.Tensor]
 
 
+SHARED = {"shared_fakes": True}
 R1, GP = {"penalties": "r1"}, {"penalties": "wgan-gp", "loss": "wasserstein"}
 
 
 @needs_library
-@pytest.mark.parametrize("options", [{}, R1, GP, {"d_steps": 2, "ema": 0.9}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, R1, GP, {"d_steps": 2, "ema": 0.9}, SHARED, {**R1, **SHARED, "d_steps": 2, "g_steps": 2}],
+)
 @pytest.mark.parametrize("kind", [None, Body, Called])
 @pytest.mark.parametrize("whole", [False, True])
 def test_recorded_steps_are_eagers(every, kind, options, whole, monkeypatch):

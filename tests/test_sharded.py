@@ -17,6 +17,7 @@ KINDS = {
     "plain": {"optimizer": "sgd", "lr": 0.05},
     "adam, bounded": {"grad_clip": 0.3, "grad_clip_value": 0.2, "lr": 0.01, "loss": "hinge"},
     "penalised": {"penalties": "r1:1:2", "optimizer": "sgd", "lr": 0.05, "d_steps": 2},
+    "shared fakes": {"shared_fakes": True, "optimizer": "sgd", "lr": 0.05, "d_steps": 2},
     "in parts": {"accumulate": 2, "weight_clip": 0.2, "loss": "wasserstein", "lr": 0.01},
 }
 

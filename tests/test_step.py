@@ -15,6 +15,7 @@ from fastgan.models import Discriminator, Generator
 from fastgan.random import Stream
 
 
+@pytest.mark.parametrize("shared_fakes", [False, True])
 @pytest.mark.parametrize("d_steps", [1, 2])
 @pytest.mark.parametrize(
     ("g_middle", "d_middle"),
@@ -27,11 +28,11 @@ from fastgan.random import Stream
     ],
     ids=["plain", "norms and dropouts"],
 )
-def test_eager_is_the_loop_of_the_protocol(d_steps, g_middle, d_middle):
+def test_eager_is_the_loop_of_the_protocol(d_steps, g_middle, d_middle, shared_fakes):
     g = generator(*copy.deepcopy(g_middle)).double()
     d = discriminator(middle=copy.deepcopy(d_middle)).double()
-    p = problem(g, d, d_steps=d_steps, ema=0.9)
-    q = problem(copy.deepcopy(g), copy.deepcopy(d), d_steps=d_steps, ema=0.9)
+    options = {"d_steps": d_steps, "ema": 0.9, "shared_fakes": shared_fakes}
+    p, q = problem(g, d, **options), problem(copy.deepcopy(g), copy.deepcopy(d), **options)
     # 22 images in batches of 8: the third of each epoch's batches has 6.
     found = EagerEngine(p).run(7)
     expected = by_hand(q, 7)
@@ -328,15 +329,14 @@ def test_statistics_are_means_of_what_the_loss_works_on(scores):
     assert row[2] != row[3]
 
 
-def test_ranks_have_their_rows_of_the_batch_the_noise_and_the_masks():
-    """Two ranks that are one: gradients of the halves together are those of the whole."""
+def two_halves(**options):
+    """What a step of plain descent moves: by one process, and by each of two ranks that are one."""
 
     class Pair(World):
         def rows(self, batch):
             return range(self.rank * batch // 2, (self.rank + 1) * batch // 2)
 
         def sum_(self, tensor):
-            """Done below."""
             return tensor
 
         def means(self, mine, batch):
@@ -346,14 +346,17 @@ def test_ranks_have_their_rows_of_the_batch_the_noise_and_the_masks():
         torch.manual_seed(3)
         d = discriminator(middle=(nn.Dropout(0.4),)).double()
         g = generator(nn.Dropout(0.3)).double()
-        options = {"optimizer": torch.optim.SGD, "lr": 1.0, "penalties": ["wgan-gp", "r1"]}
-        p = changed(problem(g, d, images(24), **options), world=world)
+        p = problem(g, d, images(24), optimizer=torch.optim.SGD, lr=1.0, **options)
         before = weights(d)
-        EagerEngine(p).run(1)
+        EagerEngine(changed(p, world=world)).run(1)
         return [a - b for a, b in zip(before, weights(d), strict=True)]
 
-    whole = gradients(World())
-    halves = [gradients(Pair(rank, 2)) for rank in (0, 1)]
+    return gradients(World()), [gradients(Pair(rank, 2)) for rank in (0, 1)]
+
+
+def test_ranks_have_their_rows_of_the_batch_the_noise_and_the_masks():
+    """Gradients of the halves together are those of the whole."""
+    whole, halves = two_halves(penalties=["wgan-gp", "r1"])
     for a, b, c in zip(whole, *halves, strict=True):
         torch.testing.assert_close(a, b + c)
         assert not torch.equal(b, c)

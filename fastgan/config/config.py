@@ -64,6 +64,7 @@ HINTS = {
         "penalties": "penalty gp gradient_penalty lambda_gp gp_weight r1_gamma",
         "precision": "amp dtype mixed_precision",
         "seed": "random_seed manual_seed",
+        "shared_fakes": "share_fakes same_fakes reuse_fakes",
         "steps": "max_steps iterations n_iter iters",
         "threads": "num_threads",
         "weight_clip": "clip_value clip_weights clamp",
@@ -209,6 +210,9 @@ class Config:
         "batch's; auto: labels are drawn")
     d_steps: int = _training(1, _COUNT, "updates of D in a step")
     g_steps: int = _training(1, _COUNT, "updates of G in a step, after those of D")
+    shared_fakes: bool = _training(False, flag(),
+        "G's update, of several the first, takes the samples that D's last one took, as the public "
+        "DCGAN example does, and spares a pass of G; else samples of latents of its own")
     d_start: int = _training(0, integer(0),
         "the step that begins to train D; before it G minimises its terms alone, as to begin with "
         "in Ledig et al. 2017")

@@ -34,6 +34,11 @@ def check(config: Any, defaults: Mapping[str, Any]) -> None:
             f"accumulate is {config.accumulate}, more parts than the {config.batch_size} samples "
             "of a batch; batch_size is that of all parts together"
         )
+    if config.accumulate > 1 and config.shared_fakes:
+        raise ConfigError(
+            f"accumulate is {config.accumulate}, to hold a part of a batch at a time, and "
+            "shared_fakes has G hold all of it during D's update; give one of them"
+        )
     if config.d_start and config.g_start:
         raise ConfigError("d_start and g_start are both given; one network waits for the other")
     if config.d_start and not config.terms:

@@ -10,6 +10,8 @@ of the generator G (one, unless said otherwise), then, if the method has a joint
   of the step's last real batch (an epoch's last batch may be smaller), and D gets no gradient, but
   for weights that G's optimiser trains as well. A relativistic loss has D score that real batch
   once more.
+- With `shared_fakes`, the first of G's updates in a step takes the latents, conditions, masks and
+  samples of D's last one: G's pass is that one's, D's is a new one.
 - With penalties, D's loss is that much larger before its backward pass, and reported without. Those
   at "real" and "fake" are taken in the pass that the loss takes. The points between real and fake
   samples are ``fake + eps * (real - fake)``, eps [b] the normal distribution function of

@@ -23,6 +23,7 @@ from fastgan.engines import agree, kept, probe, recorded
 from fastgan.engines.base import CannotRun
 from fastgan.engines.capture import Watch
 from fastgan.engines.draws import Counter
+from fastgan.engines.halves import Halves, halved
 from fastgan.engines.noted_draws import Drawer, Noting
 from fastgan.engines.rehearsal import own_state, untouched
 from fastgan.engines.shapes import StepShape, shape_of
@@ -33,6 +34,8 @@ from fastgan.engines.updates import together
 if TYPE_CHECKING:
     from fastgan.problem import Problem
 
+_FIRST, _LAST = Counter(1, 0), Counter(2, 1)
+"""While functions are made: the update at hand, and D's last one, whose draws G's shares."""
 _TRIALS = 3
 """How often a function is timed, besides the calls that it is checked by."""
 _MOST = 20_000
@@ -45,6 +48,7 @@ class Key(NamedTuple):
     player: str
     size: int
     due: tuple[bool, ...] = ()
+    shares: bool = False  # G's begins before D's, which is given its samples
 
     def __str__(self) -> str:
         """For sentences."""
@@ -52,10 +56,24 @@ class Key(NamedTuple):
         return f"{whose} of {self.size} samples"
 
 
-def keys_of(shape: StepShape) -> Iterator[Key]:
-    """The updates of a step; of the joint one, too, whether there is one or not."""
-    yield from (Key("d", *update) for update in shape)
-    yield from (Key(player, shape[-1].size) for player in ("g", "joint"))
+def keys_of(problem: Problem, shape: StepShape) -> Iterator[Key]:
+    """The updates of a step."""
+    p, (*before, last) = problem, shape
+    shares = p.config.shared_fakes
+    yield from (Key("d", *update) for update in before)
+    yield Key("d", *last, shares)
+    yield from (Key("g", last.size, shares=shares and k == 0) for k in range(p.g_steps))
+    if hasattr(p.method, "joint_loss"):
+        yield Key("joint", last.size)
+
+
+class Found(NamedTuple):
+    """What an update has found; `scores`: D's."""
+
+    gradients: list[Tensor]
+    statistics: list[Tensor]
+    logged: dict[str, Tensor]
+    scores: list[Tensor]
 
 
 class Function(NamedTuple):
@@ -63,7 +81,7 @@ class Function(NamedTuple):
 
     code: Callable[..., list[Tensor]]
     inputs: list[Tensor | int]
-    """Tensors, and places among the tensors of a batch and its draws."""
+    """Tensors, and places among the tensors of a batch, its draws, and samples that are given."""
     strides: list[tuple[int, ...]]
     """How the latter must lie in memory, in the order of their places."""
     drawers: list[Drawer]
@@ -80,28 +98,31 @@ class Function(NamedTuple):
     distance: float
     """How far its gradients were from eager's on the first draws; see `agree.TOLERANCE`."""
 
-    def __call__(
-        self, draws: Noting, counter: Counter, batch: Batch
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], list[Tensor]]:
-        """(gradients, statistics, what was logged, D's scores) of an update."""
-        moving = _moving(batch, [drawer(counter) for drawer in self.drawers])
+    def __call__(self, counter: Counter, batch: Batch, *given: Tensor) -> Found:
+        """Do an update; `given`: samples of G's, for an update of D that shares them."""
+        with torch.no_grad():
+            return self.split(self.code(*self._filled(counter, batch, given)))
+
+    def begin(self, counter: Counter, batch: Batch) -> tuple[Tensor, Callable[[], list[Tensor]]]:
+        """The samples of an update of G that shares them, and what does the rest."""
+        with torch.no_grad():
+            return self.code.begin(*self._filled(counter, batch, ()))
+
+    def _filled(self, counter: Counter, batch: Batch, given: tuple[Tensor, ...]) -> list[Tensor]:
+        moving = _moving(batch, [*(drawer(counter) for drawer in self.drawers), *given])
         moving = [
             t if t.stride() == stride else torch.empty_like(t).as_strided(t.shape, stride).copy_(t)
             for t, stride in zip(moving, self.strides, strict=True)
         ]
-        with torch.no_grad():
-            found = self.code(*(moving[i] if isinstance(i, int) else i for i in self.inputs))
-        return self.split(found)
+        return [moving[i] if isinstance(i, int) else i for i in self.inputs]
 
-    def split(
-        self, found: list[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor], list[Tensor]]:
+    def split(self, found: list[Tensor]) -> Found:
         """What the code has returned."""
         n = len(self.weights)
         last = n + self.statistics
         end = last + len(self.logged)
         logged = dict(zip(self.logged, found[last:end], strict=True))
-        return found[:n], found[n:last], logged, found[end:]
+        return Found(found[:n], found[n:last], logged, found[end:])
 
 
 class CompiledStep(Step):
@@ -119,7 +140,7 @@ class CompiledStep(Step):
         """Nothing is compiled yet."""
         super().__init__(problem, draws, *updates)
         self.functions: dict[Key, Function] = {}
-        self._has_joint = hasattr(problem.method, "joint_loss")
+        self._rest: Callable[[], list[Tensor]] | None = None  # of G's update, once D's is done
 
     def prepare(self, first: int) -> None:
         """Compile, inside `ready`, all updates that a run from this step on has.
@@ -133,12 +154,8 @@ class CompiledStep(Step):
     def milliseconds(self, step: int) -> tuple[float, float]:
         """What a step's losses and gradients take without the compiler and with it."""
         p, functions = self.problem, self.functions
-        times = {"d": 1, "g": p.g_steps, "joint": 1}
-        each = [
-            [1e3 * times[key.player] * second for second in functions[key].seconds]
-            for key in keys_of(shape_of(p, step))
-            if key in functions
-        ]
+        keys = keys_of(p, shape_of(p, step))
+        each = [[1e3 * second for second in functions[key].seconds] for key in keys]
         before, after = map(sum, zip(*each, strict=True))
         return before, after
 
@@ -163,22 +180,32 @@ class CompiledStep(Step):
         return super().__call__(shape)
 
     def _have(self, shape: StepShape) -> None:
-        for key in keys_of(shape):
-            if key not in self.functions and (key.player != "joint" or self._has_joint):
+        for key in keys_of(self.problem, shape):
+            if key not in self.functions:
                 self.functions[key] = self._compiled(key)
 
     def _update(
-        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
-    ) -> list[Tensor]:
-        function = self.functions[Key(player, size, due)]
-        gradients, found, logged, scores = function(self.draws, counter, batch)
-        self.logged |= logged
+        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = (),
+        *, shares: bool = False,
+    ) -> list[Tensor]:  # fmt: skip
+        function = self.functions[Key(player, size, due, shares)]
+        if shares and player == "g":
+            with torch.no_grad():
+                found = function.split(self._rest())
+            self._rest = None
+        elif shares:
+            of_g = self.functions[Key("g", size, shares=True)]
+            fake, self._rest = of_g.begin(Counter(self.problem.g_steps, 0), batch)
+            found = function(counter, batch, fake)
+        else:
+            found = function(counter, batch)
+        self.logged |= found.logged
         if player == "d":
-            self.measures.score(1.0, scores)
+            self.measures.score(1.0, found.scores)
         own = self._updates_of(player)
         for update in own:
             update.clear()
-        for w, gradient in zip(function.weights, gradients, strict=True):
+        for w, gradient in zip(function.weights, found.gradients, strict=True):
             w.grad = gradient
         for w in function.others:
             w.grad = None
@@ -186,7 +213,7 @@ class CompiledStep(Step):
             together(own, size)
         else:
             own[0].use(size)
-        return found
+        return found.statistics
 
     def _updates_of(self, player: str) -> list[Any]:
         return [u for u, name in zip(self.updates, "dg", strict=True) if player in (name, "joint")]
@@ -194,7 +221,7 @@ class CompiledStep(Step):
     # --- compiling -------------------------------------------------------------------------------
 
     def _compiled(self, key: Key) -> Function:
-        p, draws, counter = self.problem, self.draws, Counter(1, 0)
+        p, draws = self.problem, self.draws
         condition = probe.condition(p, key.size) if p.uses_conditions else None
         whole = Batch(probe.samples(p, key.size), condition)
         draws.pretend(whole)
@@ -203,30 +230,31 @@ class CompiledStep(Step):
         images = batch.images.to(self.dtypes[0], memory_format=draws.memory_format)
         batch = batch._replace(images=images)
         state = _state_of(p)
+        given = self._samples(key, batch, state) if key.shares and key.player == "d" else []
         with self._rehearsed(key, state):
-            with draws.noting() as drawers:
-                expected = self._flat(key, batch)
+            with draws.noting() as notes:
+                expected = self._flat(key, batch, given)
             expected_state = [t.detach().clone() for t in state]
             torchs = _generators(p.device)
-        drawn = [drawer(counter) for drawer in drawers]
-        moving = _moving(batch, drawn)
+        drawn = [drawer(counter) for drawer, counter in notes]
+        drawers = [self._drawer(*note) for note in notes]
+        moving = _moving(batch, [*drawn, *given])
 
         def work(*_: Tensor) -> list[Tensor]:
             with draws.giving(drawn):
-                return self._flat(key, batch).values
+                return self._flat(key, batch, given).values
 
         inputs = list({id(t): t for t in (*moving, *state)}.values())
         graph, inputs = self._trace(key, work, inputs, state)
         try:
             with untouched(p, state), torch.no_grad():
-                if self._convolutions.taken:
-                    code, known = recorded.simplified(graph, inputs).forward, False
-                else:
-                    code, known = kept.code_of(graph, inputs, self.compiler)
+                code, known = self._code(key, graph, inputs)
             with untouched(p, state), torch.no_grad():
                 found = list(code(*inputs))
                 found_state = [t.detach().clone() for t in state]
                 same = torch.equal(_generators(p.device), torchs)
+        except CannotRun:
+            raise
         except Exception as error:
             raise CannotRun(f"{key} cannot be compiled ({probe.first_line(error)})") from error
         # Scores are in the losses; their own length would make the losses' errors small.
@@ -235,7 +263,7 @@ class CompiledStep(Step):
 
         def otherwise() -> list[Tensor]:
             with untouched(p, state), self._convolutions.aside(), draws.giving(drawn):
-                return self._flat(key, batch).values
+                return self._flat(key, batch, given).values
 
         other = otherwise if self._convolutions.taken else None
         far = agree.compare(key, p.precision, len(expected.weights), outputs, states, other)
@@ -269,11 +297,51 @@ class CompiledStep(Step):
         if reason:
             raise CannotRun(f"{key} would be the same in every step, and is not: {reason}")
 
-    def _flat(self, key: Key, batch: Batch) -> Outputs:
-        """An update's gradients, statistics and logged numbers, by autograd."""
+    def _samples(self, key: Key, batch: Batch, state: list[Tensor]) -> list[Tensor]:
+        """G's, for an update of D that is given them."""
         p = self.problem
+        with untouched(p, state), probe.randomness_kept(p.device), torch.no_grad():
+            made = self._context("d", _LAST, key.size, batch).fake
+        if not isinstance(made, Tensor):
+            raise CannotRun("shared_fakes: what G makes is more than one tensor")
+        return [made]
+
+    def _drawer(self, drawer: Drawer, noted: Counter) -> Drawer:
+        """What draws for an update; what D's last one drew, if it is that one's."""
+        d_steps = self.problem.d_steps
+        return drawer if noted != _LAST else lambda _: drawer(Counter(d_steps, d_steps - 1))
+
+    def _code(
+        self, key: Key, graph: torch.fx.GraphModule, inputs: list[Tensor]
+    ) -> tuple[Callable[..., list[Tensor]], bool]:
+        """A trace's code, and whether it had been kept."""
+        taken, d = self._convolutions.taken, self.problem.discriminator
+        if taken:
+            graph = recorded.simplified(graph, inputs)
+        if not (key.shares and key.player == "g"):
+            return (graph.forward, False) if taken else kept.code_of(graph, inputs, self.compiler)
+        first, second, own = halved(graph, inputs, {id(t) for t in (*d.parameters(), *d.buffers())})
+        if taken:
+            return Halves(first.forward, second.forward, own), False
+        inputs, others = ([inputs[i] for i in places] for places in own)
+        of_first, known = kept.code_of(first, inputs, self.compiler)
+        of_second, also = kept.code_of(second, [*first(*inputs), *others], self.compiler)
+        return Halves(of_first, of_second, own), known and also
+
+    def _flat(self, key: Key, batch: Batch, given: list[Tensor]) -> Outputs:
+        """An update's gradients, statistics and logged numbers, by autograd.
+
+        Samples that it shares, in G's update, are the last of them, and made before all else.
+        """
+        p, shared = self.problem, key.shares and key.player == "g"
         with self._alone(key.player):
-            context = self._context(key.player, Counter(1, 0), key.size, batch, key.due)
+            if shared:
+                self._shared = self._context("d", _LAST, key.size, batch, shares=True)
+                made = self._shared.made.detach()
+            context = self._context(key.player, _FIRST, key.size, batch, key.due, shares=key.shares)
+            self._shared = None
+            if given:
+                context.give(*given)
             loss, found = self._evaluated(context)
             with self.in_backward():
                 groups = [w for u in self._updates_of(key.player) for w in u.weights()]
@@ -296,7 +364,7 @@ class CompiledStep(Step):
             nan = torch.full_like(found[0], math.nan).view(1)
             scores = [nan if s is None else s for s in context.scores]
         return Outputs(
-            [*slopes, *found, *context.logged.values(), *scores],
+            [*slopes, *found, *context.logged.values(), *scores, *([made] if shared else [])],
             used, [w for w in groups if all(w is not u for u in used)], len(found),
             list(context.logged), len(scores),
         )  # fmt: skip

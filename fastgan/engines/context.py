@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from fastgan.engines.draws import (
     PENALTY_STREAM,
     Counter,
 )
-from fastgan.engines.views import Network, converted
+from fastgan.engines.views import Network, converted, detached
 from fastgan.packs import first_of_each, rows_of
 from fastgan.random import Stream
 
@@ -54,6 +55,8 @@ class StepContext:
         size: int,
         batch: Batch,
         due: tuple[bool, ...] = (),
+        shared: StepContext | None = None,
+        shares: bool = False,
     ):
         """For one update.
 
@@ -64,7 +67,10 @@ class StepContext:
             size: rows of the whole batch, of all ranks.
             batch: this rank's rows.
             due: see above.
+            shared: D's update whose samples this one of G takes.
+            shares: whether an update of G will take those of this one of D.
         """
+        self._shared, self._shares = shared, shares
         self._step, self.player, self._counter, self._size = step, player, counter, size
         self.real, self.cond = batch
         self.due = due
@@ -93,6 +99,8 @@ class StepContext:
     @cached_property
     def z(self) -> Tensor | None:
         """Latents, or None if the generator takes none."""
+        if self._shared is not None:
+            return self._shared.z
         latent = self._step.problem.latent
         if latent.shape is None:
             return None
@@ -107,6 +115,8 @@ class StepContext:
     @cached_property
     def fake_cond(self) -> Any:
         """The conditions of the fake samples."""
+        if self._shared is not None:
+            return self._shared.fake_cond
         how = self._step.problem.config.fake_condition
         if self.cond is None or not conditions.is_drawn(how, self.cond):
             return self.cond
@@ -116,13 +126,27 @@ class StepContext:
     @cached_property
     def fake(self) -> Any:
         """G's samples."""
-        with torch.set_grad_enabled(self.player != "d"):
+        if self._shared is not None:
+            return self._shared.made
+        return detached(self.made) if self.player == "d" else self.made
+
+    @cached_property
+    def made(self) -> Any:
+        """G's samples, with a gradient into it if an update of G will use them."""
+        with torch.set_grad_enabled(self.player != "d" or self._shares):
             p = self._step.problem
             z = None if self.z is None else self.z.to(self._step.dtypes[1])
             condition = self.fake_cond if p.conditioned[1] else None
-            made = self.G(*conditions.arguments(p, 1, z, condition))
+            # What D's penalties differentiate ends at the samples.
+            with self._step.not_penalised() if self._shares else nullcontext():
+                made = self.G(*conditions.arguments(p, 1, z, condition))
         self._heads = self._step.masks[1].taken()
         return converted(made, self._step.dtypes[0])
+
+    def give(self, fake: Tensor) -> None:
+        """G's samples were made elsewhere, by its first pass in this update."""
+        self.__dict__["made"] = fake
+        self._calls[1] = 1
 
     @property
     def heads(self) -> tuple[Heads, Tensor]:
@@ -131,12 +155,14 @@ class StepContext:
         ValueError if there is none, or more than one.
         """
         self.fake  # noqa: B018
-        if len(self._heads) != 1:
+        found = (self._shared or self)._heads
+        if len(found) != 1:
             raise ValueError(
-                f"G's samples went through {len(self._heads)} modules fastgan.nn.Heads; expected "
+                f"G's samples went through {len(found)} modules fastgan.nn.Heads; expected "
                 "one, which torch.compile has not compiled"
             )
-        return self._heads[0]
+        heads, logits = found[0]
+        return heads, logits.detach() if self.player == "d" else logits
 
     @cached_property
     def G(self) -> Network:

@@ -37,9 +37,9 @@ class Narrowed(torch_private.OperationMode):
             torch_private.is_compiled(m) for net in networks for m in net.modules()
         )
 
-    def begin(self) -> None:
-        """Weights have changed."""
-        self._fresh.clear()
+    def begin(self, *networks: nn.Module) -> None:
+        """Weights have changed: those of all networks, or of these."""
+        self._fresh -= {id(w) for m in networks for w in m.parameters()} or self._fresh
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Answer the cast of a weight; do anything else."""

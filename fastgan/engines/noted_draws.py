@@ -29,7 +29,7 @@ class Noting(Draws):
         """Nothing is noted yet."""
         super().__init__(*made_of)
         self.asked = False
-        self._notes: list[Drawer] | None = None
+        self._notes: list[tuple[Drawer, Counter]] | None = None
         self._given: Iterator[Any] | None = None
 
     @property
@@ -43,8 +43,8 @@ class Noting(Draws):
         self.part, self._conditions = self.problem.world, batch.condition
 
     @contextmanager
-    def noting(self) -> Iterator[list[Drawer]]:
-        """Yields a list of what is drawn meanwhile."""
+    def noting(self) -> Iterator[list[tuple[Drawer, Counter]]]:
+        """Yields a list of what is drawn meanwhile, and for which update."""
         self._notes = []
         try:
             yield self._notes
@@ -82,7 +82,7 @@ class Noting(Draws):
         finally:
             self._notes = notes
         if notes is not None:
-            notes.append(drawer)
+            notes.append((drawer, counter))
         return value
 
 

@@ -85,6 +85,7 @@ class Step:
         self.whole = True
         self.logged: dict[str, Tensor] = {}
         self._adversarial = True
+        self._shared: StepContext | None = None  # D's last update, whose samples G's takes
         self._plays_game = isinstance(problem.method, LossMethod)
         self._cast = problem.precision != "fp32"
         self.masks: list[Masks | None] = [None, None]
@@ -148,7 +149,7 @@ class Step:
             that the former is made of.
         """
         p = self.problem
-        self.logged = {}
+        self.logged, self._shared = {}, None
         self.measures.begin()
         d_loss = g_loss = None
         trains_d, trains_g = self._trains()
@@ -157,13 +158,17 @@ class Step:
             batch = self.draws.batch(counter, size)
             batch = batch._replace(images=batch.images.to(self.dtypes[0]))
             self.whole = False
+            last = k + 1 == len(shape)
             if trains_d:
-                with self.measures.of(0, last=k + 1 == len(shape)):
-                    d_loss, *scores = self._update("d", counter, size, batch, due)
+                with self.measures.of(0, last=last):
+                    shares = p.config.shared_fakes and last and trains_g
+                    d_loss, *scores = self._update("d", counter, size, batch, due, shares=shares)
                     self._after_d(size, *scores[2:])
         for k in range(p.g_steps if trains_g else 0):
             with self.measures.of(1, last=k + 1 == p.g_steps):
-                (g_loss,) = self._update("g", Counter(p.g_steps, k), size, batch)
+                shares = p.config.shared_fakes and k == 0 and trains_d
+                (g_loss,) = self._update("g", Counter(p.g_steps, k), size, batch, shares=shares)
+                self._shared = None
         if hasattr(p.method, "joint_loss"):
             with self.measures.of(0, 1):
                 self._update("joint", Counter(1, 0), size, batch)
@@ -189,15 +194,19 @@ class Step:
         return True, True
 
     def _update(
-        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
-    ) -> list[Tensor]:
-        """One update of D, of G or of both; the statistics that it has."""
+        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = (),
+        *, shares: bool = False,
+    ) -> list[Tensor]:  # fmt: skip
+        """One update of D, of G or of both; the statistics that it has.
+
+        `shares`: an update of D and the one of G after it have the same samples of G's.
+        """
         p, means = self.problem, Means()
         own = self.updates if player == "joint" else [self.updates[PLAYERS.index(player)]]
         with self._alone(player):
             for part in self._parts(size):
                 rows = batch if part.whole else self.draws.of_part(batch, size)
-                context = self._context(player, counter, size, rows, due)
+                context = self._context(player, counter, size, rows, due, shares=shares)
                 loss, found = self._evaluated(context)
                 with self.in_backward():
                     if part.first:
@@ -270,13 +279,30 @@ class Step:
             self.logged["augment_p"] = p.augmentation.state[0]
 
     def _context(
-        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = ()
-    ) -> StepContext:
+        self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = (),
+        *, shares: bool = False,
+    ) -> StepContext:  # fmt: skip
+        p, shared = self.problem, self._shared if shares and player == "g" else None
         if self.narrow is not None:
-            self.narrow.begin()
-        slopes = takes_slopes(self.problem.penalties, due)
+            # The pass that is shared holds what G's weights were cast to.
+            self.narrow.begin(*[p.discriminator] if shared is not None else [])
+        slopes = takes_slopes(p.penalties, due)
         self._penalised = player != "g" and (slopes or not self._plays_game)
-        return StepContext(self, player, counter, size, batch, due)
+        context = StepContext(
+            self, player, counter, size, batch, due, shared, shares and player == "d"
+        )
+        if shares and player == "d":
+            self._shared = context
+        return context
+
+    @contextmanager
+    def not_penalised(self) -> Iterator[None]:
+        """The passes of meanwhile have no second derivative."""
+        before, self._penalised = self._penalised, False
+        try:
+            yield
+        finally:
+            self._penalised = before
 
     def _loss(self, context: StepContext, name: str) -> Tensor:
         method = self.problem.method

@@ -78,6 +78,21 @@ class Network:
         return tuple(map(self._view, found)) if type(found) is tuple else found
 
 
+def detached(out: Any) -> Any:
+    """What a network returned, without a gradient.
+
+    Args:
+        out: a tensor, or tuples, lists and dicts of such.
+    """
+    if isinstance(out, Tensor):
+        return out.detach()
+    if type(out) in (tuple, list):
+        return type(out)(map(detached, out))
+    if type(out) is dict:
+        return {key: detached(part) for key, part in out.items()}
+    return out
+
+
 def converted(out: Any, dtype: torch.dtype, *, narrower: bool = False) -> Any:
     """The floating-point tensors of what a network returned in a dtype; all else as it is.
 
