@@ -84,6 +84,12 @@ PLANS = {
         (3, 5, 5),
         {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 3},
     ),
+    "shared fakes": (
+        deep_normed,
+        20,
+        (3, 5, 5),
+        {"count": 130, "batch_size": 40, "d_steps": 2, "g_steps": 2, "shared_fakes": True},
+    ),
     "uniform, warming": (
         plain,
         {"noise": 3, "code": "uniform:4:-2:1"},

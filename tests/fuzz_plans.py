@@ -62,6 +62,7 @@ class Fused:
             "bytes": rng.random() < 0.5,
             "threads": rng.choice((1, 1, 2, 3)),
             "draw": rng.randrange(1 << 30),
+            "shared_fakes": rng.random() < 0.3,
         }
         if rng.random() < 0.3:
             options |= {"parts": self.parts(rng, joins, pack), "drawn": rng.random() < 0.7}
@@ -86,6 +87,7 @@ class Fused:
             "pack": 1,
             "parts": ((), ()),
             "g_steps": rng.choice((1, 1, 2)),
+            "shared_fakes": False,
         }
         options["penalties"] = () if curved else self.case.penalties
         self.on_cuda = plans.Case(**options)

@@ -109,6 +109,7 @@ COURSES = [
     ("curved", 3, {"penalised": True, "grad_clip": 0.05}),
     ("curved", 4, {"d_steps": 2, "g_steps": 2}),
     ("straight", 5, {"precision": "bf16"}),
+    ("curved", 6, {"penalised": True, "shared_fakes": True}),
 ]
 """Of `drawn`: the kind, the number and what changes, for tests of several steps."""
 

@@ -75,7 +75,7 @@ def test_updates_are_as_good_as_torch_in_float32(name):
     "name",
     [
         *("reference, ragged", "deep", "norms", "several of G", "rows normed", "smooth"),
-        *("heads", "added"),
+        *("heads", "added", "shared fakes"),
     ],
 )
 def test_threads_change_no_bit(name):
@@ -90,7 +90,7 @@ def test_threads_change_no_bit(name):
         assert same(results[0][1], p) == []
 
 
-@pytest.mark.parametrize("name", ["reference, ragged", "deep", "several of G"])
+@pytest.mark.parametrize("name", ["reference, ragged", "deep", "several of G", "shared fakes"])
 def test_one_call_or_many(name):
     p, q = problem(name), problem(name)
     whole, parts = FusedEngine(p), FusedEngine(q)
@@ -104,7 +104,7 @@ def test_one_call_or_many(name):
     "name",
     [
         *("reference", "reference, ragged", "deep", "norms", "single layers", "rows normed"),
-        *("smooth", "heads", "added", "concatenated"),
+        *("smooth", "heads", "added", "concatenated", "shared fakes"),
     ],
 )
 def test_bf16_is_as_good_as_autocast(name):

@@ -91,6 +91,11 @@ CASES = {
         True,
         {"d_steps": 2, "g_steps": 2, "grad_clip": 0.1},
     ),
+    "shared fakes": (
+        lambda: (Both(g_body(9), 3), Both(d_body(46), 40)),
+        True,
+        {"d_steps": 2, "g_steps": 2, "shared_fakes": True},
+    ),
     "numbers": (lambda: (Numbers(g_body(3)), Numbers(d_body(3))), False, {}),
     "numbers, drawn": (
         lambda: (Numbers(g_body(3)), Numbers(d_body(3))),

@@ -19,7 +19,7 @@ from fastgan.engines.fused.cuda import FusedCudaEngine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_gpu = pytest.mark.gpu(library=True)
-REFUSED = ("rows normed", "heads", "uniform, warming", "added", "concatenated")
+REFUSED = ("rows normed", "heads", "uniform, warming", "added", "concatenated", "shared fakes")
 TAKEN = [name for name in PLANS if name not in REFUSED]
 """The plans without LayerNorm and heads."""
 PLAIN = [name for name in TAKEN if name not in ("deep", "norms", "several of G")]
@@ -64,6 +64,12 @@ def test_several_updates_of_g_are_the_chains(kernels, name, changes):
 def test_a_layer_norm_is_refused_by_name(kernels):
     with pytest.raises(RuntimeError, match="LayerNorm, which the fused step on CUDA does not know"):
         EmulatedChain(problem("rows normed"))
+
+
+@needs_emulator
+def test_shared_fakes_are_refused_by_name(kernels):
+    with pytest.raises(RuntimeError, match="shared_fakes, which the fused step on CUDA does not"):
+        EmulatedChain(problem("shared fakes"))
 
 
 @needs_emulator

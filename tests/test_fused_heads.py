@@ -246,6 +246,12 @@ CASES = {
     "several of G": {"g_steps": 3},
     "penalised": {"penalties": ("wgan-gp", "r1"), "loss": "wasserstein"},
     "clipped": {"grad_clip": 0.1},
+    "shared fakes": {"shared_fakes": True, "g_steps": 2},
+    "shared fakes, penalised": {
+        "shared_fakes": True,
+        "penalties": ("wgan-gp", "r2"),
+        "loss": "wasserstein",
+    },
     "one layer of D": {"d": lambda: nn.Linear(WIDTH, 1)},
 }
 
@@ -298,11 +304,13 @@ TERMS = {
 }
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", TERMS)
-def test_terms_are_those_of_eager(name):
+def test_terms_are_those_of_eager(name, shared):
     _, engine = follows(
-        lambda: Given(Heads(HARD)), d=Judge, labels=True, g_steps=2, terms=TERMS[name]
-    )
+        lambda: Given(Heads(HARD)), d=Judge, labels=True, g_steps=2, terms=TERMS[name],
+        shared_fakes=shared,
+    )  # fmt: skip
     assert engine.logged.keys() == TERMS[name].keys()
 
 

@@ -94,6 +94,7 @@ TABLES = {
         "d_steps": 1,  # as Adam's first step is a sign, which rounding may flip
     },
     "moments": {"terms": {"moments": (2.0, terms.moments)}, "g_steps": 2},
+    "shared fakes": {"shared_fakes": True},
 }
 
 
@@ -256,16 +257,16 @@ def test_batches_that_are_no_packs_are_an_error(options, message):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (-9, 0, "rows of a pack, is 0; expected 1 to 8"),
-        (-9, 9, "rows of a pack, is 9; expected 1 to 8"),
-        (-9, 5, "12 columns of packs of 5 rows"),
-        (-9, 2, "must end G in an image"),
-        (-12, 2, "rows of a pack, is 2; expected 1 to 1"),
+        (-10, 0, "rows of a pack, is 0; expected 1 to 8"),
+        (-10, 9, "rows of a pack, is 9; expected 1 to 8"),
+        (-10, 5, "12 columns of packs of 5 rows"),
+        (-10, 2, "must end G in an image"),
+        (-13, 2, "rows of a pack, is 2; expected 1 to 1"),
     ],
 )
 def test_a_bad_plan_is_an_error_that_names_it(place, value, message):
     case = plans.Case()
-    assert case.integers[-12:-6] == [1, 0, 0, 1, 0, 0]
+    assert case.integers[-13:-7] == [1, 0, 0, 1, 0, 0]
     arguments = case.arguments(1)
     arguments[0] = case.plan.clone()
     arguments[0][place] = value

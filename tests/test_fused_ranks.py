@@ -133,6 +133,18 @@ CASES = {
     "labels": {"parts": LABELS, "d_steps": 2, "g_steps": 2, "clips": (math.inf, 0.05)},
     "labels of the real batch": {"networks": DEEP, "parts": LABELS, "drawn": False, "d_steps": 3},
     "labels, points between": {"parts": LABELS, "penalties": ((1, 0, 1, 10.0), (0, 2, 1, 1.0))},
+    "shared fakes": {"networks": DEEP, "d_steps": 2, "g_steps": 2, "shared_fakes": True},
+    "shared fakes, batch norms": {
+        "networks": plans.NORMED,
+        "parts": LABELS,
+        "d_steps": 2,
+        "shared_fakes": True,
+    },
+    "shared fakes, points between": {
+        "networks": DEEP,
+        "penalties": ((1, 0, 1, 10.0), (0, 2, 1, 1.0)),
+        "shared_fakes": True,
+    },
     "numbers, batch norms": {"networks": plans.NORMED, "parts": NUMBERS, "g_steps": 2},
     "moments": {"networks": plans.HEADED, "heads": plans.HEADS, "terms": ((0, 2.0),)},
     "moments of a normed generator, what was asked for": {

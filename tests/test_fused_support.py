@@ -136,6 +136,12 @@ def test_a_layer_norm_is_refused_on_a_gpu():
         support._check_pair(changed(p, device=torch.device("cuda")), g, d)
 
 
+def test_shared_fakes_are_refused_on_a_gpu():
+    p = changed(problem("shared fakes"), device=torch.device("cuda"))
+    with pytest.raises(CannotRun, match="shared_fakes has a fused form on the CPU only"):
+        support._check_loss(p)
+
+
 def test_sgd_is_refused_on_a_gpu():
     p = problem("norms", kind=torch.optim.SGD, betas=(0.5, 0.999))
     with pytest.raises(CannotRun, match="SGD has no fused form; Adam and AdamW have on CUDA"):

@@ -90,6 +90,7 @@ class Case:
     count: int = 20
     d_steps: int = 1
     g_steps: int = 1
+    shared_fakes: bool = False
     loss: int = 0
     seed: int = 3
     precision: int = 0
@@ -145,7 +146,7 @@ class Case:
             self.integers.append(pack)
             self._inputs(number, own)
         self._heads()
-        self.integers += [self.g_steps, len(self.penalties)]
+        self.integers += [self.g_steps, int(self.shared_fakes), len(self.penalties)]
         for *integers, weight in self.penalties:
             self.integers += integers
             self.reals.append(weight)

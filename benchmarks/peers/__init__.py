@@ -319,6 +319,15 @@ CATALOGUE = {
             options={"engine": "compile"},
         ),
         Entry(
+            "fastgan-compile-shared",
+            "fastgan:Engine",
+            "fp32",
+            "the same, one fake batch for both updates, as `example` has it",
+            options={"engine": "compile", "shared_fakes": True},
+            grid=False,
+            devices=CPU,
+        ),
+        Entry(
             "fastgan-compile-bf16",
             "fastgan:Engine",
             "bf16",
@@ -389,7 +398,10 @@ MANY = {
 }
 """Those of a race of many pairs; a step is one step of one pair."""
 
-CONV = "example,eager-first,eager,compile,jax-jit,jax-scan,fastgan-eager,fastgan-compile"
+CONV = (
+    "example,eager-first,eager,compile,jax-jit,jax-scan,fastgan-eager,fastgan-compile,"
+    "fastgan-compile-shared"
+)
 """Those of a race of convolutions."""
 
 

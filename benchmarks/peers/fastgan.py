@@ -8,7 +8,8 @@ from peers.torchpeer import TorchPeer
 
 class Engine(TorchPeer):
     """Options: ``engine``, an engine's name or "auto"; ``precision`` ("fp32", "tf32", "bf16");
-    ``program``: with "chain" the fused engine on CUDA leaves its persistent kernel aside."""
+    ``shared_fakes``, as the setting; ``program``: with "chain" the fused engine on CUDA leaves its
+    persistent kernel aside."""
 
     @classmethod
     def available(cls, device="cpu"):
@@ -40,6 +41,7 @@ class Engine(TorchPeer):
                 data.open(networks.images(plan)).to(self.device),
                 batch_size=plan.batch,
                 d_steps=plan.d_steps,
+                shared_fakes=self.options.get("shared_fakes", False),
                 latent_dim=plan.latent,
                 lr=plan.lr,
                 betas=plan.betas,

@@ -45,6 +45,7 @@ class PlanDecoder {
     heads(plan.g);
     terms(plan.g);
     plan.g_steps = integer("g_steps", 1, kMostGSteps);
+    plan.shared_fakes = integer("shared_fakes", 0, 1) == 1;
     penalties(plan);
     plan.g.average_warmup = real("the average's warmup", 0, INFINITY);
     uniforms(plan.g);

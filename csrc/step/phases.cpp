@@ -163,7 +163,10 @@ std::vector<Phase> phases_of(const Skeleton& skeleton, bool of_g, bool more) {
     // G does not change before its own update, so both its batches go through it at once.
     for (int n = 0; n < g; ++n) phases.forward(n, 0, 1, true);
     // Products of the first layer lie between others, as the points do.
-    if (skeleton.parts) add({Phase::join, g, -1, kFake, 1});
+    if (skeleton.parts)
+      add({Phase::join, g, -1, kFake, 1});
+    else if (skeleton.shared_fakes)
+      add({Phase::share, g, -1, kFake, 1});
     if (skeleton.between && (!skeleton.lerped || last == g || skeleton.topmost() >= g))
       add({Phase::points, g, -1, 0, 0});
   }
@@ -211,7 +214,8 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
   const bool in_g = phase.layer < skeleton.g_layers;
   const bool lerped =
       skeleton.lerped && phase.work == Phase::forward && phase.layer == skeleton.g_layers;
-  const int more = (phase.shared ? 1 : 0) + (phase.front && !lerped ? 1 : 0);
+  const int more =
+      (phase.shared && !skeleton.shared_fakes ? 1 : 0) + (phase.front && !lerped ? 1 : 0);
   const int segments = phase.of_penalty() ? 1 : phase.segments + more;
   const auto work = [&](int n) {
     const Skeleton::Layer& l = skeleton.layers[static_cast<size_t>(n)];
@@ -260,6 +264,8 @@ PhaseReport report(const Skeleton& skeleton, const Phase& phase, bool of_g, int6
       return {update + network + " clipped update", 0};
     case Phase::join:
       return {update + "D's input", 0};
+    case Phase::share:
+      return {update + "G's samples", 0};
     case Phase::split:
       return {update + "G's gradient", 0};
     case Phase::tables:

@@ -67,6 +67,7 @@ struct Phase {
     squares,
     clip,
     join,
+    share,
     split,
     tables,
     gather,
@@ -127,8 +128,9 @@ struct Skeleton {
   bool lerped = false;   // at these, products of D's first layer are made from those of the others
   bool heads = false;    // G's output has heads
   bool moments = false;  // its loss has a term of its moments
-  bool parts = false;    // D's input has columns of conditions, or several rows of G's output
-  int64_t pack = 1;      // so many
+  bool shared_fakes = false;  // G's update has the samples of D's last one
+  bool parts = false;         // D's input has columns of conditions, or several rows of G's output
+  int64_t pack = 1;           // so many
   int64_t g_embedded = 0, d_embedded = 0;  // columns of embeddings
 
   int last() const { return static_cast<int>(layers.size()) - 1; }

@@ -176,6 +176,7 @@ struct PlannedNetwork {
 struct PlannedStep {
   int64_t batch = 0;                 // the largest
   int64_t d_steps = 1, g_steps = 1;  // updates of D and of G
+  bool shared_fakes = false;         // the first of G's has the samples of D's last one
   int64_t count = 0;                 // images in an epoch
   Loss loss = Loss::non_saturating;
   double real_label = 1;

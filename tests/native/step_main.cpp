@@ -119,6 +119,7 @@ Job job_of(const Pair& plan, Run& r, int64_t first_step, int threads, Instructio
   job.batch = plan.batch;
   job.d_steps = plan.d_steps;
   job.g_steps = plan.g_steps;
+  job.shared_fakes = plan.shared_fakes;
   job.loss = plan.loss;
   job.real_label = 1 - plan.smoothing;
   job.seed = 0x123456789abcdefu;

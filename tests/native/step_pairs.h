@@ -42,6 +42,7 @@ struct Pair {
   std::vector<PlannedPenalty> penalties = {};
   double largest_grad = INFINITY, longest_grad = INFINITY, largest_weight = INFINITY;
   int64_t g_steps = 1;
+  bool shared_fakes = false;
   std::vector<PartPlan> g_parts = {}, d_parts = {};
   bool drawn = true;  // fake samples have conditions of their own
   std::vector<JoinPlan> g_joins = {}, d_joins = {};

@@ -13,7 +13,8 @@ int64_t Stepper::source_of(const Network& network, int segment, int64_t row) con
   const bool in_d = &network == &job_.d;
   if (job_.condition.drawn == nullptr || (in_d && segment <= kReal)) return real;
   const bool for_g = segment == (in_d ? static_cast<int>(kFakeForG) : 1);
-  const int64_t update = for_g ? job_.d_steps + g_step_ : d_step_;
+  const bool own = for_g && !(shared_ && g_step_ == 0);
+  const int64_t update = own ? job_.d_steps + g_step_ : for_g ? job_.d_steps - 1 : d_step_;
   return job_.condition
       .drawn[(step_ * (job_.d_steps + job_.g_steps) + update) * job_.batch + first_sample_ + row];
 }
@@ -41,14 +42,29 @@ void Stepper::condition_row(const Network& network, const Field& input, int segm
 void Stepper::join(int segment) {
   const Field &x = job_.images, &made = job_.made;
   take_rows(job_.g);
+  const int of = shared_ && segment == kFake ? static_cast<int>(kFakeForG) : segment;
   each_own_rows(1, [&](int, Range within) {
     for (int64_t i = within.begin; i < within.end; ++i) {
       const int64_t at = row_of_sample(x, i) + job_.d.own_at;
-      const float* const from = rows(made, made.rows, segment) + i * made.stride;
+      const float* const from = rows(made, made.rows, of) + i * made.stride;
       float* __restrict const to = rows(x, x.rows, segment) + at;
       for (int64_t j = 0; j < made.width; ++j) to[j] = from[j];
       round_row(to, rows(x, x.row_factors, segment) + at, made.width);
       condition_row(job_.d, x, segment, i);
+    }
+  });
+}
+
+// What G has made for its own update is D's fake batch, too.
+void Stepper::share_samples() {
+  const Field& x = job_.images;
+  each_own_rows(1, [&](int, Range within) {
+    for (int64_t i = within.begin; i < within.end; ++i) {
+      const int64_t at = i * x.stride;
+      const float* const from = rows(x, x.rows, kFakeForG) + at;
+      float* __restrict const to = rows(x, x.rows, kFake) + at;
+      for (int64_t j = 0; j < x.width; ++j) to[j] = from[j];
+      round_row(to, rows(x, x.row_factors, kFake) + at, x.width);
     }
   });
 }

@@ -58,8 +58,8 @@ void Stepper::heads(const Layer& layer, int from, int segments) {
     const int segment = from + s;
     float* noise = scratch_;
     if (choices > 0) {
-      const Philox philox =
-          choice_philox(job_.seed, job_.g.heads_index, segment, update_number_, g_number_);
+      const Philox philox = choice_philox(job_.seed, job_.g.heads_index, drawn_as(segment),
+                                          update_number_, g_number_);
       const int64_t at = (first_ + within.begin) * choices, n = length(within) * choices;
       noise += normals(philox, at, n) - scratch_;
       for (int64_t j = 0; j < n; ++j) noise[j] = gumbel_of(noise[j]);

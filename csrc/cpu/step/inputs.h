@@ -10,7 +10,7 @@ const float* Stepper::normals(const Philox& philox, int64_t at, int64_t n) {
 // Each block of 32 rows draws its own part of the stream.
 void Stepper::latents(int segment, int64_t block) {
   const Field& z = job_.latents;
-  const Philox philox = latent_philox(job_.seed, segment, update_number_, g_number_);
+  const Philox philox = latent_philox(job_.seed, drawn_as(segment), update_number_, g_number_);
   const int64_t width = job_.g.own();
   const float* const drawn = normals(philox, (first_ + block * kBlock) * width, kBlock * width);
   const int64_t start = block * kBlock * z.stride + job_.g.own_at;
@@ -34,8 +34,8 @@ constexpr int kDraws = 32;  // Philox blocks at a time
 void Stepper::mask(const Layer& layer, bool in_g, int segment, int64_t block) {
   const int64_t width = layer.out;
   uint8_t* const keep = layer.keep + (segment * layer.above->padded + block * kBlock) * width;
-  const Philox g =
-      mask_philox(job_.seed, layer.drop_index, in_g, segment, update_number_, g_number_);
+  const Philox g = mask_philox(job_.seed, layer.drop_index, in_g,
+                               in_g ? drawn_as(segment) : segment, update_number_, g_number_);
   // Elements are drawn in eights, of which the first may have some of the rows before.
   const int64_t start = (first_ + block * kBlock) * width, before = start & 7;
   const int64_t first = start / 8, wanted = kBlock * width;
@@ -116,11 +116,11 @@ void Stepper::inputs() {
   int64_t unit = 0;
   const auto mine = [&] { return unit++ % threads_ == thread_; };
   for (int64_t block = 0; block < blocks_; ++block) {
-    if (mine()) latents(0, block);
+    if (!shared_ && mine()) latents(0, block);
     if (last_ && mine()) latents(1, block);
     for (const Layer& layer : job_.g.layers) {
       if (!layer.drop) continue;
-      if (mine()) mask(layer, true, 0, block);
+      if (!shared_ && mine()) mask(layer, true, 0, block);
       if (last_ && mine()) mask(layer, true, 1, block);
     }
   }

@@ -245,6 +245,7 @@ Skeleton skeleton(const Job& job) {
   if (job.part != Part::steps) made.g_clipped = made.d_clipped = false;
   made.between = any(job, Place::between);
   made.lerped = job.lerped;
+  made.shared_fakes = job.shared_fakes;
   made.moments = job.g.term(TermOf::moments) != nullptr;
   return made;
 }

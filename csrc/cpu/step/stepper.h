@@ -57,6 +57,7 @@ class Stepper {
   int64_t source_of(const Network& network, int segment, int64_t row) const;
   void condition_row(const Network& network, const Field& input, int segment, int64_t row) const;
   void join(int segment);
+  void share_samples();
   void split(const Layer& layer, const Layer& lower, int segment);
   void of_nodes(const Phase& phase, int from, int segments);
 
@@ -171,6 +172,8 @@ class Stepper {
   void measured_apply(const Move& move, const Parameter& p, int64_t at, int64_t n,
                       const float* grad) const;
   bool measured(bool of_g) const;
+  // As which segment of G's its draws are made.
+  int drawn_as(int segment) const { return shared_ && g_step_ == 0 ? 0 : segment; }
   double* gauge(bool of_g) const;
   static void measure_gradient(double* gauge, const float* grad, int64_t n);
   void measure_scores();
@@ -234,6 +237,7 @@ class Stepper {
   int64_t step_ = 0, d_step_ = 0, g_step_ = 0;
   int64_t step_number_ = 0, update_number_ = 0, g_number_ = 0;
   bool last_ = false;      // whether G's update follows
+  bool shared_ = false;    // whether its samples are this update's
   bool averages_ = false;  // whether it is a step's last of G
   // Samples of the update that are this rank's, of all ranks, and how many of them are before
   // those.

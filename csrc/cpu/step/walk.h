@@ -33,8 +33,11 @@ void Stepper::carry_out(const Phase& phase) {
   const Layer* const lower = phase.other < 0 || phase.work == Phase::update || phase.of_nodes()
                                  ? nullptr
                                  : &job_.layer(phase.other);
-  const int front = phase.front && due(kBetween) ? 1 : 0, from = phase.from - front;
-  const int segments = phase.segments + front + (phase.shared && last_ ? 1 : 0);
+  const int front = phase.front && due(kBetween) ? 1 : 0;
+  // What goes through G for both updates, does so as the samples of G's.
+  const bool once = phase.shared && shared_;
+  const int from = once ? 1 : phase.from - front;
+  const int segments = phase.segments + front + (phase.shared && last_ && !once ? 1 : 0);
   switch (phase.work) {
     case Phase::inputs:
       if (g_step_ > 0) {
@@ -110,6 +113,9 @@ void Stepper::carry_out(const Phase& phase) {
     case Phase::join:
       join(from);
       break;
+    case Phase::share:
+      if (shared_) share_samples();
+      break;
     case Phase::split:
       split(layer, *lower, from);
       break;
@@ -148,6 +154,7 @@ void Stepper::take_rows(const Network& network) {
 void Stepper::begin_update() {
   update_number_ = step_number_ * job_.d_steps + d_step_;
   last_ = d_step_ + 1 == job_.d_steps;
+  shared_ = last_ && job_.shared_fakes;
   phase_ = 0;
   begin_g(0);
   whole_samples_ = rows_in_update(update_number_, job_.count, job_.batch,

@@ -277,6 +277,7 @@ class Chain {
       case Phase::sums:  // no sum is cut, no input has parts and no output heads
       case Phase::bend_sums:
       case Phase::join:
+      case Phase::share:
       case Phase::split:
       case Phase::tables:
       case Phase::heads:

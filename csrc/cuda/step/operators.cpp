@@ -21,6 +21,8 @@ Job job_of(const Tensor& plan, const Tensor& settings, const std::vector<Tensor>
                   "plan has parts made of conditions, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.d.pack == 1, "plan has packs of ", decoded.d.pack,
                   " rows, which the fused step on CUDA does not know");
+  STD_TORCH_CHECK(!decoded.shared_fakes,
+                  "plan has shared_fakes, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(decoded.g.heads.empty(),
                   "plan has heads, which the fused step on CUDA does not know");
   STD_TORCH_CHECK(

@@ -83,7 +83,7 @@ class PlanEncoder:
         self._inputs(d, {})
         self._heads(g)
         self._terms(p.terms)
-        self._integers += [p.g_steps, len(p.penalties)]
+        self._integers += [p.g_steps, int(p.config.shared_fakes), len(p.penalties)]
         for penalty in p.penalties:
             place = PENALTY_PLACES.index(penalty.at)
             self._integers += [penalty_form(penalty), place, min(penalty.every, _NEVER)]

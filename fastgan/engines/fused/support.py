@@ -186,6 +186,8 @@ def _check_loss(problem: Problem) -> None:
             raise plan.NoPlan("uniform latents have a fused form on the CPU only")
         if p.config.ema_warmup is not None:
             raise plan.NoPlan("ema_warmup has a fused form on the CPU only")
+        if p.config.shared_fakes:
+            raise plan.NoPlan("shared_fakes has a fused form on the CPU only")
     _check_penalties(p)
     name = p.loss.name
     if name not in LOSSES or name not in LOSS_NUMBERS:
