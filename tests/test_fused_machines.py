@@ -142,7 +142,7 @@ FLAGS = ("-pthread", "-Wno-psabi", *native.FLAGS)
 def test_native_driver_against_a_plain_step_in_double():
     # The kernels are those of test_kernels.py.
     program = driver(("-O1", *FLAGS), native.kernels())
-    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout
     assert "all passed" in done.stdout
 

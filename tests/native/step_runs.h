@@ -88,7 +88,7 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
         of_fake[i] = drawn_for(plan, t, update, static_cast<int64_t>(i));
     };
     std::vector<std::vector<uint8_t>> kr, kf, km;
-    Matrix grad;
+    Matrix grad, image;
     for (int64_t k = 0; k < plan.d_steps; ++k) {
       const int64_t u = t * plan.d_steps + k;
       Matrix x;
@@ -103,7 +103,7 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
       }
       conditions(k);
       const Matrix latents = ref.joined(plan.g_parts, r.g, g_layers, ref.latents(0, u, n), of_fake);
-      const Matrix image = ref.forward(plan.g, r.g, latents, n, 3, u, made, km);
+      image = ref.forward(plan.g, r.g, latents, n, 3, u, made, km);
       auto grads = Reference::zeros(r.d);
       const Matrix with_real = ref.joined(plan.d_parts, r.d, d_layers, x, of_real);
       const Matrix with_fake = ref.joined(plan.d_parts, r.d, d_layers, image, of_fake);
@@ -149,9 +149,12 @@ Run reference(const Pair& plan, const Images& images, int64_t steps) {
     double g_loss = 0;
     for (int64_t u = t * plan.g_steps; u < (t + 1) * plan.g_steps; ++u) {
       auto grads = Reference::zeros(r.g);
-      conditions(plan.d_steps + u - t * plan.g_steps);
-      const Matrix latents = ref.joined(plan.g_parts, r.g, g_layers, ref.latents(1, u, n), of_fake);
-      const Matrix image = ref.forward(plan.g, r.g, latents, n, 4, u, made, km);
+      if (!plan.shared_fakes || u > t * plan.g_steps) {
+        conditions(plan.d_steps + u - t * plan.g_steps);
+        const Matrix latents =
+            ref.joined(plan.g_parts, r.g, g_layers, ref.latents(1, u, n), of_fake);
+        image = ref.forward(plan.g, r.g, latents, n, 4, u, made, km);
+      }
       const Matrix with = ref.joined(plan.d_parts, r.d, d_layers, image, of_fake);
       const int64_t packs = n / plan.pack;
       const Matrix logits = ref.forward(plan.d, r.d, with, packs, 2, u, fake, kf);
