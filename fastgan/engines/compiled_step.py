@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 _FIRST, _LAST = Counter(1, 0), Counter(2, 1)
 """While functions are made: the update at hand, and D's last one, whose draws G's shares."""
-_TRIALS = 3
-"""How often a function is timed, besides the calls that it is checked by."""
+_TRIALS, _LONG = 3, 0.5
+"""How often a function is timed, besides the calls that it is checked by; not again after so many
+seconds."""
 _MOST = 20_000
 """Steps looked ahead for the updates that a run has; what comes later is compiled then."""
 
@@ -487,4 +488,6 @@ def _best(work: Callable[[], object], inside: Any = None) -> float:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - since)
+            if sum(found) > _LONG:
+                break
     return min(found)
