@@ -105,6 +105,25 @@ def test_a_buffer_that_d_changes_is_not_compiled(monkeypatch):
     assert EagerEngine(q).run(2).isfinite().all()
 
 
+class Writes:
+    """A game whose D's loss changes the samples."""
+
+    def d_loss(self, step):
+        return (step.D(step.fake.mul_(0.5)) - step.D(step.real)).mean()
+
+    def g_loss(self, step):
+        return -step.D(step.fake).mean()
+
+
+def test_samples_that_d_writes_into_are_an_error():
+    EagerEngine(problem(method=Writes())).run(1)
+    p = problem(method=Writes(), shared_fakes=True)
+    with pytest.raises(CannotRun, match="D's loss writes into the samples"):
+        CompileEngine(p)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        EagerEngine(p).run(1)
+
+
 def test_samples_of_several_tensors_are_shared_by_eager_alone():
     class Two(nn.Module):
         def __init__(self):

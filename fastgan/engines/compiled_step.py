@@ -237,6 +237,10 @@ class CompiledStep(Step):
                 expected = self._flat(key, batch, given)
             expected_state = [t.detach().clone() for t in state]
             torchs = _generators(p.device)
+        if any(made._version for made in given):
+            raise CannotRun(
+                "shared_fakes: D's loss writes into the samples, which G's update needs"
+            )
         drawn = [drawer(counter) for drawer, counter in notes]
         drawers = [self._drawer(*note) for note in notes]
         moving = _moving(batch, [*drawn, *given])
@@ -303,6 +307,7 @@ class CompiledStep(Step):
         p = self.problem
         with untouched(p, state), probe.randomness_kept(p.device), torch.no_grad():
             made = self._context("d", _LAST, key.size, batch).fake
+            made = made.clone() if isinstance(made, Tensor) else made  # not written into yet
         if not isinstance(made, Tensor):
             raise CannotRun("shared_fakes: what G makes is more than one tensor")
         return [made]

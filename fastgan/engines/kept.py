@@ -170,7 +170,9 @@ def _measured_of(problem: Problem) -> Path:
         [t.name for t in p.terms], str(config.augment), p.latent.shape, tuple(p.data.shape),
         p.world.size,
     )  # fmt: skip
-    sizes = config.batch_size, config.d_steps, config.g_steps, p.precision
+    sizes = (
+        config.batch_size, config.d_steps, config.g_steps, config.shared_fakes, p.precision,
+    )  # fmt: skip
     key = _digest((networks, trained, sizes, *_here(p.device)))
     return folder() / f"{key}.json"
 
