@@ -171,8 +171,7 @@ def make_problem(
     both = {"generator": generator, "discriminator": discriminator}
     for name, network in both.items():
         _check_network(name, network)
-    if config.shared_fakes:
-        _check_apart(generator, discriminator)
+    _check_apart(config, generator, discriminator)
     if unsuited := sharded.unsuited(both, config, len(data), world, device):
         raise ConfigError(unsuited)
     for network in both.values():
@@ -401,13 +400,13 @@ def _check_network(name: str, network: Any) -> None:
         )
 
 
-def _check_apart(generator: nn.Module, discriminator: nn.Module) -> None:
-    known = {id(w): name for name, w in generator.named_parameters()}
-    for name, w in discriminator.named_parameters():
-        if w.requires_grad and id(w) in known:
+def _check_apart(config: Config, generator: nn.Module, discriminator: nn.Module) -> None:
+    of_d = {id(w): name for name, w in discriminator.named_parameters() if w.requires_grad}
+    for name, w in generator.named_parameters():
+        if config.shared_fakes and id(w) in of_d:
             raise ConfigError(
-                f"shared_fakes has G's pass wait for its gradients during D's update, which moves "
-                f"generator.{known[id(w)]}: it is discriminator.{name}, too; leave shared_fakes out"
+                f"shared_fakes keeps a pass of G during D's update, which moves generator.{name}: "
+                f"it is discriminator.{of_d[id(w)]}, too; leave shared_fakes out"
             )
 
 

@@ -120,7 +120,7 @@ def fitting(values):
     if values.get("loss", "hinge") not in ("non-saturating", "minimax", "hinge"):
         values["augment"] = None
     if values.get("method") is not None:
-        for name in ("loss", "penalties", "label_smoothing"):
+        for name in ("loss", "penalties", "label_smoothing", "shared_fakes"):
             values.pop(name, None)
     return values
 

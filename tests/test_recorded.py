@@ -12,6 +12,7 @@ from recordings import assert_same
 from small_runs import assert_same_bits, every_bit
 from test_convolutions import always, images, made, pair
 from test_norms import Body, Called, every
+from torch import nn
 
 from fastgan import Trainer, engines, torch_private
 from fastgan.engines import recorded
@@ -141,6 +142,28 @@ def test_recorded_steps_are_eagers(every, kind, options, whole, monkeypatch):
     torch.testing.assert_close(engine.run(5), eager.run(5), **most)
     assert_same(p, q, **most)
     assert all(f.distance <= (1e-5 if whole else 0) for f in engine._once.functions.values())
+
+
+class NormTwice(nn.Module):
+    """One norm, and so one pair of running averages, that a pass calls twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.norm, self.end = nn.BatchNorm2d(8), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x):
+        h = self.norm(self.second(torch.tanh(self.norm(self.first(x)))))
+        return self.end(h).mean((2, 3))
+
+
+@needs_library
+def test_running_averages_are_written_in_their_order(every):
+    p, q = made(NormTwice), made(NormTwice)
+    eager, _ = engines.choose(p, "eager")
+    engine, _ = engines.choose(q, "compile")
+    torch.testing.assert_close(engine.run(3), eager.run(3), rtol=1e-3, atol=1e-4)
+    assert_same(p, q, rtol=1e-3, atol=1e-4)
 
 
 @needs_library

@@ -88,6 +88,10 @@ def test_what_d_changes_cannot_be_shared():
     problem(g, d)
     with pytest.raises(ConfigError, match=r"body.2.weight: it is discriminator.body.3.weight"):
         problem(g, d, shared_fakes=True)
+    with pytest.raises(
+        ConfigError, match="method 'ctgan' makes the samples of each update by itself"
+    ):
+        Config(method="ctgan", shared_fakes=True)
     with pytest.raises(ConfigError, match=r"accumulate is 2.*give one of them"):
         Config(accumulate=2, shared_fakes=True)
 
@@ -103,6 +107,92 @@ def test_a_buffer_that_d_changes_is_not_compiled(monkeypatch):
     with pytest.raises(CannotRun, match="works with what D's update moves"):
         CompileEngine(q)
     assert EagerEngine(q).run(2).isfinite().all()
+
+
+class Noise(nn.Module):
+    """Draws from torch's own generator."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class Ordered:
+    """A game whose D's loss makes the passes of its words, one after the other."""
+
+    def __init__(self, *words):
+        self.words = words
+
+    def d_loss(self, step):
+        of = {
+            "real": lambda: -step.D(step.real),
+            "fake": lambda: step.D(step.fake),
+            "G": lambda: step.D(step.G(-step.z).detach()),
+        }
+        return torch.cat([of[word]() for word in self.words]).mean()
+
+    def g_loss(self, step):
+        return -step.D(step.fake).mean()
+
+
+@pytest.mark.parametrize(
+    ("words", "noisy", "fits"),
+    [
+        (("real", "fake"), False, True),
+        (("fake", "real"), True, True),
+        (("fake", "G", "real"), False, True),
+        (("real", "fake"), True, False),
+        (("G", "fake"), False, False),
+        (("G", "real"), False, False),
+    ],
+)
+def test_a_compiled_step_makes_the_samples_first(words, noisy, fits, monkeypatch):
+    counted(monkeypatch, traced_only)
+
+    def make(shared=True):
+        noise = (Noise(),) if noisy else ()
+        g = generator(nn.Dropout(0.2), nn.BatchNorm1d(16), *noise)
+        d = discriminator(middle=noise)
+        return problem(g, d, method=Ordered(*words), shared_fakes=shared)
+
+    if not fits:
+        with pytest.raises(CannotRun, match="makes these samples before all else"):
+            CompileEngine(make())
+        CompileEngine(make(shared=False))
+        return
+    p, q = twins(make)
+    engine = CompileEngine(q)
+    found = []
+    for one in (EagerEngine(p), engine):
+        torch.manual_seed(9)
+        found.append(one.run(4))
+    torch.testing.assert_close(*found, **TIGHT)
+    assert_same(p, q, **TIGHT)
+
+
+def test_a_frozen_layer_may_be_in_both(monkeypatch):
+    counted(monkeypatch, traced_only)
+
+    def make():
+        layer = nn.Linear(16, 16).requires_grad_(False)
+        return problem(generator(layer), discriminator(middle=(layer,)), shared_fakes=True)
+
+    p, q = twins(make)
+    torch.testing.assert_close(CompileEngine(q).run(3), EagerEngine(p).run(3), **TIGHT)
+
+
+def test_samples_that_are_a_weight():
+    class Weight(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(1, 1, 6, 6))
+
+        def forward(self, z):
+            return self.w.expand(len(z), 1, 6, 6)
+
+    p = problem(Weight(), shared_fakes=True)
+    with pytest.raises(CannotRun):
+        CompileEngine(p)
+    assert EagerEngine(p).run(2).isfinite().all()
 
 
 class Writes:
@@ -134,7 +224,7 @@ def test_samples_of_several_tensors_are_shared_by_eager_alone():
             x = self.body(z)
             return x, 2 * x
 
-    class Game:
+    class Second:
         def d_loss(self, step):
             a, b = step.fake
             assert not a.requires_grad and not b.requires_grad
@@ -143,7 +233,7 @@ def test_samples_of_several_tensors_are_shared_by_eager_alone():
         def g_loss(self, step):
             return -step.D(step.fake[1]).mean()
 
-    p = problem(Two(), method=Game(), shared_fakes=True)
+    p = problem(Two(), method=Second(), shared_fakes=True)
     before = weights(p.generator)
     EagerEngine(p).run(1)
     assert not any(map(torch.equal, before, weights(p.generator)))

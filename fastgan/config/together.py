@@ -34,6 +34,11 @@ def check(config: Any, defaults: Mapping[str, Any]) -> None:
             f"accumulate is {config.accumulate}, more parts than the {config.batch_size} samples "
             "of a batch; batch_size is that of all parts together"
         )
+    if isinstance(config.method, str) and config.shared_fakes:
+        raise ConfigError(
+            f"shared_fakes is given, and method {config.method!r} makes the samples of each update "
+            "by itself; leave one of them out"
+        )
     if config.accumulate > 1 and config.shared_fakes:
         raise ConfigError(
             f"accumulate is {config.accumulate}, to hold a part of a batch at a time, and "

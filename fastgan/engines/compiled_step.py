@@ -12,17 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastgan import torch_private
-from fastgan.data.batch import Batch, map_condition, tensors_of
+from fastgan.data.batch import Batch, map_condition
 from fastgan.engines import agree, kept, probe, recorded
 from fastgan.engines.base import CannotRun
 from fastgan.engines.capture import Watch
 from fastgan.engines.draws import Counter
+from fastgan.engines.functions import Function, Key, Outputs, keys_of, moving_of
 from fastgan.engines.halves import Halves, halved
 from fastgan.engines.noted_draws import Drawer, Noting
 from fastgan.engines.rehearsal import own_state, untouched
@@ -36,94 +37,15 @@ if TYPE_CHECKING:
 
 _FIRST, _LAST = Counter(1, 0), Counter(2, 1)
 """While functions are made: the update at hand, and D's last one, whose draws G's shares."""
+_ORDER = (
+    "shared_fakes: D's loss asks for step.fake not at all, or after another pass of G or a number "
+    "that torch has drawn, and a compiled step makes these samples before all else"
+)
 _TRIALS, _LONG = 3, 0.5
 """How often a function is timed, besides the calls that it is checked by; not again after so many
 seconds."""
 _MOST = 20_000
 """Steps looked ahead for the updates that a run has; what comes later is compiled then."""
-
-
-class Key(NamedTuple):
-    """Updates of one key do the same operations on tensors of the same sizes."""
-
-    player: str
-    size: int
-    due: tuple[bool, ...] = ()
-    shares: bool = False  # G's begins before D's, which is given its samples
-
-    def __str__(self) -> str:
-        """For sentences."""
-        whose = {"d": "D's update", "g": "G's update", "joint": "the joint update"}[self.player]
-        return f"{whose} of {self.size} samples"
-
-
-def keys_of(problem: Problem, shape: StepShape) -> Iterator[Key]:
-    """The updates of a step."""
-    p, (*before, last) = problem, shape
-    shares = p.config.shared_fakes
-    yield from (Key("d", *update) for update in before)
-    yield Key("d", *last, shares)
-    yield from (Key("g", last.size, shares=shares and k == 0) for k in range(p.g_steps))
-    if hasattr(p.method, "joint_loss"):
-        yield Key("joint", last.size)
-
-
-class Found(NamedTuple):
-    """What an update has found; `scores`: D's."""
-
-    gradients: list[Tensor]
-    statistics: list[Tensor]
-    logged: dict[str, Tensor]
-    scores: list[Tensor]
-
-
-class Function(NamedTuple):
-    """An update's losses and gradients, compiled."""
-
-    code: Callable[..., list[Tensor]]
-    inputs: list[Tensor | int]
-    """Tensors, and places among the tensors of a batch, its draws, and samples that are given."""
-    strides: list[tuple[int, ...]]
-    """How the latter must lie in memory, in the order of their places."""
-    drawers: list[Drawer]
-    weights: list[Tensor]
-    """Those that have a gradient."""
-    others: list[Tensor]
-    """Those of the optimisers that have none."""
-    statistics: int
-    logged: list[str]
-    kept: bool
-    """Whether an earlier run had compiled it."""
-    seconds: tuple[float, float]
-    """What a call takes without and with the compiler, best of a few."""
-    distance: float
-    """How far its gradients were from eager's on the first draws; see `agree.TOLERANCE`."""
-
-    def __call__(self, counter: Counter, batch: Batch, *given: Tensor) -> Found:
-        """Do an update; `given`: samples of G's, for an update of D that shares them."""
-        with torch.no_grad():
-            return self.split(self.code(*self._filled(counter, batch, given)))
-
-    def begin(self, counter: Counter, batch: Batch) -> tuple[Tensor, Callable[[], list[Tensor]]]:
-        """The samples of an update of G that shares them, and what does the rest."""
-        with torch.no_grad():
-            return self.code.begin(*self._filled(counter, batch, ()))
-
-    def _filled(self, counter: Counter, batch: Batch, given: tuple[Tensor, ...]) -> list[Tensor]:
-        moving = _moving(batch, [*(drawer(counter) for drawer in self.drawers), *given])
-        moving = [
-            t if t.stride() == stride else torch.empty_like(t).as_strided(t.shape, stride).copy_(t)
-            for t, stride in zip(moving, self.strides, strict=True)
-        ]
-        return [moving[i] if isinstance(i, int) else i for i in self.inputs]
-
-    def split(self, found: list[Tensor]) -> Found:
-        """What the code has returned."""
-        n = len(self.weights)
-        last = n + self.statistics
-        end = last + len(self.logged)
-        logged = dict(zip(self.logged, found[last:end], strict=True))
-        return Found(found[:n], found[n:last], logged, found[end:])
 
 
 class CompiledStep(Step):
@@ -232,9 +154,18 @@ class CompiledStep(Step):
         batch = batch._replace(images=images)
         state = _state_of(p)
         given = self._samples(key, batch, state) if key.shares and key.player == "d" else []
+        orders: list[int] = []  # passes of G before each asking for the samples that are shared
+        before = _generators(p.device)
+
+        def asked(passes: int) -> None:
+            drawn = not torch.equal(before, _generators(p.device))
+            orders.append(passes + drawn)
+
         with self._rehearsed(key, state):
             with draws.noting() as notes:
-                expected = self._flat(key, batch, given)
+                expected = self._flat(key, batch, given, asked)
+            if given and orders != [0]:
+                raise CannotRun(_ORDER)
             expected_state = [t.detach().clone() for t in state]
             torchs = _generators(p.device)
         if any(made._version for made in given):
@@ -243,7 +174,7 @@ class CompiledStep(Step):
             )
         drawn = [drawer(counter) for drawer, counter in notes]
         drawers = [self._drawer(*note) for note in notes]
-        moving = _moving(batch, [*drawn, *given])
+        moving = moving_of(batch, [*drawn, *given])
 
         def work(*_: Tensor) -> list[Tensor]:
             with draws.giving(drawn):
@@ -271,7 +202,10 @@ class CompiledStep(Step):
                 return self._flat(key, batch, given).values
 
         other = otherwise if self._convolutions.taken else None
-        far = agree.compare(key, p.precision, len(expected.weights), outputs, states, other)
+        try:
+            far = agree.compare(key, p.precision, len(expected.weights), outputs, states, other)
+        except RuntimeError as error:  # a sample that is a view of a weight, say
+            raise CannotRun(f"{key} cannot be compared ({probe.first_line(error)})") from error
         if not same:
             raise CannotRun(f"{key}, compiled, draws other random numbers than without a compiler")
         with untouched(p, state):
@@ -326,7 +260,8 @@ class CompiledStep(Step):
             graph = recorded.simplified(graph, inputs)
         if not (key.shares and key.player == "g"):
             return (graph.forward, False) if taken else kept.code_of(graph, inputs, self.compiler)
-        first, second, own = halved(graph, inputs, {id(t) for t in (*d.parameters(), *d.buffers())})
+        moved = [w for w in d.parameters() if w.requires_grad]
+        first, second, own = halved(graph, inputs, {id(t) for t in (*moved, *d.buffers())})
         if taken:
             return Halves(first.forward, second.forward, own), False
         inputs, others = ([inputs[i] for i in places] for places in own)
@@ -334,7 +269,9 @@ class CompiledStep(Step):
         of_second, also = kept.code_of(second, [*first(*inputs), *others], self.compiler)
         return Halves(of_first, of_second, own), known and also
 
-    def _flat(self, key: Key, batch: Batch, given: list[Tensor]) -> Outputs:
+    def _flat(
+        self, key: Key, batch: Batch, given: list[Tensor], asked: Callable[[int], None] = bool
+    ) -> Outputs:
         """An update's gradients, statistics and logged numbers, by autograd.
 
         Samples that it shares, in G's update, are the last of them, and made before all else.
@@ -347,7 +284,7 @@ class CompiledStep(Step):
             context = self._context(key.player, _FIRST, key.size, batch, key.due, shares=key.shares)
             self._shared = None
             if given:
-                context.give(*given)
+                context.give(*given, asked)
             loss, found = self._evaluated(context)
             with self.in_backward():
                 groups = [w for u in self._updates_of(key.player) for w in u.weights()]
@@ -405,22 +342,6 @@ class CompiledStep(Step):
                     "compiled code cannot; use torch's default generator"
                 )
         return graph, _inputs_only(graph, inputs)
-
-
-class Outputs(NamedTuple):
-    """What `Function` returns in one list, and what stands where."""
-
-    values: list[Tensor]
-    weights: list[Tensor]
-    others: list[Tensor]
-    statistics: int
-    logged: list[str]
-    scores: int
-
-
-def _moving(batch: Batch, drawn: list[Any]) -> list[Tensor]:
-    """What is another tensor in every update."""
-    return [batch.images, *tensors_of(batch.condition), *(t for d in drawn for t in tensors_of(d))]
 
 
 def _state_of(problem: Problem) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgan import conditions, losses, statistics
 from fastgan.data.batch import Batch
+from fastgan.engines.base import CannotRun
 from fastgan.engines.draws import (
     AROUND_STREAM,
     CONDITION_STREAM,
@@ -71,6 +72,7 @@ class StepContext:
             shares: whether an update of G will take those of this one of D.
         """
         self._shared, self._shares = shared, shares
+        self._given: tuple[Tensor, Callable[[int], None]] | None = None
         self._step, self.player, self._counter, self._size = step, player, counter, size
         self.real, self.cond = batch
         self.due = due
@@ -133,6 +135,11 @@ class StepContext:
     @cached_property
     def made(self) -> Any:
         """G's samples, with a gradient into it if an update of G will use them."""
+        if self._given is not None:
+            made, asked = self._given
+            asked(self._calls[1])
+            self._calls[1] += 1
+            return made
         with torch.set_grad_enabled(self.player != "d" or self._shares):
             p = self._step.problem
             z = None if self.z is None else self.z.to(self._step.dtypes[1])
@@ -143,10 +150,14 @@ class StepContext:
         self._heads = self._step.masks[1].taken()
         return converted(made, self._step.dtypes[0])
 
-    def give(self, fake: Tensor) -> None:
-        """G's samples were made elsewhere, by its first pass in this update."""
-        self.__dict__["made"] = fake
-        self._calls[1] = 1
+    def give(self, fake: Tensor, asked: Callable[[int], None]) -> None:
+        """G's samples were made elsewhere.
+
+        Args:
+            fake: the samples.
+            asked: called when somebody asks for them, with the passes of G that have been before.
+        """
+        self._given = fake, asked
 
     @property
     def heads(self) -> tuple[Heads, Tensor]:
@@ -155,6 +166,8 @@ class StepContext:
         ValueError if there is none, or more than one.
         """
         self.fake  # noqa: B018
+        if self._given is not None:
+            raise CannotRun("shared_fakes: D's loss asks for step.heads, which are made elsewhere")
         found = (self._shared or self)._heads
         if len(found) != 1:
             raise ValueError(

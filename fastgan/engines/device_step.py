@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastgan.engines.device_updates import device_update, send
 from fastgan.engines.draws import DeviceDraws
-from fastgan.engines.narrow import Narrowed
+from fastgan.engines.narrow import AUTOCAST, Narrowed
 from fastgan.engines.shapes import StepShape
-from fastgan.engines.step import AUTOCAST, Step
+from fastgan.engines.step import Step
 from fastgan.engines.updates import learning_rate_factors
 from fastgan.statistics import STATISTICS, SUMS
 

@@ -1,15 +1,21 @@
-"""Weights in the precision of the products, made once an update and not at every use."""
+"""The precision of the products, and weights in it, made once an update and not at every use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fastgan import torch_private
 
+if TYPE_CHECKING:
+    from fastgan.problem import Problem
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CAST = torch.ops.aten._to_copy.default
 
 
@@ -73,3 +79,19 @@ class Narrowed(torch_private.OperationMode):
         ]
         ours = chain(self._narrow.values(), self._weights.values())
         return bool(written) and any(t.untyped_storage().data_ptr() in written for t in ours)
+
+
+@contextmanager
+def products_in(problem: Problem, narrow: Narrowed | None) -> Iterator[None]:
+    """Products are in the run's precision meanwhile; `narrow`: what casts weights, if not torch."""
+    p = problem
+    if p.precision == "fp32":
+        yield
+        return
+    # The cache is one update's; a weight cast without a gradient must not get into it.
+    cached = narrow is None and torch.is_grad_enabled()
+    with (
+        torch.autocast(p.device.type, dtype=AUTOCAST[p.precision], cache_enabled=cached),
+        narrow if narrow is not None and narrow.allowed else nullcontext(),
+    ):
+        yield

@@ -8,9 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+_OF_NORMS = {
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten.cudnn_batch_norm.default,
+    torch.ops.aten.miopen_batch_norm.default,
+}
+"""They write into running averages, and their schemas do not say so."""
+
 
 def written(node: fx.Node) -> list[fx.Node]:
     """What an operation writes into."""
+    if node.target in _OF_NORMS:
+        training = node.args[5]
+        return [n for n in node.args[3:5] if training and isinstance(n, fx.Node)]
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []

@@ -10,7 +10,7 @@ into D's weights, and no waiting for the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from fastgan.engines.convolutions import Convolutions
 from fastgan.engines.draws import AUGMENT_STREAM, Counter, Draws
 from fastgan.engines.dropout import Masks, forward_replaced
 from fastgan.engines.measuring import Measuring
+from fastgan.engines.narrow import Narrowed, products_in
 from fastgan.engines.packs import as_logits
 from fastgan.engines.parts import Means, Part, mean
 from fastgan.engines.probe import has_hooks
@@ -45,11 +46,9 @@ from fastgan.penalties import takes_slopes
 from fastgan.terms import ADAPTIVE, Term, adapted
 
 if TYPE_CHECKING:
-    from fastgan.engines.narrow import Narrowed
     from fastgan.problem import Problem
 
 NAN = float("nan")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Step:
@@ -362,7 +361,7 @@ class Step:
         self._rows.size = size
         if which == 0 and self.problem.augmentation is not None and self._is_whole(function):
             args = self._augmented(AUGMENT_STREAM + number, counter, size, args)
-        with self._autocast():
+        with products_in(self.problem, self.narrow):
             return self._convolutions.call(function, args, kwargs, penalised=self._penalised)
 
     def _augmented(self, stream: int, counter: Counter, size: int, args: tuple) -> tuple:
@@ -437,21 +436,6 @@ class Step:
         finally:
             for masks in self.masks:
                 masks.in_backward = False
-
-    @contextmanager
-    def _autocast(self):
-        p = self.problem
-        if p.precision == "fp32":
-            yield
-            return
-        # The cache is one update's; a weight cast without a gradient must not get into it.
-        narrow = self.narrow
-        cached = narrow is None and torch.is_grad_enabled()
-        with (
-            torch.autocast(p.device.type, dtype=AUTOCAST[p.precision], cache_enabled=cached),
-            narrow if narrow is not None and narrow.allowed else nullcontext(),
-        ):
-            yield
 
 
 def _unchanged(x: Tensor) -> Tensor:
