@@ -402,8 +402,8 @@ def _check_network(name: str, network: Any) -> None:
 
 def _check_apart(config: Config, generator: nn.Module, discriminator: nn.Module) -> None:
     of_d = {id(w): name for name, w in discriminator.named_parameters() if w.requires_grad}
-    for name, w in generator.named_parameters():
-        if config.shared_fakes and id(w) in of_d:
+    for name, w in generator.named_parameters() if config.shared_fakes else ():
+        if id(w) in of_d:
             raise ConfigError(
                 f"shared_fakes keeps a pass of G during D's update, which moves generator.{name}: "
                 f"it is discriminator.{of_d[id(w)]}, too; leave shared_fakes out"

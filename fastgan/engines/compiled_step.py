@@ -111,8 +111,9 @@ class CompiledStep(Step):
         self, player: str, counter: Counter, size: int, batch: Batch, due: tuple[bool, ...] = (),
         *, shares: bool = False,
     ) -> list[Tensor]:  # fmt: skip
-        function = self.functions[Key(player, size, due, shares)]
-        if shares and player == "g":
+        key = Key(player, size, due, shares)
+        function = self.functions[key]
+        if key.in_halves:
             with torch.no_grad():
                 found = function.split(self._rest())
             self._rest = None
@@ -241,10 +242,9 @@ class CompiledStep(Step):
         p = self.problem
         with untouched(p, state), probe.randomness_kept(p.device), torch.no_grad():
             made = self._context("d", _LAST, key.size, batch).fake
-            made = made.clone() if isinstance(made, Tensor) else made  # not written into yet
-        if not isinstance(made, Tensor):
-            raise CannotRun("shared_fakes: what G makes is more than one tensor")
-        return [made]
+            if not isinstance(made, Tensor):
+                raise CannotRun("shared_fakes: what G makes is more than one tensor")
+            return [made.clone()]  # which nobody has written into yet
 
     def _drawer(self, drawer: Drawer, noted: Counter) -> Drawer:
         """What draws for an update; what D's last one drew, if it is that one's."""
@@ -258,7 +258,7 @@ class CompiledStep(Step):
         taken, d = self._convolutions.taken, self.problem.discriminator
         if taken:
             graph = recorded.simplified(graph, inputs)
-        if not (key.shares and key.player == "g"):
+        if not key.in_halves:
             return (graph.forward, False) if taken else kept.code_of(graph, inputs, self.compiler)
         moved = [w for w in d.parameters() if w.requires_grad]
         first, second, own = halved(graph, inputs, {id(t) for t in (*moved, *d.buffers())})
@@ -270,15 +270,16 @@ class CompiledStep(Step):
         return Halves(of_first, of_second, own), known and also
 
     def _flat(
-        self, key: Key, batch: Batch, given: list[Tensor], asked: Callable[[int], None] = bool
-    ) -> Outputs:
+        self, key: Key, batch: Batch, given: list[Tensor],
+        asked: Callable[[int], None] = lambda passes: None,
+    ) -> Outputs:  # fmt: skip
         """An update's gradients, statistics and logged numbers, by autograd.
 
         Samples that it shares, in G's update, are the last of them, and made before all else.
         """
-        p, shared = self.problem, key.shares and key.player == "g"
+        p = self.problem
         with self._alone(key.player):
-            if shared:
+            if key.in_halves:
                 self._shared = self._context("d", _LAST, key.size, batch, shares=True)
                 made = self._shared.made.detach()
             context = self._context(key.player, _FIRST, key.size, batch, key.due, shares=key.shares)
@@ -302,12 +303,12 @@ class CompiledStep(Step):
             for w, g in zip(weights, slopes, strict=True)
             if g is not None
         ]
-        scores = []
+        scores, samples = [], [made] if key.in_halves else []
         if key.player == "d":
             nan = torch.full_like(found[0], math.nan).view(1)
             scores = [nan if s is None else s for s in context.scores]
         return Outputs(
-            [*slopes, *found, *context.logged.values(), *scores, *([made] if shared else [])],
+            [*slopes, *found, *context.logged.values(), *scores, *samples],
             used, [w for w in groups if all(w is not u for u in used)], len(found),
             list(context.logged), len(scores),
         )  # fmt: skip

@@ -25,6 +25,11 @@ class Key(NamedTuple):
     due: tuple[bool, ...] = ()
     shares: bool = False  # G's begins before D's, which is given its samples
 
+    @property
+    def in_halves(self) -> bool:
+        """Whether D's update comes between G's pass and the rest of this one."""
+        return self.shares and self.player == "g"
+
     def __str__(self) -> str:
         """For sentences."""
         whose = {"d": "D's update", "g": "G's update", "joint": "the joint update"}[self.player]

@@ -55,32 +55,27 @@ def halved(
     Raises:
         CannotRun: the first half takes one of those.
     """
-    nodes = list(graph.graph.nodes)
+    *nodes, output = graph.graph.nodes
     places = [node for node in nodes if node.op == "placeholder"]
-    results = nodes[-1].args[0]
-    work = [node for node in nodes if node.op not in ("placeholder", "output")]
-    last = work.index(results[-1]) + 1
+    work, results = [node for node in nodes if node.op != "placeholder"], output.args[0]
+    samples = results[-1]
+    first = set(work[: work.index(samples) + 1])
     # Of an operation with several results they are taken apart where it is.
-    early = work[:last] + [n for n in work[last:] if _is_part(n) and n.args[0] in work[:last]]
-    halves = early, [node for node in work if node not in early]
-    needed = {n for node in halves[1] for n in node.all_input_nodes}
-    needed |= {n for n in results if isinstance(n, fx.Node)}
-    left = [results[-1], *(n for n in early if n in needed and n is not results[-1])]
+    first |= {n for n in work if n.target is operator.getitem and n.args[0] in first}
+    early, late = ([n for n in work if (n in first) == is_first] for is_first in (True, False))
+    later_users = {*late, output}
+    left = [samples, *(n for n in early if n is not samples and later_users & n.users.keys())]
     own = tuple(
-        [i for i, place in enumerate(places) if any(place in n.all_input_nodes for n in half)]
-        for half in halves
+        [i for i, place in enumerate(places) if users & place.users.keys()]
+        for users in (first, later_users)
     )
-    direct = [i for i, place in enumerate(places) if place in results]
-    own = own[0], sorted({*own[1], *direct})
     if any(id(inputs[i]) in later for i in own[0]):
         raise CannotRun("shared_fakes: G's pass works with what D's update moves")
-    first = _graph(graph, [places[i] for i in own[0]], early, left)
-    second = _graph(graph, [*left, *(places[i] for i in own[1])], halves[1], results)
-    return first, second, own
-
-
-def _is_part(node: fx.Node) -> bool:
-    return node.target is operator.getitem
+    return (
+        _graph(graph, [places[i] for i in own[0]], early, left),
+        _graph(graph, [*left, *(places[i] for i in own[1])], late, results),
+        own,
+    )
 
 
 def _graph(

@@ -43,9 +43,9 @@ class Narrowed(torch_private.OperationMode):
             torch_private.is_compiled(m) for net in networks for m in net.modules()
         )
 
-    def begin(self, *networks: nn.Module) -> None:
-        """Weights have changed: those of all networks, or of these."""
-        self._fresh -= {id(w) for m in networks for w in m.parameters()} or self._fresh
+    def begin(self, but: nn.Module | None = None) -> None:
+        """Weights have changed, except those of a network."""
+        self._fresh &= set() if but is None else {id(w) for w in but.parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Answer the cast of a weight; do anything else."""

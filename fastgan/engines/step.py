@@ -284,7 +284,7 @@ class Step:
         p, shared = self.problem, self._shared if shares and player == "g" else None
         if self.narrow is not None:
             # The pass that is shared holds what G's weights were cast to.
-            self.narrow.begin(*[p.discriminator] if shared is not None else [])
+            self.narrow.begin(None if shared is None else p.generator)
         slopes = takes_slopes(p.penalties, due)
         self._penalised = player != "g" and (slopes or not self._plays_game)
         context = StepContext(

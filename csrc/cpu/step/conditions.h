@@ -13,8 +13,8 @@ int64_t Stepper::source_of(const Network& network, int segment, int64_t row) con
   const bool in_d = &network == &job_.d;
   if (job_.condition.drawn == nullptr || (in_d && segment <= kReal)) return real;
   const bool for_g = segment == (in_d ? static_cast<int>(kFakeForG) : 1);
-  const bool own = for_g && !(shared_ && g_step_ == 0);
-  const int64_t update = own ? job_.d_steps + g_step_ : for_g ? job_.d_steps - 1 : d_step_;
+  const int64_t of_g = shares_draws() ? job_.d_steps - 1 : job_.d_steps + g_step_;
+  const int64_t update = for_g ? of_g : d_step_;
   return job_.condition
       .drawn[(step_ * (job_.d_steps + job_.g_steps) + update) * job_.batch + first_sample_ + row];
 }

@@ -172,8 +172,10 @@ class Stepper {
   void measured_apply(const Move& move, const Parameter& p, int64_t at, int64_t n,
                       const float* grad) const;
   bool measured(bool of_g) const;
-  // As which segment of G's its draws are made.
-  int drawn_as(int segment) const { return shared_ && g_step_ == 0 ? 0 : segment; }
+  // Whether G's update at hand, or to come, has what D's last one draws; as which segment of G's
+  // its draws are made.
+  bool shares_draws() const { return shared_ && g_step_ == 0; }
+  int drawn_as(int segment) const { return shares_draws() ? 0 : segment; }
   double* gauge(bool of_g) const;
   static void measure_gradient(double* gauge, const float* grad, int64_t n);
   void measure_scores();

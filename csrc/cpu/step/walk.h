@@ -34,10 +34,9 @@ void Stepper::carry_out(const Phase& phase) {
                                  ? nullptr
                                  : &job_.layer(phase.other);
   const int front = phase.front && due(kBetween) ? 1 : 0;
-  // What goes through G for both updates, does so as the samples of G's.
-  const bool once = phase.shared && shared_;
-  const int from = once ? 1 : phase.from - front;
-  const int segments = phase.segments + front + (phase.shared && last_ && !once ? 1 : 0);
+  // Samples that both updates share go through G once, as those of G's.
+  const int from = phase.shared && shared_ ? 1 : phase.from - front;
+  const int segments = phase.segments + front + (phase.shared && last_ && !shared_ ? 1 : 0);
   switch (phase.work) {
     case Phase::inputs:
       if (g_step_ > 0) {
