@@ -15,9 +15,11 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,7 +53,10 @@ class World:
             RankLostError: the others did not come.
         """
         if "torch.distributed" in sys.modules and _ready():
-            return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+            there = cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+            if there.size > 1 and torch.distributed.get_backend() == "gloo":
+                _leave_at_exit()
+            return there
         if any(name not in os.environ for name in ENVIRONMENT):
             return cls()
         if int(os.environ["WORLD_SIZE"]) == 1:
@@ -61,8 +66,7 @@ class World:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _told(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])):
             distributed.init_process_group(backend)
-        # Threads of a group that is left standing may end the process by abort() when it exits.
-        atexit.register(leave)
+        _leave_at_exit()
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property
@@ -215,6 +219,23 @@ def leave() -> None:
     if "torch.distributed" in sys.modules and _ready():
         with suppress(RuntimeError):
             torch.distributed.destroy_process_group()
+
+
+@cache
+def _leave_at_exit() -> None:
+    """Leave the process group when the program ends, if it has not done so itself.
+
+    Gloo's threads of a group that is left standing may end the process by abort() when it exits
+    (pytorch#190489): the run is done and saved, and its launcher reports a failure.
+    """
+    atexit.register(_leave_in_peace)
+
+
+def _leave_in_peace() -> None:
+    leave()
+    # What still holds the group, as divided networks do, holds its threads. To let go of the
+    # tensors of the last sum they need the interpreter, which is about to end.
+    time.sleep(0.1)
 
 
 def _ready() -> bool:

@@ -1,5 +1,7 @@
 """Networks that fully_shard has divided over ranks train, save and resume as whole ones do."""
 
+import atexit
+
 import pytest
 import torch
 from test_ranks import start, wait_for_lines
@@ -81,6 +83,11 @@ def resume(out, networks, steps):
     return trainer
 
 
+def told_at_exit():
+    """Says at the very end whether the group that this program has made still stands."""
+    atexit.register(lambda: print(f"standing: {torch.distributed.is_initialized()}"))
+
+
 def ended(ranks, code=0):
     told = [rank.communicate(timeout=300) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [code] * len(ranks), told
@@ -117,6 +124,7 @@ def two_ranks(out):
 
 
 def three_ranks(out, steps):
+    told_at_exit()
     torch.distributed.init_process_group("gloo")
     resume(out, divided_pair(), steps)
 
@@ -144,7 +152,8 @@ def test_divided_networks_train_as_those_of_one_process_and_go_on_anywhere(tmp_p
 
     # Three ranks go on where two were, and at last one process with networks that are whole.
     out = two / "plain"
-    ended(start(3, f"import {HERE} as m; m.three_ranks({str(out)!r}, 25)", tmp_path))
+    told = ended(start(3, f"import {HERE} as m; m.three_ranks({str(out)!r}, 25)", tmp_path))
+    assert ["standing: False" in said for said, _ in told] == [True] * 3, told
     resume(out, pair(), 30)
     again = resume(one / "plain", pair(), 30)
     state = checkpoint.load(checkpoint.find(out))
