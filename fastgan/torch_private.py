@@ -5,6 +5,7 @@ A new torch that changes one of them breaks this file and its tests, and nothing
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -321,6 +322,84 @@ def traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> torch
             node.target = torch.ops.aten.reshape.default
     graph.recompile()
     return graph
+
+
+_FORMATS = (
+    torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d,
+)  # fmt: skip
+"""In the order of their numbers."""
+_OF_NUMBERS = "Scalar", "Tensor_Scalar"
+
+
+def interpreted(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
+    """The operations of a trace, called by torch's interpreter in C++ instead of by Python.
+
+    The interpreter is TorchScript's, which does nothing here but to call them: no script is
+    compiled, and its optimisations, which change the order of sums, are off. Torch has no other
+    for operations of any kind. Python took a tenth of a small step, as convolutions leave nothing
+    of it in the caches.
+
+    Raises:
+        Exception: something in the trace is nothing for it.
+    """
+    script, known = torch._C.Graph(), {}
+
+    def inserted(kind: str, inputs: list, outputs: int = 1):
+        return script.insertNode(script.create(kind, inputs, outputs))
+
+    def value_of(x):
+        if isinstance(x, torch.fx.Node):
+            return known[x]
+        if isinstance(x, (list, tuple)):
+            items = [value_of(item) for item in x]
+            made = inserted("prim::ListConstruct", items).output()
+            made.setType(torch._C.ListType(items[0].type() if items else torch._C.IntType.get()))
+            return made
+        if x is None:
+            made = inserted("prim::Constant", []).output()
+            made.setType(torch._C.NoneType.get())
+            return made
+        return script.insertConstant(_FORMATS.index(x) if x in _FORMATS else x)
+
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            known[node] = script.addInput()
+        elif node.op == "output":
+            script.registerOutput(value_of(list(node.args[0])))
+        elif node.target is operator.getitem:
+            whole, i = node.args
+            several = isinstance(known[whole], list)
+            known[node] = known[whole][i] if several else _item(script, known[whole], value_of(i))
+        else:
+            schema, given = node.target._schema, list(node.args)
+            for i, argument in enumerate(schema.arguments):
+                if i >= len(given):
+                    given.append(node.kwargs.get(argument.name, argument.default_value))
+                if argument.type.kind() == "FloatType" and given[i] is not None:
+                    given[i] = float(given[i])
+            results = inserted(schema.name, [value_of(x) for x in given], len(schema.returns))
+            # Overloads are found by the kinds of values; a number may stand where a tensor did.
+            found, numbers = results.schema(), (f"{schema.name}.{n}(" for n in _OF_NUMBERS)
+            if found != str(schema) and not found.startswith(tuple(numbers)):
+                raise TypeError(f"{found} in place of {schema}")
+            outputs = list(results.outputs())
+            for output, result in zip(outputs, schema.returns, strict=True):
+                output.setType(result.type)
+            known[node] = outputs[0] if len(outputs) == 1 else outputs
+    script.lint()
+    called = torch._C._create_function_from_graph("update", script)
+
+    def update(*inputs: Tensor) -> list[Tensor]:
+        with torch.jit.optimized_execution(False):
+            return called(*inputs)
+
+    return update
+
+
+def _item(script, whole, i):
+    made = script.insertNode(script.create("aten::__getitem__", [whole, i], 1)).output()
+    made.setType(torch._C.TensorType.get())
+    return made
 
 
 def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:

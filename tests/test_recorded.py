@@ -128,9 +128,10 @@ R1, GP = {"penalties": "r1"}, {"penalties": "wgan-gp", "loss": "wasserstein"}
 )
 @pytest.mark.parametrize("kind", [None, Body, Called])
 @pytest.mark.parametrize("whole", [False, True])
-def test_recorded_steps_are_eagers(every, kind, options, whole, monkeypatch):
+def test_recorded_steps_are_eagers(every, kind, options, whole, monkeypatch, caplog):
     if not whole:  # what is left changes no bit
         monkeypatch.setattr(recorded, "paired", lambda *trace: False)
+    caplog.set_level("INFO", logger="fastgan")
     calls = counted(monkeypatch, functional)
     kinds = () if kind is None else (kind,)
     p, q = made(*kinds, **options), made(*kinds, **options)
@@ -142,6 +143,25 @@ def test_recorded_steps_are_eagers(every, kind, options, whole, monkeypatch):
     torch.testing.assert_close(engine.run(5), eager.run(5), **most)
     assert_same(p, q, **most)
     assert all(f.distance <= (1e-5 if whole else 0) for f in engine._once.functions.values())
+    assert "called by Python" not in caplog.text
+
+
+@needs_library
+@pytest.mark.parametrize("options", [{}, SHARED])
+def test_python_calls_the_operations_where_the_interpreter_cannot(
+    every, options, monkeypatch, caplog
+):
+    def refused(graph):
+        raise TypeError("no such operation")
+
+    caplog.set_level("INFO", logger="fastgan")
+    p, q = made(**options), made(**options)
+    interpreted, _ = engines.choose(p, "compile")
+    monkeypatch.setattr(torch_private, "interpreted", refused)
+    engine, _ = engines.choose(q, "compile")
+    assert "called by Python, as torch's interpreter cannot: no such operation" in caplog.text
+    torch.testing.assert_close(engine.run(3), interpreted.run(3), rtol=0, atol=0)
+    assert_same(p, q, rtol=0, atol=0)
 
 
 class NormTwice(nn.Module):

@@ -283,3 +283,69 @@ def test_modules_that_have_a_say_in_how_they_are_loaded_are_known():
     assert not any(map(torch_private.reads_its_state, (hooked, nn.BatchNorm1d(2))))
     hooked.register_load_state_dict_pre_hook(lambda *_: None)
     assert torch_private.reads_its_state(hooked) and torch_private.reads_its_state(Own(1, 1))
+
+
+def kinds_of_operations(a, b):
+    c = a @ b
+    first, second = torch.split(c, 2)
+    variance, mean = torch.var_mean(c, dim=(0, 1), keepdim=True)
+    half = nn.functional.leaky_relu(c, 1).to(torch.float64)
+    half = half.view(1, 2, 2, 4).clone(memory_format=torch.channels_last)
+    half.mul_(2).add_(c.view(1, 2, 2, 4), alpha=2)
+    into = torch.empty(4, 4, device="cpu").copy_(c)
+    torch.ops.aten.tanh_backward.grad_input(c, into, grad_input=into)
+    return [
+        first * second, variance, mean, half, into, c / 2, c.pow(2), torch.where(c > 0, c, 0.5),
+        torch.zeros(3, dtype=torch.int64), torch.rand(2), c.clamp(min=0),
+        nn.functional.pad(c, (1, 0)), nn.functional.gelu(c, approximate="tanh"), c, torch.cat([c, c], 1), c.max(1)[0],
+    ]  # fmt: skip
+
+
+def test_operations_called_by_the_interpreter_are_those_called_by_python():
+    a, b = torch.randn(4, 3), torch.randn(3, 4)
+    graph = torch_private.traced(kinds_of_operations, [a, b])
+    update = torch_private.interpreted(graph)
+    for _ in range(2):
+        results = []
+        for called in (update, graph.forward):
+            torch.manual_seed(0)
+            results.append(called(a, b))
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
+            assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+        a.add_(1)  # what is given is read anew
+
+
+def test_results_that_no_operation_needs_any_more_are_gone_before_the_end():
+    held = []
+
+    @torch.library.custom_op("fastgan_tests::look", mutates_args=())
+    def look(x: torch.Tensor) -> torch.Tensor:
+        held.append(x.untyped_storage()._weak_ref())
+        alive = [torch.UntypedStorage._expired(one) for one in held]
+        return torch.tensor([len(alive) - sum(alive)], device="cpu")
+
+    look.register_fake(lambda x: torch.empty(1, dtype=torch.int64, device="cpu"))
+
+    def chain(x):
+        counts = []
+        for _ in range(4):
+            x = x + 1
+            counts.append(look(x))
+        return counts
+
+    x = torch.zeros(1000)
+    update = torch_private.interpreted(torch_private.traced(chain, [x]))
+    held.clear()
+    assert [int(count) for count in update(x)] == [1, 1, 1, 1]
+
+
+def test_what_the_interpreter_does_not_know_is_refused():
+    graph = torch_private.traced(lambda x: [x + 1], [torch.ones(2)])
+    (added,) = (n for n in graph.graph.nodes if n.op == "call_function")
+    added.target = torch.add  # no operation with a schema
+    with pytest.raises(AttributeError, match="_schema"):
+        torch_private.interpreted(graph)
+    added.target, added.args = torch.ops.aten.add.Tensor, (added.args[0], "one")
+    with pytest.raises(TypeError, match="no schema.* in place of aten::add.Tensor"):
+        torch_private.interpreted(graph)

@@ -127,8 +127,6 @@ class CompiledStep(Step):
         if player == "d":
             self.measures.score(1.0, found.scores)
         own = self._updates_of(player)
-        for update in own:
-            update.clear()
         for w, gradient in zip(function.weights, found.gradients, strict=True):
             w.grad = gradient
         for w in function.others:
@@ -259,11 +257,13 @@ class CompiledStep(Step):
         if taken:
             graph = recorded.simplified(graph, inputs)
         if not key.in_halves:
-            return (graph.forward, False) if taken else kept.code_of(graph, inputs, self.compiler)
+            if taken:
+                return recorded.called(graph), False
+            return kept.code_of(graph, inputs, self.compiler)
         moved = [w for w in d.parameters() if w.requires_grad]
         first, second, own = halved(graph, inputs, {id(t) for t in (*moved, *d.buffers())})
         if taken:
-            return Halves(first.forward, second.forward, own), False
+            return Halves(recorded.called(first), recorded.called(second), own), False
         inputs, others = ([inputs[i] for i in places] for places in own)
         of_first, known = kept.code_of(first, inputs, self.compiler)
         of_second, also = kept.code_of(second, [*first(*inputs), *others], self.compiler)

@@ -10,13 +10,20 @@ fewer operations, in another order: without them results are autograd's to the b
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx
 
+from fastgan import torch_private
+from fastgan.engines import probe
 from fastgan.engines.paired import paired
 from fastgan.engines.places import Looking, written
 from fastgan.engines.resampled import resampled
 from fastgan.ops import library
+
+logger = logging.getLogger("fastgan")
 
 _aten = torch.ops.aten
 
@@ -85,6 +92,18 @@ def simplified(graph: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
     _reuse(graph.graph, looked)
     graph.recompile()
     return graph
+
+
+def called(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
+    """What calls the operations: torch's interpreter, or Python where that cannot."""
+    try:
+        return torch_private.interpreted(graph)
+    except Exception as error:
+        logger.info(
+            "operations of an update are called by Python, as torch's interpreter cannot: %s",
+            probe.first_line(error),
+        )
+        return graph.forward
 
 
 def _does_more(node: fx.Node) -> bool:
