@@ -297,7 +297,8 @@ def kinds_of_operations(a, b):
     return [
         first * second, variance, mean, half, into, c / 2, c.pow(2), torch.where(c > 0, c, 0.5),
         torch.zeros(3, dtype=torch.int64), torch.rand(2), c.clamp(min=0),
-        nn.functional.pad(c, (1, 0)), nn.functional.gelu(c, approximate="tanh"), c, torch.cat([c, c], 1), c.max(1)[0],
+        nn.functional.pad(c, (1, 0)), nn.functional.gelu(c, approximate="tanh"), c,
+        torch.cat([c, c], 1), c.max(1)[0],
     ]  # fmt: skip
 
 
