@@ -97,11 +97,11 @@ def ended(ranks, code=0):
 def two_ranks(out):
     torch.distributed.init_process_group("gloo")
     for name, settings in KINDS.items():
-        run(f"{out}/{name}", divided_pair(name), 20, **settings)
-    run(f"{out}/one of them", divided_pair(which="d"), 20, **KINDS["plain"])
-    for name, steps in (("cut", 10), ("whole", 20)):
+        run(f"{out}/{name}", divided_pair(name), 10, **settings)
+    run(f"{out}/one of them", divided_pair(which="d"), 10, **KINDS["plain"])
+    for name, steps in (("cut", 5), ("whole", 10)):
         trainer = run(f"{out}/{name}", divided_pair(), steps, **KINDS["adam, bounded"])
-    resume(f"{out}/cut", divided_pair(), 20)
+    resume(f"{out}/cut", divided_pair(), 10)
     with pytest.raises(ConfigError, match="features of samples are not made where networks are"):
         trainer.evaluate("swd", 8)
     half = run(None, divided_pair(), 2, precision="bf16", loss="hinge")
@@ -136,7 +136,7 @@ def test_divided_networks_train_as_those_of_one_process_and_go_on_anywhere(tmp_p
     ranks = start(2, f"import {HERE} as m; m.two_ranks({str(two)!r})", tmp_path)
     kinds = {**KINDS, "one of them": KINDS["plain"], "cut": KINDS["adam, bounded"]}
     for name, settings in kinds.items():
-        run(one / name, pair(name), 20, **settings)
+        run(one / name, pair(name), 10, **settings)
     ended(ranks)
     for name in kinds:
         a, b = (checkpoint.load(checkpoint.find(run / name)) for run in (one, two))
@@ -152,10 +152,10 @@ def test_divided_networks_train_as_those_of_one_process_and_go_on_anywhere(tmp_p
 
     # Three ranks go on where two were, and at last one process with networks that are whole.
     out = two / "plain"
-    told = ended(start(3, f"import {HERE} as m; m.three_ranks({str(out)!r}, 25)", tmp_path))
+    told = ended(start(3, f"import {HERE} as m; m.three_ranks({str(out)!r}, 15)", tmp_path))
     assert ["standing: False" in said for said, _ in told] == [True] * 3, told
-    resume(out, pair(), 30)
-    again = resume(one / "plain", pair(), 30)
+    resume(out, pair(), 20)
+    again = resume(one / "plain", pair(), 20)
     state = checkpoint.load(checkpoint.find(out))
     for network in ("generator", "discriminator"):
         own = getattr(again, network).state_dict()

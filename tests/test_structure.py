@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import functools
 import io
 import re
 import shutil
@@ -180,6 +181,7 @@ GONE_FILES = (
 HERE = relative(Path(__file__).resolve())
 
 
+@functools.cache
 def code_of(path, text):
     """The text with comments and literals blanked, line by line as it was."""
     if path.suffix != ".py":
