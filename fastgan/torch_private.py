@@ -372,6 +372,8 @@ def interpreted(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
             known[node] = known[whole][i] if several else _item(script, known[whole], value_of(i))
         else:
             schema, given = node.target._schema, list(node.args)
+            if node.target._defined_in_python:  # whose exceptions would lose their type
+                raise TypeError(f"{schema.name} is written in Python")
             for i, argument in enumerate(schema.arguments):
                 if i >= len(given):
                     given.append(node.kwargs.get(argument.name, argument.default_value))

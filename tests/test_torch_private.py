@@ -318,27 +318,21 @@ def test_operations_called_by_the_interpreter_are_those_called_by_python():
 
 
 def test_results_that_no_operation_needs_any_more_are_gone_before_the_end():
-    held = []
+    counts, held = [], []
 
-    @torch.library.custom_op("fastgan_tests::look", mutates_args=())
-    def look(x: torch.Tensor) -> torch.Tensor:
-        held.append(x.untyped_storage()._weak_ref())
-        alive = [torch.UntypedStorage._expired(one) for one in held]
-        return torch.tensor([len(alive) - sum(alive)], device="cpu")
-
-    look.register_fake(lambda x: torch.empty(1, dtype=torch.int64, device="cpu"))
-
-    def chain(x):
-        counts = []
-        for _ in range(4):
-            x = x + 1
-            counts.append(look(x))
-        return counts
+    class Looking(torch_private.OperationMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counts.append(sum(not torch.UntypedStorage._expired(one) for one in held))
+            made = function(*args, **(kwargs or {}))
+            held.append(made.untyped_storage()._weak_ref())
+            return made
 
     x = torch.zeros(1000)
-    update = torch_private.interpreted(torch_private.traced(chain, [x]))
-    held.clear()
-    assert [int(count) for count in update(x)] == [1, 1, 1, 1]
+    graph = torch_private.traced(lambda x: [x.sin().cos().exp().tanh()], [x])
+    update = torch_private.interpreted(graph)
+    with Looking():
+        update(x)
+    assert counts == [0, 1, 1, 1]  # what it works with, and nothing of before
 
 
 def test_what_the_interpreter_does_not_know_is_refused():
@@ -349,4 +343,13 @@ def test_what_the_interpreter_does_not_know_is_refused():
         torch_private.interpreted(graph)
     added.target, added.args = torch.ops.aten.add.Tensor, (added.args[0], "one")
     with pytest.raises(TypeError, match="no schema.* in place of aten::add.Tensor"):
+        torch_private.interpreted(graph)
+
+    @torch.library.custom_op("fastgan_tests::python", mutates_args=())
+    def python(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    python.register_fake(torch.empty_like)
+    graph = torch_private.traced(lambda x: [python(x)], [torch.ones(2)])
+    with pytest.raises(TypeError, match="fastgan_tests::python is written in Python"):
         torch_private.interpreted(graph)
