@@ -144,9 +144,9 @@ def rounding(name: str) -> float:
 
     compare, found = agree.compare, []
 
-    def keep(what, precision, weights, outputs, states):
+    def keep(what, precision, weights, outputs, states, otherwise=None):
         found[-1].append(outputs[0][:weights])
-        return compare(what, precision, weights, outputs, states)
+        return compare(what, precision, weights, outputs, states, otherwise)
 
     agree.compare, compiler = keep, CompiledStep.compiler
     CompiledStep.compiler = staticmethod(lambda graph, inputs: graph)
@@ -163,7 +163,7 @@ def one(name: str) -> dict:
     """What there is to say of one, in this process."""
     engine, said, seconds = built(name)
     functions = engine._once.functions.values()
-    off, before, after = max(f.distance for f in functions), *engine._milliseconds()
+    off, before, after = max(f.distance for f in functions), *engine._once.milliseconds(engine.step)
     found = engine.run(3)
     return {
         "network": name, "off": off, "eager_ms": before,
