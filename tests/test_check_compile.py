@@ -1,4 +1,4 @@
-"""tools/check_compile.py finds what it says of a network; the compiler, which takes minutes, apart."""
+"""tools/check_compile.py finds what it says of a network (the compiler apart: it takes minutes)."""
 
 import check_compile
 import pytest
