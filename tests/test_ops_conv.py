@@ -363,6 +363,8 @@ def test_where_the_operators_are_faster():
     assert ways(3, 64, 16, 32, 16, 16, True) == (("forward",) if wide else WAYS)
     assert ways(3, 64, 48, 96, 5, 5, True) == (() if wide else ("data", "weight"))
     assert ways(3, 16, 512, 512, 4, 4, False) == (("weight",) if wide else WAYS)
+    assert ways(4, 4, 128, 256, 8, 8, True) == (("data", "weight") if wide else WAYS)
+    assert ways(4, 16, 128, 256, 8, 8, True) == ways(4, 16, 256, 512, 4, 4, True) == WAYS
     assert ways(3, 64, 64, 3, 32, 32, True) == ("forward", "weight")
     assert ways(4, 64, 16, 32, 16, 16, True) == ("data",)
     assert ways(1, 64, 64, 128, 16, 16, True) == ("weight",)

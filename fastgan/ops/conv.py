@@ -51,6 +51,8 @@ def is_faster(
         return way in ways and max(inside, outside) >= ways[way] and not (first and _wide())
     tiles = batch * -(-rows // 2) * -(-columns // 2)
     filled = _FILLED[way]
+    if _wide() and (kernel, way) == (4, "forward") and inside < 256 and tiles < _TILES_FORWARD:
+        return False
     if _wide() and kernel == 3:
         if way != "forward" and least < 32:
             return False
@@ -74,6 +76,8 @@ def is_faster(
 _WORTH = 1 << 21
 # Tiles, of 2x2 outputs, that repay the transform of the weight.
 _TILES = 32
+# The same of 4x4 forward, where vectors have 64 bytes and few channels are summed.
+_TILES_FORWARD = 128
 # The same where torch has formats of its own to sum in, with vectors of 64 bytes.
 _TILES_NCHW = 128
 # Channels of the input that come at a time to the sums of a gradient, filled up with zeros.
