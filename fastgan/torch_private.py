@@ -347,18 +347,20 @@ def interpreted(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
     def inserted(kind: str, inputs: list, outputs: int = 1):
         return script.insertNode(script.create(kind, inputs, outputs))
 
+    def made(kind: str, inputs: list, type_):
+        value = inserted(kind, inputs).output()
+        value.setType(type_)
+        return value
+
     def value_of(x):
         if isinstance(x, torch.fx.Node):
             return known[x]
         if isinstance(x, (list, tuple)):
             items = [value_of(item) for item in x]
-            made = inserted("prim::ListConstruct", items).output()
-            made.setType(torch._C.ListType(items[0].type() if items else torch._C.IntType.get()))
-            return made
+            of = items[0].type() if items else torch._C.IntType.get()
+            return made("prim::ListConstruct", items, torch._C.ListType(of))
         if x is None:
-            made = inserted("prim::Constant", []).output()
-            made.setType(torch._C.NoneType.get())
-            return made
+            return made("prim::Constant", [], torch._C.NoneType.get())
         return script.insertConstant(_FORMATS.index(x) if x in _FORMATS else x)
 
     for node in graph.graph.nodes:
@@ -368,8 +370,10 @@ def interpreted(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
             script.registerOutput(value_of(list(node.args[0])))
         elif node.target is operator.getitem:
             whole, i = node.args
-            several = isinstance(known[whole], list)
-            known[node] = known[whole][i] if several else _item(script, known[whole], value_of(i))
+            of = known[whole]
+            if not isinstance(of, list):  # one result, which is a list of tensors
+                of = {i: made("aten::__getitem__", [of, value_of(i)], torch._C.TensorType.get())}
+            known[node] = of[i]
         else:
             schema, given = node.target._schema, list(node.args)
             if node.target._defined_in_python:  # whose exceptions would lose their type
@@ -396,12 +400,6 @@ def interpreted(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
             return called(*inputs)
 
     return update
-
-
-def _item(script, whole, i):
-    made = script.insertNode(script.create("aten::__getitem__", [whole, i], 1)).output()
-    made.setType(torch._C.TensorType.get())
-    return made
 
 
 def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., list[Tensor]]:
