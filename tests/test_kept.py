@@ -1,6 +1,9 @@
 """What the engine compile keeps between runs, and when auto takes it for that."""
 
 import json
+import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from compilers import counted, functional
 from pairs import discriminator, generator, images, problem
 from torch import nn
 
-from fastgan import Trainer, engines, torch_private
+from fastgan import Trainer, engines, torch_graphs
 from fastgan.engines import kept
 from fastgan.engines.compile import CompileEngine
 from fastgan.engines.compiled_step import CompiledStep
@@ -46,7 +49,7 @@ def saved(monkeypatch):
             assert file.read() == "code"
         return Code.made[path]
 
-    monkeypatch.setattr(torch_private, "compiled_before", load)
+    monkeypatch.setattr(torch_graphs, "compiled_before", load)
     return calls
 
 
@@ -154,18 +157,46 @@ def test_where_the_user_s_cache_is(monkeypatch, tmp_path):
     assert kept.folder() == tmp_path / "home" / ".cache" / "fastgan" / "compile"
 
 
-def test_by_torchinductor_itself_and_kept(monkeypatch):
+class Scaled(nn.Module):
+    """Multiplies by numbers that a trace finds by itself: no parameter, and no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.by = torch.linspace(0.5, 1.5, 36)
+
+    def forward(self, x):
+        return x * self.by
+
+
+LOADED = """
+import sys
+import torch
+from fastgan import torch_graphs, torch_private
+code = torch_graphs.compiled_before(sys.argv[1])
+inputs = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.save(code(*inputs), sys.argv[2])
+assert not torch_private.compiler_loaded() and "torch._inductor" not in sys.modules
+"""
+
+
+def test_by_torchinductor_itself_and_kept(monkeypatch, cache):
     """The one test that generates C++, for an update of D with R1: check_compile.py has more."""
-    inductor = CompiledStep.compiler
+    inductor, seen = CompiledStep.compiler, []
 
     def either(graph, inputs):
-        return (inductor if "aten.pow" in graph.code else functional)(graph, inputs)
+        if "aten.pow" not in graph.code:
+            return functional(graph, inputs)
+        seen.extend(t.detach().clone() for t in inputs)
+        return inductor(graph, inputs)
 
     counted(monkeypatch, either)
 
     def make():
         torch.manual_seed(2)
-        d = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1))
+        d = nn.Sequential(
+            nn.Flatten(), Scaled(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 1)
+        )  # fmt: skip
         return problem(d=d, source=images(8), loss="wasserstein", penalties="r1")
 
     engine = CompileEngine(make())
@@ -177,3 +208,22 @@ def test_by_torchinductor_itself_and_kept(monkeypatch):
     again = CompileEngine(make())
     assert [f.kept for f in again._once.functions.values()] == [True, False]
     assert torch.equal(again.run(5), found), "the same bits"
+    with torch.no_grad():
+        results = of_d.code(*seen)
+    (path,), tensors = cache.glob("*.code"), cache / "tensors.pt"
+    torch.save(seen, tensors)
+    subprocess.run([sys.executable, "-c", LOADED, path, tensors], check=True)
+    assert all(map(torch.equal, torch.load(tensors), results)), "without torch's compiler"
+
+
+def test_what_is_no_library_is_called_by_python(monkeypatch, caplog):
+    def refuse(graph, inputs):
+        raise NotImplementedError("of that kind there are no libraries\nand more")
+
+    monkeypatch.setattr(torch_graphs, "compiled_ahead", refuse)
+    monkeypatch.setattr(torch_graphs, "compiled", lambda graph, inputs: graph.forward)
+    with caplog.at_level(logging.INFO, "fastgan"):
+        engine, _ = made()
+    assert torch.isfinite(engine.run(2)).all()
+    told = [r.message for r in caplog.records if "called by Python" in r.message]
+    assert len(told) == 2 and all(m.endswith("there are no libraries") for m in told)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from operator_cases import needs_library
 from test_convolutions import always
 
-from fastgan import ops, torch_private
+from fastgan import ops, torch_graphs
 from fastgan.engines import recorded
 from fastgan.ops import reference
 
@@ -63,7 +63,7 @@ def penalised(score, a, b, *own_):
 
 
 def traced(work):
-    graph = torch_private.traced(work, drawn())
+    graph = torch_graphs.traced(work, drawn())
     return recorded.simplified(graph, drawn())
 
 

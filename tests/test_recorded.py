@@ -14,7 +14,7 @@ from test_convolutions import always, images, made, pair
 from test_norms import Body, Called, every
 from torch import nn
 
-from fastgan import Trainer, engines, torch_private
+from fastgan import Trainer, engines, torch_graphs, torch_private
 from fastgan.engines import recorded
 
 assert always and every  # fixtures
@@ -72,7 +72,7 @@ def test_programs_keep_their_bits(program, outputs):
         return [t.clone() for t in function(*inputs)] + inputs
 
     expected = run(work)
-    graph = torch_private.traced(work, [t.clone() for t in given_])
+    graph = torch_graphs.traced(work, [t.clone() for t in given_])
     before = sum(n.op == "call_function" for n in graph.graph.nodes)
     graph = recorded.simplified(graph, [t.clone() for t in given_])
     assert sum(n.op == "call_function" for n in graph.graph.nodes) <= before
@@ -82,7 +82,7 @@ def test_programs_keep_their_bits(program, outputs):
 
 
 def targets(work, *inputs):
-    graph = recorded.simplified(torch_private.traced(work, list(inputs)), list(inputs))
+    graph = recorded.simplified(torch_graphs.traced(work, list(inputs)), list(inputs))
     return [n.target for n in graph.graph.nodes if n.op == "call_function"]
 
 
@@ -157,7 +157,7 @@ def test_python_calls_the_operations_where_the_interpreter_cannot(
     caplog.set_level("INFO", logger="fastgan")
     p, q = made(**options), made(**options)
     interpreted, _ = engines.choose(p, "compile")
-    monkeypatch.setattr(torch_private, "interpreted", refused)
+    monkeypatch.setattr(torch_graphs, "interpreted", refused)
     engine, _ = engines.choose(q, "compile")
     assert "called by Python, as torch's interpreter cannot: no such operation" in caplog.text
     torch.testing.assert_close(engine.run(3), interpreted.run(3), rtol=0, atol=0)

@@ -8,7 +8,7 @@ from test_convolutions import always, images
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fastgan import engines, ops, torch_private
+from fastgan import engines, ops, torch_graphs, torch_private
 from fastgan.engines import recorded, resampled
 from fastgan.problem import make_problem
 
@@ -75,7 +75,7 @@ def drawn(dtype=torch.float32, inside=8, outside=8):
 
 
 def simplified(kind, penalised=True):
-    traced = torch_private.traced(program(kind, ops.conv2d, penalised), drawn())
+    traced = torch_graphs.traced(program(kind, ops.conv2d, penalised), drawn())
     return recorded.simplified(traced, drawn())
 
 
@@ -134,7 +134,7 @@ def test_where_another_needs_the_image_it_is_made(always):
 
     tensors = [t.detach() for t in drawn()]
     expected = work(*tensors)
-    graph = recorded.simplified(torch_private.traced(work, tensors), tensors)
+    graph = recorded.simplified(torch_graphs.traced(work, tensors), tensors)
     assert own.conv2d_leaky_relu.default in called(graph)
     assert aten.avg_pool2d.default in called(graph)
     assert all(map(torch.equal, graph(*tensors), expected))
@@ -149,7 +149,7 @@ def test_what_is_written_into_meanwhile_is_read_before(always):
 
     tensors = [t.detach() for t in drawn()]
     expected = work(*tensors)
-    graph = recorded.simplified(torch_private.traced(work, tensors), tensors)
+    graph = recorded.simplified(torch_graphs.traced(work, tensors), tensors)
     assert aten.upsample_nearest2d.default in called(graph)
     assert all(map(torch.equal, graph(*tensors), expected))
 
@@ -164,7 +164,7 @@ def test_other_sizes_are_left_alone(always):
 
     tensors = [t.detach() for t in drawn()]
     expected = work(*tensors)
-    graph = recorded.simplified(torch_private.traced(work, tensors), tensors)
+    graph = recorded.simplified(torch_graphs.traced(work, tensors), tensors)
     assert resampled.spread not in called(graph)
     assert all(map(torch.equal, graph(*tensors), expected))
 

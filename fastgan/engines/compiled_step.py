@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastgan import torch_private
+from fastgan import torch_graphs
 from fastgan.data.batch import Batch, map_condition
-from fastgan.engines import agree, kept, probe, recorded
+from fastgan.engines import agree, inductor, kept, probe, recorded
 from fastgan.engines.base import CannotRun
 from fastgan.engines.capture import Watch
 from fastgan.engines.draws import Counter
@@ -56,7 +56,7 @@ class CompiledStep(Step):
     """
 
     traces = True
-    compiler = staticmethod(torch_private.compiled)
+    compiler = staticmethod(inductor.compiled)
     draws: Noting
 
     def __init__(self, problem: Problem, draws: Noting, *updates: Any):
@@ -320,7 +320,7 @@ class CompiledStep(Step):
 
         def trace(work: Callable) -> torch.fx.GraphModule:
             with untouched(p, state):
-                return torch_private.traced(work, inputs)
+                return torch_graphs.traced(work, inputs)
 
         try:
             graph = trace(work)
@@ -393,6 +393,8 @@ def _inputs_only(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> list[Tens
             graph.graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     held = {id(tensor): order[node] for node, tensor in held.values() if node in order}
+    for target in {node.target for node in nodes if node.op == "get_attr"}:
+        delattr(graph, target)  # or the compiler takes it for a weight
     graph.recompile()
     return sorted(used, key=lambda t: held[id(t)])
 

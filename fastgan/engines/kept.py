@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgan import torch_private
+from fastgan import torch_graphs
 from fastgan.version import __version__
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def code_of(
     except (OSError, RuntimeError) as error:  # no home, or one that cannot be written to
         logger.debug("nothing is kept between runs: %s", error)
         return compiler(graph, inputs), False
-    with torch_private.compiler_cache(str(where / "inductor")):
+    with torch_graphs.compiler_cache(str(where / "inductor")):
         try:
             if path.exists():
-                return torch_private.compiled_before(str(path)), True
+                return torch_graphs.compiled_before(str(path)), True
         except Exception as error:
             logger.debug("%s cannot be used: %s", path, error)
         code = compiler(graph, inputs)
@@ -102,7 +102,7 @@ def code_of(
 def _key_of(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> str:
     shapes = [(t.shape, t.stride(), t.dtype, t.device) for t in inputs]
     settings = (
-        torch_private.compiler_settings(),
+        torch_graphs.compiler_settings(),
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from fastgan import torch_private
+from fastgan import torch_graphs
 from fastgan.engines import probe
 from fastgan.engines.paired import paired
 from fastgan.engines.places import Looking, written
@@ -97,7 +97,7 @@ def simplified(graph: fx.GraphModule, inputs: list[Tensor]) -> fx.GraphModule:
 def called(graph: fx.GraphModule) -> Callable[..., list[Tensor]]:
     """What calls the operations: torch's interpreter, or Python where that cannot."""
     try:
-        return torch_private.interpreted(graph)
+        return torch_graphs.interpreted(graph)
     except Exception as error:
         logger.info(
             "operations of an update are called by Python, as torch's interpreter cannot: %s",
