@@ -40,7 +40,7 @@ from fastgan.engines.scores import (
 )
 from fastgan.engines.shapes import StepShape
 from fastgan.engines.snapshot import Snapshot
-from fastgan.engines.updates import Update, together, without_gradients
+from fastgan.engines.updates import Update, gradients_forgotten, together, without_gradients
 from fastgan.method import LossMethod, name_of
 from fastgan.penalties import takes_slopes
 from fastgan.terms import ADAPTIVE, Term, adapted
@@ -103,6 +103,12 @@ class Step:
 
     @contextmanager
     def ready(self):
+        """For steps: `in_place` meanwhile, and without gradients afterwards."""
+        with self.in_place(), gradients_forgotten(self.problem):
+            yield
+
+    @contextmanager
+    def in_place(self):
         """The networks are as the step wants them meanwhile."""
         p = self.problem
         if self._seen is not None and self._seen.difference():
@@ -119,9 +125,6 @@ class Step:
         self._frozen = [
             w for w in p.discriminator.parameters() if w.requires_grad and w not in shared
         ]
-        without = [
-            w for m in (p.generator, p.discriminator) for w in m.parameters() if w.grad is None
-        ]
         with ExitStack() as stack:
             for i, network in enumerate((p.discriminator, p.generator)):
                 if self.masks[i] is None or not self.masks[i].fits(network):
@@ -134,10 +137,6 @@ class Step:
                 stack.enter_context(forward_replaced(self.sigmoid, _unchanged))
             self._hooked = has_hooks(p.discriminator)
             yield
-        for optimizer in (p.optimizer_d, p.optimizer_g):
-            optimizer.zero_grad(set_to_none=True)
-        for w in without:
-            w.grad = None
 
     def __call__(self, shape: StepShape) -> tuple[Tensor, ...]:
         """Do it, inside `ready`.

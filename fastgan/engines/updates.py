@@ -154,6 +154,41 @@ def without_gradients(weights: list[nn.Parameter]):
             w.requires_grad_(True)
 
 
+@contextmanager
+def gradients_forgotten(problem: Problem):
+    """The optimisers' weights have no gradients afterwards, nor others that have none now.
+
+    After an error neither, which may leave half an update: a loop of the user's own would add to its
+    gradients, and a scaler would refuse its next update.
+    """
+    p = problem
+    without = [w for m in (p.generator, p.discriminator) for w in m.parameters() if w.grad is None]
+    try:
+        yield
+    except BaseException:
+        for scaler in p.scalers or ():
+            torch_private.forget_unscaled(scaler)
+        raise
+    finally:
+        for optimizer in (p.optimizer_d, p.optimizer_g):
+            optimizer.zero_grad(set_to_none=True)
+        for w in without:
+            w.grad = None
+
+
+@contextmanager
+def gradients_aside(weights: Iterable[Tensor]):
+    """These have no gradients meanwhile, and afterwards those of before."""
+    before = [(w, w.grad) for w in weights]
+    try:
+        for w, _ in before:
+            w.grad = None
+        yield
+    finally:
+        for w, gradient in before:
+            w.grad = gradient
+
+
 def require_numbers(problem: Problem) -> None:
     """ValueError that names a value of an optimiser's group which is no number."""
     for name in ("optimizer_g", "optimizer_d"):
