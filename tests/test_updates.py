@@ -1,4 +1,4 @@
-"""What an error in the middle of an update leaves behind: nothing that a next one would add to."""
+"""Whose weights an update moves, and what one that fails leaves behind: nothing to be added to."""
 
 from contextlib import nullcontext
 
@@ -105,3 +105,26 @@ def test_gradients_of_before_a_run_are_gone_after_it(fails):
     with pytest.raises(ValueError, match="lr_schedule") if fails else nullcontext():
         EagerEngine(p).run(5)
     assert without_gradients(p)
+
+
+class Joint:
+    """A joint loss whose penalty is taken by gradients of gradients."""
+
+    def d_loss(self, step):
+        return step.D(step.fake).mean() - step.D(step.real).mean()
+
+    def g_loss(self, step):
+        return 0 * step.D(step.fake).mean()
+
+    def joint_loss(self, step):
+        return step.D(step.fake).mean() + step.penalty("r1")
+
+
+def test_a_joint_loss_with_a_penalty_moves_both_networks(monkeypatch):
+    counted(monkeypatch, traced_only)
+    p, q = (problem(method=Joint(), optimizer="sgd", lr=0.1) for _ in range(2))
+    before = weights(p.generator)
+    EagerEngine(p).run(2), CompileEngine(q).run(2)
+    assert not any(map(torch.equal, weights(p.generator), before))
+    torch.testing.assert_close(weights(p.generator), weights(q.generator))
+    torch.testing.assert_close(weights(p.discriminator), weights(q.discriminator))

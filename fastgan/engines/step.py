@@ -210,7 +210,8 @@ class Step:
                     if part.first:
                         for update in own:
                             update.clear()
-                    own[0].add(loss, part.share, narrow=context.narrow)
+                    narrow = context.narrow and len(own) == 1  # of one optimiser's weights
+                    own[0].add(loss, part.share, narrow=narrow)
                 without = (w for update in own for w in update.weights() if w.grad is None)
                 for w in self._convolutions.zeros(loss, without):
                     w.grad = torch.zeros_like(w)
