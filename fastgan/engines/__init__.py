@@ -49,12 +49,13 @@ def order(problem: Problem) -> tuple[tuple[str, ...], dict[str, str]]:
     return tuple(names), behind
 
 
-def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
+def choose(problem: Problem, name: str = "auto", failed: str | None = None) -> tuple[Engine, str]:
     """Build the engine that runs a problem.
 
     Args:
         problem: networks, loss, optimisers and data.
         name: an engine's name, or "auto" for the fastest that can run the problem.
+        failed: an engine whose reason the caller tells: it is not warned of again.
 
     Returns:
         the engine, and a sentence that says which it is and why no faster one.
@@ -78,7 +79,7 @@ def choose(problem: Problem, name: str = "auto") -> tuple[Engine, str]:
             engine = kind(problem)
         except CannotRun as reason:
             passed_over.append(f"not {candidate}: {reason}")
-            if name == "auto":
+            if name == "auto" and candidate != failed:
                 logger.warning("engine %s was tried and cannot run this: %s", candidate, reason)
             continue
         later = names[names.index(candidate) :]
@@ -142,7 +143,7 @@ def advance(engine: Engine, n: int, name: str = "auto") -> tuple[Engine, Tensor]
                 f"engine={name!r} cannot go on at step {engine.step}: {reason}; undo the change, "
                 "or use engine='auto'"
             ) from reason
-        other, said = choose(engine.problem)
+        other, said = choose(engine.problem, failed=engine.name)
         if type(other) is type(engine) or engine.unreported is None:
             raise
         other.step = engine.step

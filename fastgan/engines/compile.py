@@ -128,7 +128,7 @@ class CompileEngine(EagerEngine):
         if reason := unsupported_parts(p):
             raise CannotRun(reason)
         since = time.perf_counter()
-        with undisturbed(p.device), self._once.ready():
+        with undisturbed(p.device), self._once.in_place():
             self._once.prepare(self.step)
         self._seconds = time.perf_counter() - since
         self._seen_last = self._look()

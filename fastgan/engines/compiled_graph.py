@@ -56,7 +56,7 @@ class CompiledGraphEngine(GraphEngine):
             return
 
         def compile_() -> None:
-            with step.ready():
+            with step.in_place():
                 step.prepare(self.step)
 
         since = time.perf_counter()

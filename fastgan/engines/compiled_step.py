@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgan import torch_graphs
 from fastgan.data.batch import Batch, map_condition
-from fastgan.engines import agree, inductor, kept, probe, recorded
+from fastgan.engines import agree, inductor, kept, probe, recorded, reentrant
 from fastgan.engines.base import CannotRun
 from fastgan.engines.capture import Watch
 from fastgan.engines.draws import Counter
@@ -30,7 +30,7 @@ from fastgan.engines.rehearsal import own_state, untouched
 from fastgan.engines.shapes import StepShape, shape_of
 from fastgan.engines.snapshot import Snapshot
 from fastgan.engines.step import Step
-from fastgan.engines.updates import together
+from fastgan.engines.updates import gradients_aside, together
 
 if TYPE_CHECKING:
     from fastgan.problem import Problem
@@ -66,7 +66,7 @@ class CompiledStep(Step):
         self._rest: Callable[[], list[Tensor]] | None = None  # of G's update, once D's is done
 
     def prepare(self, first: int) -> None:
-        """Compile, inside `ready`, all updates that a run from this step on has.
+        """Compile, inside `in_place`, all updates that a run from this step on has.
 
         Raises:
             CannotRun: one of them cannot be traced or compiled, or computes something else then.
@@ -221,10 +221,13 @@ class CompiledStep(Step):
         """The update is done for the first time, and does nothing that a trace cannot repeat."""
         p = self.problem
         networks = {"generator": p.generator, "discriminator": p.discriminator}
-        with untouched(p, state), probe.randomness_kept(p.device):
+        weights = [*state, *(w for update in self.updates for w in update.weights())]
+        weights = list({id(w): w for w in weights if w.requires_grad and w.is_leaf}.values())
+        with untouched(p, state), probe.randomness_kept(p.device), gradients_aside(weights):
             before = Snapshot(networks, also=lambda: own_state(p))
             self.draws.asked, drawn = False, probe.drawn()[:2]
             yield
+            reentrant.require_none(str(key), weights)
             reason = None
             if probe.drawn()[:2] != drawn:
                 reason = "something is drawn from Python's or NumPy's generator; use torch's"
@@ -292,7 +295,8 @@ class CompiledStep(Step):
                 weights = list({id(w): w for w in groups if w.requires_grad}.values())
                 if p.world.size > 1:
                     loss = loss * p.world.share(key.size)
-                slopes = torch.autograd.grad(loss, weights, allow_unused=True)
+                with reentrant.told(str(key), "use engine='eager'", CannotRun):
+                    slopes = torch.autograd.grad(loss, weights, allow_unused=True)
         missing = [w for w, g in zip(weights, slopes, strict=True) if g is None]
         zeros = {id(w): torch.zeros_like(w) for w in self._convolutions.zeros(loss, missing)}
         slopes = [zeros.get(id(w), g) for w, g in zip(weights, slopes, strict=True)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgan import conditions, losses, statistics
 from fastgan.data.batch import Batch
+from fastgan.engines import reentrant
 from fastgan.engines.base import CannotRun
 from fastgan.engines.draws import (
     AROUND_STREAM,
@@ -315,7 +316,13 @@ class StepContext:
         if penalty.sigma:
             return penalty.value_nearby(scores, self._nearby(penalty, scores, points))
         self.narrow = True
-        with self._step.in_backward():
+        with (
+            self._step.in_backward(),
+            reentrant.told(
+                f"penalty {penalty.name!r} on the discriminator's slope",
+                "take a penalty by differences, such as 'approximate-r1'",
+            ),
+        ):
             return penalty.value(scores, points, self._step.scale_of_d())
 
     def _nearby(self, penalty: losses.Penalty, scores: Tensor, points: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgan import sharded
 from fastgan.data.batch import Batch
-from fastgan.engines import sync_norm
+from fastgan.engines import reentrant, sync_norm
 from fastgan.engines.average import Average
 from fastgan.engines.base import CannotRun
 from fastgan.engines.context import PLAYERS, StepContext
@@ -323,7 +323,8 @@ class Step:
         if g_loss is None:  # nothing to keep its slope as long as
             return term.factor * value
         last = [w for w in self.problem.generator.parameters() if w.requires_grad][-1:]
-        with self.in_backward():
+        what = f"terms[{term.name!r}], whose weight is adaptive"
+        with self.in_backward(), reentrant.told(what, "give a number as the weight"):
             slopes = [
                 torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True)[0]
                 for loss in (g_loss, value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import sharded, torch_private
+from fastgan.engines import reentrant
 
 if TYPE_CHECKING:
     from fastgan.engines.measuring import Gauge
@@ -67,7 +68,8 @@ class Update:
             loss = loss * share
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        loss.backward(inputs=weights)
+        with reentrant.told("a loss that holds a penalty on D's slope"):
+            loss.backward(inputs=weights)
 
     def use(self, batch: int) -> None:
         """Move by the gradients, summed over the ranks, of a batch of that size."""
@@ -158,8 +160,8 @@ def without_gradients(weights: list[nn.Parameter]):
 def gradients_forgotten(problem: Problem):
     """The optimisers' weights have no gradients afterwards, nor others that have none now.
 
-    After an error neither, which may leave half an update: a loop of the user's own would add to its
-    gradients, and a scaler would refuse its next update.
+    After an error neither, which may leave half an update: a loop of the user's own would add to
+    its gradients, and a scaler would refuse its next update.
     """
     p = problem
     without = [w for m in (p.generator, p.discriminator) for w in m.parameters() if w.grad is None]
